@@ -1,0 +1,70 @@
+"""DCLIP: disentangle frozen CLIP's class features with two small projectors.
+
+The public names load on first use, so that ``import dclip`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dclip.backbones import Backbone, ImageFeatures, load_backbone
+    from dclip.logits import pair_logits, presence_probability
+    from dclip.losses import asymmetric_loss, mfi_loss
+    from dclip.metrics import average_precision, inter_class_cosine, mean_average_precision
+    from dclip.model import DCLIP
+    from dclip.projectors import PROJECTOR_PRESETS, ProjectorSizes
+    from dclip.prompts import encode_class_names, encode_prompt_pairs
+    from dclip.recipe import Recipe
+    from dclip.training import build_model, build_optimizer, fit, predict
+
+_HOME = {
+    "Backbone": "dclip.backbones",
+    "ImageFeatures": "dclip.backbones",
+    "load_backbone": "dclip.backbones",
+    "pair_logits": "dclip.logits",
+    "presence_probability": "dclip.logits",
+    "asymmetric_loss": "dclip.losses",
+    "mfi_loss": "dclip.losses",
+    "average_precision": "dclip.metrics",
+    "inter_class_cosine": "dclip.metrics",
+    "mean_average_precision": "dclip.metrics",
+    "DCLIP": "dclip.model",
+    "PROJECTOR_PRESETS": "dclip.projectors",
+    "ProjectorSizes": "dclip.projectors",
+    "encode_class_names": "dclip.prompts",
+    "encode_prompt_pairs": "dclip.prompts",
+    "Recipe": "dclip.recipe",
+    "build_model": "dclip.training",
+    "build_optimizer": "dclip.training",
+    "fit": "dclip.training",
+    "predict": "dclip.training",
+}
+
+__all__ = [
+    "DCLIP",
+    "PROJECTOR_PRESETS",
+    "Backbone",
+    "ImageFeatures",
+    "ProjectorSizes",
+    "Recipe",
+    "asymmetric_loss",
+    "average_precision",
+    "build_model",
+    "build_optimizer",
+    "encode_class_names",
+    "encode_prompt_pairs",
+    "fit",
+    "inter_class_cosine",
+    "load_backbone",
+    "mean_average_precision",
+    "mfi_loss",
+    "pair_logits",
+    "predict",
+    "presence_probability",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dclip' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
