@@ -1,0 +1,183 @@
+"""Frozen CLIP models: images to a global embedding and local features, texts to embeddings.
+
+Nothing here is trained. Importing this package does not import ``open_clip``; `load_backbone` does.
+"""
+
+import difflib
+import importlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["DEFAULT_RESOLUTION", "Backbone", "ImageFeatures", "load_backbone"]
+
+DEFAULT_RESOLUTION = 448
+"""Side in pixels of the images for every backbone but ``tiny``; the resolution of the paper."""
+
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class ImageFeatures(NamedTuple):
+    """What a backbone says of a batch of images; nothing is normalised.
+
+    Attributes:
+        embedding: CLIP's own global image embedding.
+        local: Local features in the joint space, row by row from the top left. Where the backbone's
+            ``include_global_token`` holds, entry 0 is the mean token and the grid starts at 1.
+    """
+
+    embedding: Float[Tensor, "images dim"]
+    local: Float[Tensor, "images locations dim"]
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """What the rest of the project asks of a frozen CLIP; any object that has these will do.
+
+    Attributes:
+        name: How reports call it: ``"tiny"``, ``"RN101/openai"``, ``"package.module:factory"``.
+        embed_dim: Dimension of the joint space.
+        stride: Pixels a location is wide; both sides of an image must be multiples of it.
+        resolution: Side in pixels of the squares images are resized to.
+        mean: Channel means subtracted from RGB values in [0, 1].
+        std: Channel deviations divided by.
+        include_global_token: Whether ``local[:, 0]`` is the mean over all locations.
+    """
+
+    name: str
+    embed_dim: int
+    stride: int
+    resolution: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    include_global_token: bool
+
+    def encode_images(self, images: Float[Tensor, "images 3 height width"]) -> ImageFeatures:
+        """Global embedding and local features of images already normalised by mean and std."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """One embedding a text, not normalised."""
+        ...
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of locations of an image of that many pixels."""
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights and the architecture; equal when the features are equal."""
+        ...
+
+    def to(self, device: torch.device | str) -> "Backbone":
+        """The same backbone, its weights moved to ``device``."""
+        ...
+
+
+def load_backbone(
+    name: str,
+    *,
+    pretrained: str | None = None,
+    resolution: int | None = None,
+    include_global_token: bool | None = None,
+    device: torch.device | str = "cpu",
+) -> Backbone:
+    """A frozen CLIP by name.
+
+    Args:
+        name: One of
+
+            * ``"tiny"``, the small CLIP that comes with the package;
+            * an open_clip architecture with CLIP's own ResNet or ViT as image tower: ``"RN50"``,
+              ``"RN101"``, ``"ViT-B-16"`` (or ``"ViT-B/16"``), ...;
+            * ``"package.module:factory"``, a callable of yours. It is called with the keyword
+              arguments ``resolution`` (None for its own default) and ``device``, and returns a
+              `Backbone`.
+        pretrained: Weights, one of
+
+            * None, OpenAI's weights, or for ``tiny`` the packaged ones;
+            * ``"random"``, seeded random weights for a dry trial; nothing is fetched;
+            * a tag of open_clip's, such as ``"laion2b_s34b_b79k"``;
+            * a local ``.safetensors`` or ``.pt`` file with the state dict of an open_clip model,
+              which must match the architecture key by key.
+        resolution: Side in pixels of the images, a multiple of the stride. None: 448, except that
+            ``tiny`` takes the side it was trained at.
+        include_global_token: Whether the mean token precedes the locations. None: yes for a ResNet
+            (the paper's form); a ViT has none.
+        device: Where the weights go.
+
+    Raises:
+        ValueError: If the name, tag or file is unknown or does not fit.
+        OSError: If weights have to be fetched and cannot be.
+
+    Example:
+        >>> load_backbone("RN51")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: unknown backbone 'RN51'; did you mean 'RN50', ...
+    """
+    if _FACTORY.fullmatch(name):
+        for option, value in (
+            ("pretrained", pretrained),
+            ("include_global_token", include_global_token),
+        ):
+            if value is not None:
+                raise ValueError(
+                    f"{option}={value!r} cannot be passed to the backbone factory {name!r};"
+                    " leave it out and let the factory choose"
+                )
+        return _call_factory(name, resolution=resolution, device=device)
+
+    # open_clip takes seconds to import: only whoever loads one of its models waits for it.
+    from dclip.backbones import clip
+
+    load = clip.load_tiny if name == "tiny" else clip.load_open_clip
+    return load(
+        name,
+        pretrained=pretrained,
+        resolution=resolution,
+        include_global_token=include_global_token,
+    ).to(device)
+
+
+def _call_factory(name: str, *, resolution: int | None, device: torch.device | str) -> Backbone:
+    """The backbone a user's ``package.module:factory`` builds, checked against the protocol."""
+    module_name, _, factory_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, something it imports is not
+        raise ValueError(
+            f"no module {error.name!r} for the backbone {name!r}; install it or add its folder to"
+            " PYTHONPATH"
+        ) from error
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        near = difflib.get_close_matches(factory_name, dir(module))
+        raise ValueError(
+            f"{module_name!r} has no callable {factory_name!r} for the backbone {name!r}"
+            + _did_you_mean(near)
+        )
+    backbone = factory(resolution=resolution, device=device)
+    missing = [member for member in _members(Backbone) if not hasattr(backbone, member)]
+    if missing:
+        raise ValueError(
+            f"what {name!r} returned, a {type(backbone).__name__}, is no Backbone: it lacks"
+            f" {', '.join(missing)}"
+        )
+    assert isinstance(backbone, Backbone)
+    return backbone
+
+
+def _members(protocol: type) -> list[str]:
+    """Names of the attributes and methods a protocol asks for, as written in its class body."""
+    methods = [key for key, value in vars(protocol).items() if callable(value)]
+    return [key for key in [*protocol.__annotations__, *methods] if not key.startswith("_")]
+
+
+def _did_you_mean(near: Sequence[str]) -> str:
+    """The end of an error message that offers near matches, or nothing."""
+    return f"; did you mean {', '.join(map(repr, near))}?" if near else ""

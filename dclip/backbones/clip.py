@@ -1,0 +1,493 @@
+"""CLIP through open_clip: the weights and blocks are its own, the path to local features is ours.
+
+The trunk runs once an image; both the global embedding and the local features are read off its end.
+
+* ResNet: stem to ``layer4``; local features by the value path of the attention pool
+  (`dclip.backbones.value_projection`), the global embedding by the attention pool itself.
+* ViT: all blocks as they are, then the final layer norm and the projection on every token. The
+  class token gives the global embedding, the patch tokens the local features.
+
+The positional embedding is resized bicubically for each call and never written back, so images of
+any size, square or not, may follow one another.
+"""
+
+import functools
+import hashlib
+import importlib.resources
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from jaxtyping import Float
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dclip.backbones import DEFAULT_RESOLUTION, ImageFeatures
+from dclip.backbones.value_projection import (
+    attention_pool_tokens,
+    resize_positional_embedding,
+    value_projection,
+)
+from dclip.backbones.weights import load_strictly, read_state_dict
+
+logger = logging.getLogger(__name__)
+
+RANDOM_SEED = 0
+"""Seed of the weights that ``pretrained="random"`` stands for."""
+
+TEXT_BATCH = 256
+
+# Part of every fingerprint. Change it whenever the same weights come to give other features.
+_FEATURE_PATH = "value path, bicubic positions, v1"
+
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+class OpenCLIPBackbone:
+    """A frozen ``open_clip.CLIP`` as a `dclip.backbones.Backbone`.
+
+    The model is put into eval mode and its parameters are frozen, in place. `encode_images` and
+    `encode_texts` record no gradient.
+
+    Args:
+        model: An ``open_clip.CLIP`` with a ``ModifiedResNet`` or ``VisionTransformer`` image tower.
+        tokenizer: The ``open_clip.SimpleTokenizer`` that belongs to it.
+        name: How reports call it.
+        resolution: Side in pixels images are resized to, a multiple of the stride. None: the side
+            the image tower was built for.
+        include_global_token: Whether the mean token precedes the locations. None: yes for a ResNet;
+            a ViT has none.
+        mean: Channel means of the training images, in [0, 1].
+        std: Channel deviations of the training images.
+
+    Raises:
+        ValueError: If the image tower is of another kind, or an argument does not fit it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: open_clip.SimpleTokenizer,
+        *,
+        name: str,
+        resolution: int | None = None,
+        include_global_token: bool | None = None,
+        mean: tuple[float, float, float] = open_clip.OPENAI_DATASET_MEAN,
+        std: tuple[float, float, float] = open_clip.OPENAI_DATASET_STD,
+    ) -> None:
+        if not isinstance(model, open_clip.CLIP):
+            raise ValueError(
+                f"{name}: a {type(model).__name__} is not supported, only open_clip.CLIP is"
+            )
+        tower = model.visual
+        if isinstance(tower, ModifiedResNet):
+            self.stride = 32
+            locations = len(tower.attnpool.positional_embedding) - 1
+            native_rows = native_columns = round(locations**0.5)
+            has_mean_token = True
+        elif isinstance(tower, VisionTransformer):
+            _check_vision_transformer(tower, name)
+            self.stride = tower.patch_size[0]
+            native_rows, native_columns = tower.grid_size
+            has_mean_token = False
+        else:
+            raise ValueError(
+                f"{name}: an image tower of type {type(tower).__name__} is not supported;"
+                " open_clip's ModifiedResNet (RN50, RN101) and VisionTransformer (ViT-B-16) are"
+            )
+        if include_global_token and not has_mean_token:
+            raise ValueError(
+                f"include_global_token=True, but {name} is a ViT, which has no mean token; leave it"
+                " out"
+            )
+        if resolution is None and native_rows != native_columns:
+            raise ValueError(f"{name} was built for images that are not square; give a resolution")
+
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.native_grid: tuple[int, int] = (native_rows, native_columns)
+        self.embed_dim = int(tower.output_dim)
+        self.resolution = native_rows * self.stride if resolution is None else resolution
+        self.include_global_token = (
+            has_mean_token if include_global_token is None else include_global_token
+        )
+        self.mean = mean
+        self.std = std
+        self._fingerprint: str | None = None
+        self.grid(self.resolution, self.resolution)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; inputs are moved there."""
+        device: torch.device = self.model.logit_scale.device
+        return device
+
+    def to(self, device: torch.device | str) -> "OpenCLIPBackbone":
+        """This same backbone, its weights moved to ``device``."""
+        self.model.to(device)
+        return self
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of locations of an image of ``height`` by ``width`` pixels.
+
+        Raises:
+            ValueError: If a side is not a positive multiple of the stride.
+        """
+        stride = self.stride
+        for side in (height, width):
+            if side < stride or side % stride:
+                below = max(side // stride, 1) * stride
+                near = str(below) if side < stride else f"{below} or {below + stride}"
+                raise ValueError(
+                    f"{self.name} takes images whose sides are multiples of {stride} pixels, not"
+                    f" {height} x {width}; in place of {side} take {near}"
+                )
+        return height // stride, width // stride
+
+    def encode_images(self, images: Float[Tensor, "images 3 height width"]) -> ImageFeatures:
+        """Global embedding and local features of normalised images.
+
+        Args:
+            images: RGB, of any size that `grid` takes, minus `mean` and over `std`.
+
+        Returns:
+            Features in the weights' dtype and on their device, not normalised. At the resolution
+            the tower was built for, ``embedding`` is open_clip's ``encode_image``.
+
+        Raises:
+            ValueError: If a side is not a multiple of the stride.
+
+        References:
+            DCLIP, arXiv:2502.02977, section 3 and appendix D.4 (ViT).
+        """
+        grid = self.grid(*images.shape[-2:])
+        images = images.to(self.device, self.model.logit_scale.dtype)
+        tower = self.model.visual
+        with torch.no_grad():
+            if isinstance(tower, ModifiedResNet):
+                embedding, local = _encode_by_resnet(tower, images, self.native_grid, grid)
+                if not self.include_global_token:
+                    local = local[:, 1:]
+                return ImageFeatures(embedding, local)
+            return ImageFeatures(*_encode_by_vit(tower, images, self.native_grid, grid))
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
+        """One embedding a text, as open_clip's ``encode_text`` gives it, not normalised.
+
+        Raises:
+            ValueError: If there is no text, or one is too long to be read to its end.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"expected a sequence of texts, got the one text {texts!r}")
+        if not texts:
+            raise ValueError("no texts to encode")
+        length = self.model.context_length
+        for text in texts:
+            tokens = len(self.tokenizer.encode(text)) + 2  # and the tokens that start and end it
+            if tokens > length:
+                raise ValueError(
+                    f"{self.name} reads {length} tokens and a text has {tokens}; shorten {text!r}"
+                )
+        with torch.no_grad():
+            batches = [
+                self.model.encode_text(
+                    self.tokenizer(
+                        list(texts[start : start + TEXT_BATCH]), context_length=length
+                    ).to(self.device)
+                )
+                for start in range(0, len(texts), TEXT_BATCH)
+            ]
+            return torch.cat(batches)
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of the weights, the architecture and the path to the local features.
+
+        Weights enter by name, dtype, shape and bytes; the architecture by the types of the modules
+        and their numbers of heads, which weights do not tell (GELU and QuickGELU have the same).
+        Computed once: the weights are taken to be frozen.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256(_FEATURE_PATH.encode())
+            for name, module in sorted(self.model.named_modules()):
+                heads = getattr(module, "num_heads", "")
+                digest.update(f"\n{name} {type(module).__name__} {heads}".encode())
+            for name, weight in sorted(self.model.state_dict().items()):
+                digest.update(f"\n{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+                flat = weight.detach().cpu().contiguous().reshape(-1)
+                digest.update(flat.view(torch.uint8).numpy())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+
+def load_tiny(
+    name: str,
+    *,
+    pretrained: str | None,
+    resolution: int | None,
+    include_global_token: bool | None,
+) -> OpenCLIPBackbone:
+    """The small CLIP that comes with the package, or its architecture with other weights.
+
+    Args:
+        name: What errors and reports call it: ``tiny``.
+        pretrained: None for the packaged weights, ``"random"``, or a local file.
+        resolution: Side in pixels; None for the side it was trained at.
+        include_global_token: As in `OpenCLIPBackbone`.
+
+    Raises:
+        ValueError: If there are no such weights, or they do not fit.
+    """
+    folder = importlib.resources.files("dclip.backbones")
+    config_file, weights_file = folder / "tiny_clip.json", folder / "tiny_clip.safetensors"
+    if not config_file.is_file() or (pretrained is None and not weights_file.is_file()):
+        raise ValueError(
+            f"the weights of the {name} CLIP are missing from {folder}; train them with"
+            " 'python -m dclip.pretraining --output FOLDER', or take a larger model such as RN101"
+        )
+    config = json.loads(config_file.read_text())
+    if pretrained is None:
+        with importlib.resources.as_file(weights_file) as path:
+            model = _build(config, path)
+    else:
+        model = _build(config, None if pretrained == "random" else Path(pretrained))
+    return OpenCLIPBackbone(
+        model,
+        _tokenizer(),
+        name=name if pretrained is None else f"{name}/{Path(pretrained).name}",
+        resolution=resolution,
+        include_global_token=include_global_token,
+    )
+
+
+def load_open_clip(
+    name: str,
+    *,
+    pretrained: str | None,
+    resolution: int | None,
+    include_global_token: bool | None,
+) -> OpenCLIPBackbone:
+    """An architecture of open_clip with released weights, random ones, or those of a file.
+
+    Args:
+        name: Architecture, with ``/`` or ``-``: ``"ViT-B/16"``.
+        pretrained: None for ``"openai"``; a tag of open_clip's; ``"random"``; or a local file.
+        resolution: Side in pixels; None for 448.
+        include_global_token: As in `OpenCLIPBackbone`.
+
+    Raises:
+        ValueError: If the architecture, the tag or the file is unknown or does not fit.
+        OSError: If weights have to be fetched and cannot be.
+
+    Warns:
+        UserWarning: If the weights come from a file and the architecture is in use both with GELU
+            and with QuickGELU. The weights do not say which; the name does
+            (``"ViT-B-16-quickgelu"``).
+    """
+    architecture = name.replace("/", "-")
+    config = _architecture_config(name, architecture)
+    pretrained = "openai" if pretrained is None else pretrained
+    tags = {
+        tag: open_clip.get_pretrained_cfg(architecture, tag)
+        for tag in open_clip.list_pretrained_tags_by_model(architecture)
+    }
+    preprocessing = {}
+    path: Path | None = None
+    if pretrained in tags:
+        tag = tags[pretrained]
+        config["quick_gelu"] = bool(tag.get("quick_gelu", False))
+        preprocessing = {"mean": tuple(tag["mean"]), "std": tuple(tag["std"])}
+        path = _fetch(tag, architecture, pretrained, quick_gelu=config["quick_gelu"])
+    elif pretrained != "random":
+        path = Path(pretrained)
+        if path.suffix not in _WEIGHT_SUFFIXES and not path.is_file():
+            known = ["random", *tags]
+            near = get_close_matches(pretrained, known) or known
+            raise ValueError(
+                f"no weights {pretrained!r} for {architecture}: neither a file nor one of"
+                f" {', '.join(near)}"
+            )
+        config["quick_gelu"] = _quick_gelu_of_a_file(architecture, config, tags)
+    model = _build(config, path)
+    return OpenCLIPBackbone(
+        model,
+        _tokenizer(),
+        name=f"{architecture}/{Path(pretrained).name}",
+        resolution=DEFAULT_RESOLUTION if resolution is None else resolution,
+        include_global_token=include_global_token,
+        **preprocessing,
+    )
+
+
+def _encode_by_resnet(
+    tower: ModifiedResNet,
+    images: Float[Tensor, "images 3 height width"],
+    native_grid: tuple[int, int],
+    grid: tuple[int, int],
+) -> tuple[Float[Tensor, "images dim"], Float[Tensor, "images tokens dim"]]:
+    """Attention pool and value path over one and the same last map."""
+    feature_map = tower.stem(images)
+    for layer in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
+        feature_map = layer(feature_map)
+    pool = tower.attnpool
+    positions = resize_positional_embedding(
+        pool.positional_embedding, native_grid=native_grid, grid=grid
+    )
+    tokens = attention_pool_tokens(feature_map, positions)
+    local = value_projection(tokens, value=pool.v_proj, output=pool.c_proj)
+    return _attention_pool(tokens, pool), local
+
+
+def _attention_pool(
+    tokens: Float[Tensor, "images tokens width"], pool: AttentionPool2d
+) -> Float[Tensor, "images dim"]:
+    """CLIP's own pooling: the mean token asks, all tokens answer."""
+    tokens = tokens.transpose(0, 1)
+    pooled, _ = F.multi_head_attention_forward(
+        query=tokens[:1],  # open_clip lets every token ask and keeps the first answer only
+        key=tokens,
+        value=tokens,
+        embed_dim_to_check=tokens.shape[-1],
+        num_heads=pool.num_heads,
+        in_proj_weight=None,
+        in_proj_bias=torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]),
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=pool.c_proj.weight,
+        out_proj_bias=pool.c_proj.bias,
+        training=False,
+        need_weights=False,
+        use_separate_proj_weight=True,
+        q_proj_weight=pool.q_proj.weight,
+        k_proj_weight=pool.k_proj.weight,
+        v_proj_weight=pool.v_proj.weight,
+    )
+    return pooled[0]
+
+
+def _encode_by_vit(
+    tower: VisionTransformer,
+    images: Float[Tensor, "images 3 height width"],
+    native_grid: tuple[int, int],
+    grid: tuple[int, int],
+) -> tuple[Float[Tensor, "images dim"], Float[Tensor, "images patches dim"]]:
+    """Final layer norm and projection on every token: class token first, patch tokens after it."""
+    patches = tower.conv1(images).flatten(2).transpose(1, 2)
+    class_token = tower.class_embedding.expand(len(images), 1, -1)
+    positions = resize_positional_embedding(
+        tower.positional_embedding, native_grid=native_grid, grid=grid
+    )
+    tokens = torch.cat([class_token, patches], dim=1) + positions
+    tokens = tower.transformer(tower.ln_pre(tokens))
+    # the norm is token by token, so that it does not matter whether open_clip pools before or after
+    projected = tower.ln_post(tokens) @ tower.proj
+    return projected[:, 0], projected[:, 1:]
+
+
+def _check_vision_transformer(tower: VisionTransformer, name: str) -> None:
+    """Refuse the variants of open_clip's ViT whose pooling is not the class token's."""
+    if tower.attn_pool is not None:
+        raise ValueError(f"{name}: a ViT with an attentional pool is not supported")
+    if tower.pool_type != "tok":
+        raise ValueError(
+            f"{name}: a ViT that pools by {tower.pool_type!r} is not supported, only one that pools"
+            " by its class token"
+        )
+    if tower.patch_size[0] != tower.patch_size[1]:
+        raise ValueError(
+            f"{name}: patches of {tower.patch_size} pixels are not supported, only squares"
+        )
+
+
+def _architecture_config(name: str, architecture: str) -> dict[str, Any]:
+    """open_clip's configuration of an architecture, if our path to local features covers it."""
+    names = open_clip.list_models()
+    if architecture not in names:
+        lower = {known.lower(): known for known in ["tiny", *names]}
+        near = [lower[match] for match in get_close_matches(architecture.lower(), lower)]
+        suggestion = f"did you mean {', '.join(map(repr, near))}? " if near else ""
+        raise ValueError(
+            f"unknown backbone {name!r}; {suggestion}Give 'tiny', an open_clip architecture such as"
+            " 'RN101' or 'ViT-B-16', or 'package.module:factory'"
+        )
+    config: dict[str, Any] = open_clip.get_model_config(architecture)
+    parts = {
+        "image tower from timm": config["vision_cfg"].get("timm_model_name"),
+        "text tower from Hugging Face": config["text_cfg"].get("hf_model_name"),
+        "tokenizer from Hugging Face": config["text_cfg"].get("hf_tokenizer_name"),
+        "caption decoder": config.get("multimodal_cfg"),
+    }
+    for part, value in parts.items():
+        if value:
+            raise ValueError(
+                f"{name} has a {part}, which is not supported; take an architecture of CLIP's own"
+                " kind, such as RN50, RN101, ViT-B-32, ViT-B-16 or ViT-L-14"
+            )
+    return config
+
+
+def _quick_gelu_of_a_file(
+    architecture: str, config: dict[str, Any], tags: dict[str, dict[str, Any]]
+) -> bool:
+    """Whether weights from a file want QuickGELU: by the name, or as all released weights do."""
+    named: bool = config.get("quick_gelu", False)
+    released = {bool(tag.get("quick_gelu", False)) for tag in tags.values()}
+    if released == {True}:
+        return True
+    if len(released) == 2 and not named:
+        warnings.warn(
+            f"{architecture} is in use with GELU and with QuickGELU, and a file does not say which:"
+            f" taking GELU. For OpenAI's weights name the backbone '{architecture}-quickgelu'",
+            stacklevel=4,
+        )
+    return named
+
+
+def _fetch(tag: dict[str, Any], architecture: str, pretrained: str, *, quick_gelu: bool) -> Path:
+    """The file of a released set of weights, from the cache or the network."""
+    logger.info("looking for the weights %s/%s, here or online", architecture, pretrained)
+    try:
+        return Path(open_clip.download_pretrained(tag))
+    except Exception as error:  # huggingface_hub and urllib fail in many ways; all mean "not here"
+        named = architecture
+        if quick_gelu and not architecture.endswith("-quickgelu"):
+            named = f"{architecture}-quickgelu"
+        raise OSError(
+            f"the weights {architecture}/{pretrained} are not on this machine and could not be"
+            f" fetched ({type(error).__name__}). Give them as a local file (backbone {named!r},"
+            " --pretrained PATH), or try things out with random weights (--pretrained random)"
+        ) from error
+
+
+def _build(config: dict[str, Any], weights: Path | None) -> open_clip.CLIP:
+    """A model with the weights of a file, or open_clip's initial ones drawn from `RANDOM_SEED`."""
+    state_dict = None if weights is None else read_state_dict(weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        model = open_clip.CLIP(**config)
+    if state_dict is not None:
+        load_strictly(model, state_dict, source=str(weights))
+        return model
+    for module in model.visual.modules():
+        # A convolution after a ReLU starts out dividing the variance by six. With the running
+        # variance at its initial one, nothing of the image would be left after the seven of a
+        # random ResNet (three of the stem, four shortcuts; the other branches start at zero).
+        if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
+            module.running_var.fill_(1 / 6)
+    return model
+
+
+@functools.cache
+def _tokenizer() -> open_clip.SimpleTokenizer:
+    """CLIP's byte-pair encoding; reading its vocabulary takes a moment."""
+    return open_clip.SimpleTokenizer()

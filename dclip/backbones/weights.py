@@ -1,0 +1,108 @@
+"""Weight files, read without running anything in them and loaded without leaving anything out."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+# OpenAI's archives keep these three numbers among the weights.
+_OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict in a ``.safetensors`` or ``.pt`` file; pickled objects in it are refused.
+
+    A training checkpoint that keeps the weights under ``state_dict`` is understood, with or without
+    the ``module.`` prefix of data-parallel training.
+
+    Args:
+        path: A file written by ``safetensors`` or by ``torch.save``.
+
+    Raises:
+        ValueError: If there is no such file, or it holds anything but named tensors.
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights file {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+
+    if _is_torchscript(path):
+        raise ValueError(
+            f"{path} is a TorchScript archive (as OpenAI distributes its weights), which holds"
+            " code. If you trust it, take the weights out once:"
+            ' python -c "import sys, torch; torch.save(torch.jit.load(sys.argv[1],'
+            " map_location='cpu').state_dict(), sys.argv[2])\""
+            f" {path} {path.with_name(path.stem + '_weights.pt')}"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a file of tensors only ({_first_line(error)}); save it with"
+            " torch.save(model.state_dict(), ...) or as .safetensors"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise ValueError(f"{path} does not hold a state dict, that is, tensors by name")
+    prefix = "module."
+    if content and all(name.startswith(prefix) for name in content):
+        content = {name.removeprefix(prefix): value for name, value in content.items()}
+    return {name: value for name, value in content.items() if name not in _OPENAI_NUMBERS}
+
+
+def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
+    """Give ``model`` exactly the weights of ``state_dict``, cast to the model's own dtype.
+
+    Args:
+        model: Changed in place.
+        state_dict: Tensors by name.
+        source: What an error calls the weights.
+
+    Raises:
+        ValueError: If a weight is missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    problems = {
+        "missing": sorted(own.keys() - state_dict.keys()),
+        "unexpected": sorted(state_dict.keys() - own.keys()),
+        "of another shape": [
+            f"{name} {tuple(state_dict[name].shape)} for {tuple(own[name].shape)}"
+            for name in own
+            if name in state_dict and state_dict[name].shape != own[name].shape
+        ],
+    }
+    if any(problems.values()):
+        said = "; ".join(
+            f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+            for kind, names in problems.items()
+            if names
+        )
+        raise ValueError(
+            f"the weights of {source} do not fit the architecture ({said}); check the name of the"
+            " architecture and the origin of the weights"
+        )
+    model.load_state_dict(state_dict)
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether the file is a TorchScript archive, told by its table of contents."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return str(error).split("\n")[0].strip() or type(error).__name__

@@ -1,0 +1,149 @@
+"""Image files to tensors: read with care, since they come from anywhere, and resize plainly."""
+
+import struct
+from io import BufferedReader, BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+MAX_PIXELS = 64_000_000
+"""An image of more pixels than this is refused before any of them is decoded."""
+
+# Formats photographs come in. Others are left out, as some of them hold programs (EPS).
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+_ORIENTATION_TAG = 0x0112
+
+# The transposition that brings an image with this EXIF orientation upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What Pillow's decoders raise on files that are cut short or damaged.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+class ImageError(ValueError):
+    """An image that cannot be read; the message names the source and the reason."""
+
+
+def read_image(source: Path | bytes | BufferedReader | BytesIO) -> Image.Image:
+    """An image as upright 8-bit RGB, fully decoded.
+
+    Grey, palette and CMYK images are converted; 16-bit grey keeps its upper 8 bits. Transparency is
+    dropped: what counts is the colour stored under it. The orientation a camera wrote into the EXIF
+    block is applied; an EXIF block that cannot be read counts as none. Of an animation the first
+    frame is taken.
+
+    Args:
+        source: A path, the bytes of a file, or a file open for reading, which stays open.
+
+    Returns:
+        An image that depends on no open file.
+
+    Raises:
+        ImageError: If the file is missing, no image, damaged or cut short, has more than
+            `MAX_PIXELS` pixels, or keeps its pixels as floats or 32-bit integers.
+    """
+    if isinstance(source, Path):
+        try:
+            with source.open("rb") as file:
+                return _decode(file, str(source))
+        except OSError as error:
+            raise ImageError(f"cannot open {source}: {error.strerror or error}") from error
+    if isinstance(source, bytes):
+        return _decode(BytesIO(source), f"an image of {len(source)} bytes")
+    return _decode(source, str(getattr(source, "name", "the image")))
+
+
+def image_to_tensor(
+    image: Image.Image,
+    resolution: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Float[Tensor, "3 resolution resolution"]:
+    """A normalised square, as CLIP wants it: resized without keeping the aspect, nothing cropped.
+
+    Bilinear with antialiasing, that is, torchvision's ``Resize((resolution, resolution))`` of a
+    Pillow image: the preparation DualCoOp and DCLIP train and test with.
+
+    Args:
+        image: RGB.
+        resolution: Side of the square in pixels, at least 1.
+        mean: Channel means to subtract from values in [0, 1].
+        std: Channel deviations to divide by, positive.
+
+    Raises:
+        ValueError: If the image is not RGB.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"an image in mode {image.mode!r}; convert it to RGB, as read_image does")
+    resized = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+    return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def _decode(file: BufferedReader | BytesIO, name: str) -> Image.Image:
+    """The image in an open file; ``name`` is for errors."""
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(
+                    f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}"
+                )
+            image.load()
+            upright = _UPRIGHT.get(_orientation(image))
+            rgb = _to_rgb(image, name)
+            return rgb if upright is None else rgb.transpose(upright)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is no image of a known format ({', '.join(_FORMATS)})") from error
+    except _DECODING_ERRORS as error:
+        raise ImageError(f"{name} cannot be decoded: {error or type(error).__name__}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none or it cannot be read."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return 1
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A new image in mode RGB."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        upper = (np.asarray(image) >> 8).astype(np.uint8)
+        return Image.fromarray(upper).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            f"{name} has pixels of mode {image.mode!r}, whose range is not known; save it as 8-bit"
+            " RGB"
+        )
+    if image.mode == "P":
+        # by way of RGBA, so that a palette with transparency is read without a warning
+        return image.convert("RGBA").convert("RGB")
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")

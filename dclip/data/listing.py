@@ -1,0 +1,141 @@
+"""What a split of a data set is to the rest of the project: class names, and samples by index."""
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from dclip.data import shapes
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+class Sample(NamedTuple):
+    """One image and what is in it.
+
+    Attributes:
+        image: RGB.
+        labels: Label vector, 1 for every class that occurs.
+    """
+
+    image: Image.Image
+    labels: UInt8[np.ndarray, " classes"]
+
+
+@runtime_checkable
+class Listing(Protocol):
+    """One split of one data set.
+
+    An implementation holds plain values and paths, no open files, so that it can be pickled and
+    sent to workers; they read the samples they are given the indices of.
+    """
+
+    @property
+    def name(self) -> str:
+        """The data set, such as ``"coco"``."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """Which part of it, such as ``"val2014"``."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the label vector."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str:
+        """A name for sample ``index``, unique in the listing: letters, digits, ``_`` and ``-``."""
+        ...
+
+    def read(self, index: int) -> Sample:
+        """Image and labels of sample ``index``; an unreadable image is an ``ImageError``."""
+        ...
+
+    def identity(self) -> dict[str, str | int]:
+        """What tells this listing from every other, as JSON-able values; pixels are not read."""
+        ...
+
+
+@dataclass(frozen=True)
+class ShapesListing:
+    """A split of the embedded data set (`dclip.data.shapes`), drawn as it is read.
+
+    Args:
+        split: A key of ``shapes.SPLIT_SIZES``.
+        seed: Of the world.
+        resolution: Side of the images in pixels.
+
+    Raises:
+        ValueError: If there is no such split.
+
+    Example:
+        >>> listing = ShapesListing("single")
+        >>> len(listing), listing.key(7), listing.class_names[listing.read(7).labels.argmax()]
+        (400, 'single-00007', 'moon')
+    """
+
+    split: str
+    seed: int = 0
+    resolution: int = shapes.RESOLUTION
+
+    def __post_init__(self) -> None:
+        if self.split not in shapes.SPLIT_SIZES:
+            known = ", ".join(map(repr, shapes.SPLIT_SIZES))
+            raise ValueError(f"unknown split {self.split!r}; shapes has {known}")
+
+    @property
+    def name(self) -> str:
+        """The data set's name, ``"shapes"``."""
+        return "shapes"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the label vector."""
+        return shapes.CLASS_NAMES
+
+    def __len__(self) -> int:
+        return shapes.SPLIT_SIZES[self.split]
+
+    def key(self, index: int) -> str:
+        """Split and index."""
+        return f"{self.split}-{index:05d}"
+
+    def read(self, index: int) -> Sample:
+        """The scene and its label vector.
+
+        Raises:
+            ValueError: If the index is out of range.
+        """
+        scene = shapes.scene(self.split, index, seed=self.seed, resolution=self.resolution)
+        return Sample(Image.fromarray(scene.image), scene.labels)
+
+    def identity(self) -> dict[str, str | int]:
+        """Split, seed, resolution and the version of the world."""
+        return {
+            "name": self.name,
+            "split": self.split,
+            "seed": self.seed,
+            "resolution": self.resolution,
+            "version": shapes.VERSION,
+        }
+
+
+def check_key(key: str) -> str:
+    """The key itself, if it is fit to name a sample in files of any kind.
+
+    Raises:
+        ValueError: If it is empty, longer than 128, or has characters other than letters, digits,
+            ``_`` and ``-``.
+    """
+    if not _KEY.fullmatch(key):
+        raise ValueError(
+            f"{key!r} cannot be a sample's key; use 1 to 128 letters, digits, '_' and '-'"
+        )
+    return key
