@@ -1,0 +1,191 @@
+"""Features to logits: cosines, scales, and pooling over locations.
+
+Half-precision features are compared in float32; wider ones keep their dtype. A feature of all
+zeros has cosine 0 with everything.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from dclip.precision import at_least_float32
+
+LOCAL_SCALE = 20.0
+"""Multiplier of the cosine at each location, and so the sharpness of the spatial softmax."""
+
+POOLED_SCALE = 5.0
+"""Multiplier of the pooled cosine; with :data:`LOCAL_SCALE`, logits lie in [-100, 100]."""
+
+
+def pair_logits(
+    image_features: Float[Tensor, "images locations dim"],
+    text_features: Float[Tensor, "pairs dim"],
+    *,
+    local_scale: float = LOCAL_SCALE,
+    pooled_scale: float = POOLED_SCALE,
+) -> Float[Tensor, "images 2 classes"]:
+    r"""Absence and presence logit of every class, each pooled where its own prompt fits best.
+
+    With unit features :math:`\hat z_l`, :math:`\hat t_k` and local similarities
+    :math:`o_{lk} = a \, \hat z_l \cdot \hat t_k`, every prompt takes its own spatial softmax:
+
+    .. math::
+        s_k = b \sum_l w_{lk} \, o_{lk}, \qquad
+        w_{lk} = \frac{\exp o_{lk}}{\sum_m \exp o_{mk}}
+
+    Args:
+        image_features: Local features, of any length.
+        text_features: Features of the prompt pairs, of any length: first all negative prompts,
+            then all positive ones.
+        local_scale: Multiplier :math:`a` of the cosines.
+        pooled_scale: Multiplier :math:`b` of the pooled similarity.
+
+    Returns:
+        Logits in ``[-a b, a b]``; index 0 of the second axis says absent, index 1 present.
+
+    Raises:
+        ValueError: If there is no location, or the number of prompts is odd.
+
+    References:
+        Rawlekar et al., "Efficiently Disentangling CLIP for Multi-Object Perception",
+        arXiv:2502.02977, appendix B.
+
+    Example:
+        >>> pair_logits(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+        tensor([[[  0.],
+                 [100.]]])
+    """
+    similarity = local_scale * (_unit(image_features) @ _unit(text_features).mT)
+    pooled = (_spatial_weights(similarity) * similarity).sum(dim=1)
+    return _split_pairs(pooled_scale * pooled)
+
+
+def pooled_pair_logits(
+    pooled_features: Float[Tensor, "images pairs dim"],
+    text_features: Float[Tensor, "pairs dim"],
+    *,
+    local_scale: float = LOCAL_SCALE,
+    pooled_scale: float = POOLED_SCALE,
+) -> Float[Tensor, "images 2 classes"]:
+    """Logits of features that were pooled beforehand, one for each prompt.
+
+    It is :func:`pair_logits` at a single location, where each prompt brings its own feature.
+
+    Args:
+        pooled_features: What each prompt has gathered from the image, of any length.
+        text_features: Features of the prompt pairs, of any length, negatives first.
+        local_scale: First multiplier of the cosines.
+        pooled_scale: Second multiplier of the cosines.
+
+    Returns:
+        ``local_scale * pooled_scale * cosine``; index 0 says absent, index 1 present.
+
+    Raises:
+        ValueError: If the number of prompts is odd.
+    """
+    cosines = torch.einsum("ipd,pd->ip", _unit(pooled_features), _unit(text_features))
+    return _split_pairs(local_scale * pooled_scale * cosines)
+
+
+def pool_locations(
+    image_features: Float[Tensor, "images locations dim"],
+    text_features: Float[Tensor, "pairs dim"],
+    *,
+    local_scale: float = LOCAL_SCALE,
+) -> Float[Tensor, "images pairs dim"]:
+    """What each text gathers from an image: the mean of unit local features, by spatial softmax.
+
+    Args:
+        image_features: Local features, of any length; each location weighs by its direction only.
+        text_features: Text features, of any length.
+        local_scale: Sharpness of the spatial softmax.
+
+    Returns:
+        One feature per image and text, at most of unit length.
+
+    Raises:
+        ValueError: If there is no location.
+    """
+    unit_features = _unit(image_features)
+    weights = _spatial_weights(local_scale * (unit_features @ _unit(text_features).mT))
+    return weights.mT @ unit_features
+
+
+def presence_probability(
+    pair_logits: Float[Tensor, "images 2 classes"],
+) -> Float[Tensor, "images classes"]:
+    """Probability that a class is present: softmax over its pair.
+
+    Args:
+        pair_logits: Logits; index 0 of the second axis says absent, index 1 present.
+
+    Returns:
+        Probabilities in [0, 1].
+
+    Example:
+        >>> presence_probability(torch.tensor([[[1.0], [1.0]]]))
+        tensor([[0.5000]])
+    """
+    # A softmax over two is a sigmoid of the difference, which cannot overflow.
+    pair_logits = at_least_float32(pair_logits)
+    return torch.sigmoid(pair_logits[:, 1] - pair_logits[:, 0])
+
+
+def zero_shot_scores(
+    embedding: Float[Tensor, "images dim"],
+    class_features: Float[Tensor, "classes dim"],
+    *,
+    logit_scale: float = 100.0,
+) -> Float[Tensor, "images classes"]:
+    """CLIP's own scores: scaled cosine of the global image feature and each class feature.
+
+    Args:
+        embedding: Global image features, of any length.
+        class_features: One text feature per class, of any length.
+        logit_scale: Multiplier of the cosines.
+
+    Returns:
+        Scores in ``[-logit_scale, logit_scale]``.
+    """
+    return logit_scale * (_unit(embedding) @ _unit(class_features).mT)
+
+
+def similarity_maps(
+    image_features: Float[Tensor, "images locations dim"],
+    text_features: Float[Tensor, "classes dim"],
+) -> Float[Tensor, "images classes locations"]:
+    """Cosine of every class with every location.
+
+    Args:
+        image_features: Local features, of any length.
+        text_features: One text feature per class, of any length.
+
+    Returns:
+        Cosines in [-1, 1], ready to be reshaped to the grid of locations.
+    """
+    return _unit(text_features) @ _unit(image_features).mT
+
+
+def _spatial_weights(
+    similarity: Float[Tensor, "images locations pairs"],
+) -> Float[Tensor, "images locations pairs"]:
+    """Softmax over locations, for each prompt on its own."""
+    if similarity.shape[1] == 0:
+        raise ValueError("image features have no location; expected [images, locations, dim]")
+    return similarity.softmax(dim=1)
+
+
+def _split_pairs(logits: Float[Tensor, "images pairs"]) -> Float[Tensor, "images 2 classes"]:
+    """Negatives, then positives, to an axis of polarity."""
+    if logits.shape[1] % 2:
+        raise ValueError(
+            f"prompt pairs need an even number of text features, got {logits.shape[1]}; "
+            "pass all negative prompts, then all positive ones"
+        )
+    return logits.reshape(logits.shape[0], 2, logits.shape[1] // 2)
+
+
+def _unit(features: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
+    """Scale to unit length; the floor of the norm would round to zero in half precision."""
+    return F.normalize(at_least_float32(features), dim=-1)

@@ -1,0 +1,171 @@
+"""DCLIP: projectors and logits on top of frozen CLIP features; no loss, no loop, no file."""
+
+from typing import Literal, NamedTuple, get_args
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dclip.logits import (
+    LOCAL_SCALE,
+    POOLED_SCALE,
+    pair_logits,
+    pool_locations,
+    pooled_pair_logits,
+)
+from dclip.projectors import BatchStatistics, ImageProjector, ProjectorSizes, TextProjector
+
+Aggregation = Literal["project_then_pool", "pool_then_project"]
+"""Whether the spatial softmax looks at projected features (the method) or at CLIP's own."""
+
+
+class DCLIPOutput(NamedTuple):
+    """What one forward pass gives to the losses.
+
+    Attributes:
+        pair_logits: Absence (index 0) and presence (index 1) logit of every class.
+        text_features: Projected features of the prompt pairs, negatives first, not normalised.
+    """
+
+    pair_logits: Float[Tensor, "images 2 classes"]
+    text_features: Float[Tensor, "pairs output_dim"]
+
+
+class DCLIP(nn.Module):
+    """Two small projectors that disentangle the classes of a frozen CLIP.
+
+    Local image features and the features of prompt pairs are projected into a common, smaller
+    space; each prompt pools the image where it fits best, and each pair gives two logits.
+
+    With ``aggregation="pool_then_project"`` (an ablation) each prompt pools the unit local
+    features by a spatial softmax of their cosines in CLIP's space, and only what it gathered is
+    projected and compared. At a single location both orders agree.
+
+    Args:
+        sizes: Widths of the projectors; ``sizes.embed_dim`` is the backbone's.
+        aggregation: Order of projection and pooling.
+        local_scale: Multiplier of the cosine at each location, above 0.
+        pooled_scale: Multiplier of the pooled cosine, above 0.
+        freeze_batch_norm: Whether BatchNorm keeps its initial running statistics during
+            training, as in the published method.
+
+    Raises:
+        ValueError: If the aggregation is unknown or a scale is not above 0.
+
+    References:
+        Rawlekar et al., "Efficiently Disentangling CLIP for Multi-Object Perception",
+        arXiv:2502.02977.
+
+    Example:
+        >>> model = DCLIP(ProjectorSizes.for_embed_dim(512))
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        426752
+    """
+
+    def __init__(
+        self,
+        sizes: ProjectorSizes,
+        *,
+        aggregation: Aggregation = "project_then_pool",
+        local_scale: float = LOCAL_SCALE,
+        pooled_scale: float = POOLED_SCALE,
+        freeze_batch_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        if aggregation not in get_args(Aggregation):
+            raise ValueError(f"aggregation must be one of {get_args(Aggregation)}: {aggregation!r}")
+        if not (local_scale > 0 and pooled_scale > 0):
+            raise ValueError(
+                f"scales must be above 0, got local_scale={local_scale}, "
+                f"pooled_scale={pooled_scale}"
+            )
+        self.sizes = sizes
+        self.aggregation = aggregation
+        self.local_scale = local_scale
+        self.pooled_scale = pooled_scale
+        self.image_projector = ImageProjector(sizes)
+        self.text_projector = TextProjector(sizes, freeze_batch_norm=freeze_batch_norm)
+
+    def project_images(
+        self, local: Float[Tensor, "*axes embed_dim"]
+    ) -> Float[Tensor, "*axes output_dim"]:
+        """Project local or global image features.
+
+        Args:
+            local: Image features in CLIP's joint space, any leading axes.
+
+        Returns:
+            Projected image features, not normalised.
+
+        Raises:
+            ValueError: If the features are not as wide as the projector.
+        """
+        self._check_width(local, "image")
+        projected: Tensor = self.image_projector(local)
+        return projected
+
+    def project_texts(
+        self,
+        texts: Float[Tensor, "texts embed_dim"],
+        *,
+        statistics: BatchStatistics | None = None,
+    ) -> Float[Tensor, "texts output_dim"]:
+        """Project text features.
+
+        Args:
+            texts: Text features in CLIP's joint space; training feeds them unnormalised.
+            statistics: Which statistics BatchNorm uses; ``None`` lets the module's mode decide
+                (see :meth:`dclip.projectors.TextProjector.forward`).
+
+        Returns:
+            Projected text features, not normalised.
+
+        Raises:
+            ValueError: If the features are not as wide as the projector.
+        """
+        self._check_width(texts, "text")
+        projected: Tensor = self.text_projector(texts, statistics=statistics)
+        return projected
+
+    def forward(
+        self,
+        local: Float[Tensor, "images locations embed_dim"],
+        texts: Float[Tensor, "pairs embed_dim"],
+    ) -> DCLIPOutput:
+        """Logits of every image and class, and the projected texts they came from.
+
+        Args:
+            local: Local features of the images, unnormalised.
+            texts: Text features of the prompt pairs, negatives first, unnormalised.
+
+        Returns:
+            Logits and projected text features.
+
+        Raises:
+            ValueError: If features are not as wide as the projectors, there is no location, or
+                the number of texts is odd.
+        """
+        text_features = self.project_texts(texts)
+        if self.aggregation == "project_then_pool":
+            logits = pair_logits(
+                self.project_images(local),
+                text_features,
+                local_scale=self.local_scale,
+                pooled_scale=self.pooled_scale,
+            )
+        else:
+            pooled = pool_locations(local, texts, local_scale=self.local_scale)
+            logits = pooled_pair_logits(
+                self.project_images(pooled),
+                text_features,
+                local_scale=self.local_scale,
+                pooled_scale=self.pooled_scale,
+            )
+        return DCLIPOutput(logits, text_features)
+
+    def _check_width(self, features: Tensor, kind: str) -> None:
+        """Catch features of another backbone before a matrix product does."""
+        if features.shape[-1] != self.sizes.embed_dim:
+            raise ValueError(
+                f"{kind} features have width {features.shape[-1]}, the projector expects "
+                f"{self.sizes.embed_dim}; use features of the backbone it was made for"
+            )

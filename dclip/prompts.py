@@ -1,0 +1,128 @@
+"""Class names and prompt templates to texts, and texts to one feature per class.
+
+A *prompt pair* asks about one class twice: once for its absence, once for its presence. All
+functions that deal in pairs keep one order: rows ``0 .. N-1`` are the negative prompts, rows
+``N .. 2N-1`` the positive ones, each block in the order of the class names.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from dclip.backbones import Backbone
+
+POSITIVE_TEMPLATE = "A photo of a {}"
+"""Says that a class is present; without a final period, as DCLIP was trained."""
+
+NEGATIVE_TEMPLATE = "Not a photo of a {}"
+"""Says that a class is absent."""
+
+ZERO_SHOT_TEMPLATE = "a photo of a {}."
+"""CLIP's own template, for class features without a pair."""
+
+
+def prompt_pairs(
+    class_names: Sequence[str],
+    *,
+    positive: str = POSITIVE_TEMPLATE,
+    negative: str = NEGATIVE_TEMPLATE,
+) -> list[str]:
+    """Texts of the prompt pairs, all negatives before all positives.
+
+    Args:
+        class_names: Distinct, non-blank names; their order becomes the column order of logits.
+        positive: Prompt template that says a class is present, with one ``{}``.
+        negative: Prompt template that says a class is absent, with one ``{}``.
+
+    Returns:
+        ``2 * len(class_names)`` texts.
+
+    Raises:
+        ValueError: If the names are empty, blank or repeated, or a template has not one ``{}``.
+
+    Example:
+        >>> prompt_pairs(("dog", "horse"))[1:3]
+        ['Not a photo of a horse', 'A photo of a dog']
+    """
+    return _fill(negative, class_names) + _fill(positive, class_names)
+
+
+@torch.no_grad()
+def encode_prompt_pairs(
+    backbone: Backbone,
+    class_names: Sequence[str],
+    *,
+    positive: str = POSITIVE_TEMPLATE,
+    negative: str = NEGATIVE_TEMPLATE,
+) -> Float[Tensor, "pairs dim"]:
+    """Frozen text features of the prompt pairs, the text input of :class:`dclip.model.DCLIP`.
+
+    They are not normalised: the text projector has learnt the scale of the raw features.
+
+    Args:
+        backbone: Frozen encoder.
+        class_names: Distinct, non-blank names, N of them.
+        positive: Prompt template that says a class is present, with one ``{}``.
+        negative: Prompt template that says a class is absent, with one ``{}``.
+
+    Returns:
+        One row a text: rows ``0 .. N-1`` negative, rows ``N .. 2N-1`` positive; no gradient.
+
+    Raises:
+        ValueError: If the names are empty, blank or repeated, or a template has not one ``{}``.
+    """
+    return backbone.encode_texts(prompt_pairs(class_names, positive=positive, negative=negative))
+
+
+@torch.no_grad()
+def encode_class_names(
+    backbone: Backbone,
+    class_names: Sequence[str],
+    *,
+    templates: Sequence[str] = (ZERO_SHOT_TEMPLATE,),
+) -> Float[Tensor, "classes dim"]:
+    """One unit text feature per class: the normalised mean over templates of unit features.
+
+    Args:
+        backbone: Frozen encoder.
+        class_names: Distinct, non-blank names.
+        templates: Prompt templates, at least one, each with one ``{}``.
+
+    Returns:
+        Unit rows in the order of the class names; no gradient.
+
+    Raises:
+        ValueError: If there is no template, a template has not one ``{}``, or the names are
+            empty, blank or repeated.
+
+    References:
+        Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+        ICML 2021, section 3.1.4 (prompt ensembling in embedding space).
+    """
+    if isinstance(templates, str) or not templates:
+        raise ValueError(f"templates must be a non-empty sequence of templates, got {templates!r}")
+    features = [
+        F.normalize(backbone.encode_texts(_fill(template, class_names)), dim=-1)
+        for template in templates
+    ]
+    return F.normalize(torch.stack(features).mean(dim=0), dim=-1)
+
+
+def _fill(template: str, class_names: Sequence[str]) -> list[str]:
+    """Put each class name into the template, both checked."""
+    if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
+        raise ValueError(f"a prompt template needs exactly one '{{}}', got {template!r}")
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names must be a sequence of names, got the string {class_names!r}")
+    if not class_names:
+        raise ValueError("class_names is empty; give at least one class name")
+    blank = [index for index, name in enumerate(class_names) if not name.strip()]
+    if blank:
+        raise ValueError(f"class names must not be blank; look at positions {blank}")
+    repeated = sorted({name for name in class_names if list(class_names).count(name) > 1})
+    if repeated:
+        raise ValueError(f"class names must be distinct; remove the repetition of {repeated}")
+    return [template.replace("{}", name) for name in class_names]
