@@ -1,0 +1,178 @@
+"""What every stage's command line shares: flags, layers of settings, errors, exit codes.
+
+Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted. Results go to stdout, the
+log and progress bars to stderr.
+"""
+
+import argparse
+import difflib
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import CliSettingsSource
+
+from pipeline.config import Config, conf_folder, explain, known_keys, yaml_layers
+from pipeline.errors import StageError, UsageError
+
+Report = dict[str, Any]
+
+_EPILOG = """\
+Flags may be written in any YAML file too (--config FILE), or as an environment variable:
+--train.lr 0.002 is `train: {{lr: 0.002}}` and DCLIP_TRAIN__LR=0.002. Within this stage the keys of
+its own section need no prefix: {short}
+Ready-made settings: {conf}
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument parser whose errors name the nearest flag and never print the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        flags = sorted(flag for flag in self._option_string_actions if flag.startswith("--"))
+        hints = []
+        if message.startswith("unrecognized arguments: "):
+            for word in message.removeprefix("unrecognized arguments: ").split():
+                close = difflib.get_close_matches(word.split("=")[0], flags, n=2)
+                if word.startswith("--"):
+                    hints.append(f"did you mean {' or '.join(close)}?" if close else "")
+        hint = " ".join(filter(None, hints))
+        raise UsageError(f"{message}. {hint} (see {self.prog} --help)".replace(".  (", ". ("))
+
+
+def main(stage: str, argv: Sequence[str] | None = None) -> int:
+    """Parse the command line of one stage, run it, and turn its outcome into an exit code.
+
+    The module ``pipeline.<stage>`` has ``DESCRIPTION``, the help text; ``describe``, what it would
+    do in words (``--dry-run``); and ``run``, the work, whose report ``--json`` prints.
+
+    Args:
+        stage: Name of the module, as in ``python -m pipeline.<stage>``.
+        argv: Words of the command line; ``sys.argv[1:]`` if left out.
+
+    Returns:
+        Exit code of the process.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
+    module = import_module(f"pipeline.{stage}")
+    try:
+        config, flags = parse(stage, module.DESCRIPTION, sys.argv[1:] if argv is None else argv)
+        if flags.print_config:
+            _print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip())
+            return 0
+        if flags.dry_run:
+            _print(module.describe(config))
+            return 0
+        report: Report = module.run(config)
+    except UsageError as error:
+        return _fail(stage, error, 2)
+    except (StageError, ValueError, OSError) as error:
+        return _fail(stage, error, 1)
+    except KeyboardInterrupt:
+        _log(f"{stage}: interrupted; the same command goes on where this one stopped")
+        return 130
+    if flags.json:
+        _print(json.dumps(report))
+    return 0
+
+
+def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
+    """Settings and control flags (``json``, ``dry_run``, ``print_config``) of a command line.
+
+    Raises:
+        UsageError: An unknown flag, key or value.
+    """
+    section = known_keys(stage)
+    parser = _Parser(
+        prog=f"python -m pipeline.{stage}",
+        description=description,
+        epilog=_EPILOG.format(
+            short=", ".join(f"--{key.replace('_', '-')}" for key in section[:4]) + ", ..."
+            if section
+            else "(none)",
+            conf=", ".join(sorted(path.name for path in conf_folder().glob("*.yaml"))),
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    control = parser.add_argument_group("control")
+    control.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="YAML file; repeatable"
+    )
+    control.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    control.add_argument("--print-config", action="store_true", help="print all settings and stop")
+    control.add_argument(
+        "--json", action="store_true", help="end stdout with the report as one line of JSON"
+    )
+    source = CliSettingsSource[Any](
+        Config, root_parser=parser, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags = parser.parse_args([_long_form(word, section, stage) for word in argv])
+    layers = yaml_layers(_dataset(flags), [Path(name) for name in flags.config])
+    values = {key: value for key, value in vars(flags).items() if key not in _CONTROL}
+    try:
+        config = Config(_cli_settings_source=source(parsed_args=values), **layers)
+    except ValidationError as error:
+        raise UsageError(explain(error)) from None
+    return config, flags
+
+
+# no usage statistics leave the machine unless the user says so; no chatter among our lines
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
+_CONTROL = ("config", "dry_run", "print_config", "json")
+
+
+def _dataset(flags: argparse.Namespace) -> str:
+    named: str | None = getattr(flags, "dataset", None)
+    if named is not None:
+        return named
+    for path in reversed(flags.config):
+        dataset = yaml_layers("", [Path(path)]).get("dataset")
+        if dataset is not None:
+            return str(dataset)
+    return os.environ.get("DCLIP_DATASET") or str(Config.model_fields["dataset"].default)
+
+
+def _long_form(word: str, section: Sequence[str], stage: str) -> str:
+    """Accept ``--key`` of the stage's own section without its prefix, and ``_`` for ``-``."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    flag = flag.replace("_", "-")
+    bare = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+    if bare in section and bare not in Config.model_fields:
+        no = "no-" if flag.startswith("--no-") else ""
+        flag = f"--{no}{stage}.{bare.replace('_', '-')}"
+    return f"{flag}{equals}{value}"
+
+
+def _fail(stage: str, error: Exception, code: int) -> int:
+    if os.environ.get("DCLIP_TRACEBACK"):
+        traceback.print_exception(error)
+    _log(f"{stage}: error: {error}")
+    return code
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _log(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

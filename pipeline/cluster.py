@@ -1,0 +1,104 @@
+"""Start or join Ray, and choose the device."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.errors import StageError
+
+log = logging.getLogger(__name__)
+
+# Workers at the driver's priority (Ray's default is nice +15), quick polls of Ray Train (each
+# report waits for one), quiet start-up.
+_ENVIRONMENT = {
+    "RAY_worker_niceness": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+
+def choose_device(wanted: str) -> tuple[str, str]:
+    """Device for tensors, and why: ``("cpu", "no CUDA device")``.
+
+    Args:
+        wanted: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        StageError: CUDA was asked for and is not there.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise StageError("--device cuda: torch sees no CUDA device; use --device auto or cpu")
+    if wanted == "cpu":
+        return "cpu", "as asked"
+    return ("cuda", torch.cuda.get_device_name()) if available else ("cpu", "no CUDA device")
+
+
+@contextmanager
+def ray_session(config: Config, *, dashboard: bool = False) -> Iterator[None]:
+    """Run a block with Ray: a running session, the cluster of ``RAY_ADDRESS``, or a local one.
+
+    A local one is stopped at the end; a session that was there before is left alone.
+
+    Args:
+        config: Settings; ``device`` decides whether Ray may hand out GPUs.
+        dashboard: Whether a local session runs Ray's dashboard, which Ray Train inside Ray Tune
+            needs to free the resources of stopped trials.
+
+    Raises:
+        StageError: The cluster cannot be reached.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    options = {} if address else {"include_dashboard": dashboard, "address": "local"}
+    if config.device == "cpu" and not address:
+        options["num_gpus"] = 0
+    try:
+        # progress bars and log lines of ours replace Ray's own
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise StageError(
+            f"cannot start Ray (RAY_ADDRESS={address!r}): {reason}; "
+            "unset RAY_ADDRESS to run on this machine"
+        ) from None
+    _protect_token()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cause(error: BaseException) -> BaseException:
+    """The exception a worker raised, out of the wrappers that Ray puts around it."""
+    inner = getattr(error, "cause", None) or error.__cause__
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        inner = next(iter(failures.values()))
+    return error if inner is None or inner is error else cause(inner)
+
+
+def _protect_token() -> None:
+    """Make Ray's authentication token readable by its owner only; Ray writes it with mode 644."""
+    token = Path.home() / ".ray" / "auth_token"
+    if sys.platform != "win32" and token.is_file():
+        try:
+            token.chmod(0o600)
+        except OSError as error:
+            log.warning("ray: %s stays readable by others: %s", token, error)

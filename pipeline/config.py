@@ -1,0 +1,258 @@
+"""Frozen settings of every stage; the only reader of conf/.
+
+One :class:`Config` serves all stages, so that one YAML file describes a whole run. Layers, weakest
+first: the defaults here, ``conf/<dataset>.yaml``, each ``--config FILE`` in order, environment
+variables (``DCLIP_TRAIN__LR=0.002``), the command line (``--train.lr 0.002``).
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from dclip.recipe import Recipe
+from pipeline.errors import UsageError
+
+
+class ExtractConfig(BaseModel):
+    """How images become feature shards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: str | None = Field(None, description="only this split; left out: train and test split")
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="processes that each hold the backbone; left out: one per CPU or GPU",
+    )
+    batch_size: int = Field(32, ge=1, description="images per forward pass")
+    shard_size: int = Field(256, ge=1, description="images per tar shard")
+    max_failures: float = Field(
+        0.01, ge=0, le=1, description="fraction of unreadable images above which the stage fails"
+    )
+    limit: int | None = Field(None, ge=1, description="only the first images of each split")
+
+
+class TrainConfig(Recipe):
+    """How projectors are fitted: the recipe, and the processes that run it."""
+
+    workers: int = Field(
+        1, ge=1, description="Ray Train workers; the global batch stays batch_size"
+    )
+    val_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of the training split held out for val/* metrics"
+    )
+    checkpoint_every: int = Field(5, ge=1, description="epochs between resumable checkpoints")
+    max_failures: int = Field(1, ge=0, description="restarts after a lost worker")
+
+    @property
+    def recipe(self) -> Recipe:
+        """What shapes the trained weights, without where and how often."""
+        return Recipe.model_validate(self.model_dump(include=set(Recipe.model_fields)))
+
+
+class EvaluateConfig(BaseModel):
+    """What a checkpoint is compared with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint: Path | None = Field(
+        None, description="checkpoint to evaluate; left out: the one these settings train"
+    )
+    threshold: float = Field(
+        0.5, gt=0, lt=1, description="probability above which a class counts as predicted"
+    )
+    linear_probe: bool = Field(True, description="also fit the max-pooled linear probe as a bound")
+    probe_epochs: int = Field(30, ge=1, description="passes of the linear probe")
+    scenes: int = Field(4, ge=1, le=32, description="test images drawn with activation maps")
+
+
+class SweepConfig(BaseModel):
+    """Which settings a sweep tries."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    grid: bool = Field(True, description="every combination; --no-grid draws --trials at random")
+    trials: int | None = Field(
+        None, ge=1, description="number of trials; left out: the whole grid, or 8 random ones"
+    )
+    redundancy_weight: list[float] = Field([0.2, 1.0], min_length=1, description="values of lambda")
+    mfi_weight: list[float] = Field([0.0, 0.1], min_length=1, description="values of alpha")
+    output_dim: list[int] = Field([32, 64], min_length=1, description="values of d'")
+    epochs: int = Field(10, ge=1, description="epochs of each trial")
+    asha: bool = Field(False, description="stop weak trials early (ASHA)")
+    concurrency: int | None = Field(
+        None, ge=1, description="trials at once; left out: one per CPU or GPU"
+    )
+
+
+class Config(BaseSettings):
+    """Settings of a run: what to read, which frozen CLIP, how to train, where to write."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="DCLIP_",
+        env_nested_delimiter="__",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+    )
+
+    dataset: str = Field(
+        "shapes", description="shapes (embedded, nothing to download) or coco (COCO-format tree)"
+    )
+    root: Path | None = Field(None, description="folder of the dataset, where it lives on disk")
+    train_split: str = Field("train", description="split that is trained on")
+    test_split: str = Field("test", description="split that is evaluated on")
+    images: Literal["annotated", "all"] = Field(
+        "annotated", description="leave out images without any annotation, or keep them"
+    )
+    output: Path = Field(Path("outputs"), description="folder that holds everything written")
+    backbone: str = Field(
+        "tiny",
+        description="tiny (ships with dclip), an open_clip name (RN101, ViT-B-16), or "
+        "package.module:factory",
+    )
+    pretrained: str | None = Field(
+        None, description="weights: an open_clip tag, a local file, or random; left out: openai"
+    )
+    resolution: int | None = Field(
+        None, ge=1, description="side of the square input in pixels; left out: the backbone's"
+    )
+    include_global_token: bool | None = Field(
+        None, description="keep the mean token of a ResNet (the authors do); left out: yes"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
+    seed: int = Field(0, ge=0, description="seed of initial weights and of the shuffle")
+    name: str | None = Field(
+        None, description="name shown in MLflow; left out: dclip, or asl_only without MFI"
+    )
+    experiment: str | None = Field(None, description="MLflow experiment; left out: dclip-<dataset>")
+    extract: ExtractConfig = Field(ExtractConfig(), description="python -m pipeline.extract")
+    train: TrainConfig = Field(TrainConfig(), description="python -m pipeline.train")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="python -m pipeline.evaluate")
+    sweep: SweepConfig = Field(SweepConfig(), description="python -m pipeline.sweep")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings'
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let environment variables override the YAML layers, which arrive as keyword arguments."""
+        return env_settings, init_settings
+
+    @property
+    def method(self) -> str:
+        """Name of what these settings train: ``name`` if given, else by the presence of MFI."""
+        return self.name or ("dclip" if self.train.mfi_weight > 0 else "asl_only")
+
+    def with_train(self, **changes: Any) -> "Config":
+        """The same settings with some of ``train`` replaced (checked again)."""
+        train = TrainConfig.model_validate({**self.train.model_dump(), **changes})
+        return self.model_copy(update={"train": train})
+
+
+def conf_folder() -> Path:
+    """Folder of the shipped YAML files: beside this package, or inside it when installed."""
+    installed = Path(__file__).parent / "conf"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def yaml_layers(dataset: str, files: Sequence[Path]) -> dict[str, Any]:
+    """Merge ``conf/<dataset>.yaml``, if there is one, and the given files, later ones winning.
+
+    Raises:
+        UsageError: A file is missing, is not a YAML mapping, or holds an unknown key.
+    """
+    default = conf_folder() / f"{dataset}.yaml"
+    merged: dict[str, Any] = {}
+    for path in ([default] if default.is_file() else []) + list(files):
+        merged = _merge(merged, _read_yaml(path))
+    return merged
+
+
+def explain(error: ValidationError) -> str:
+    """One line per problem, in the words of the command line."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(_unknown_key(key))
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{key}: {message[:1].lower()}{message[1:]}, got {problem['input']!r}")
+    return "\n".join(lines)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"no config file {path}; the shipped ones are in {conf_folder()}"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"cannot read config file {path}: {reason}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"config file {path} must hold 'key: value' lines, not {content!r}")
+    for key in _flat_keys(content):
+        if _field(key) is None:
+            raise UsageError(f"{path}: {_unknown_key(key)}")
+    return content
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _flat_keys(content: Mapping[Any, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        keys += [name]
+        if isinstance(value, Mapping):
+            keys += _flat_keys(value, f"{name}.")
+    return keys
+
+
+def _field(key: str) -> object | None:
+    model: Any = Config
+    for part in key.split("."):
+        fields = getattr(model, "model_fields", {})
+        if part not in fields:
+            return None
+        model = fields[part].annotation
+    return model  # type: ignore[no-any-return]
+
+
+def known_keys(section: str = "") -> list[str]:
+    """Keys of one section of :class:`Config`; of its top level if ``section`` is empty."""
+    model: Any = _field(section) if section else Config
+    return list(getattr(model, "model_fields", {}))
+
+
+def _unknown_key(key: str) -> str:
+    section, _, leaf = key.rpartition(".")
+    while section and not known_keys(section):
+        section, _, leaf = section.rpartition(".")
+    known = known_keys(section)
+    close = difflib.get_close_matches(leaf, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    where = f"section {section!r}" if section else "the top level"
+    return f"unknown key {key!r}; {hint}keys of {where}: {', '.join(known)}"

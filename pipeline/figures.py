@@ -1,0 +1,267 @@
+"""Pictures of a report: similarity matrices, cosine histogram, AP bars, activation maps, sweeps."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+from dclip.data.images import ImageError
+from dclip.logits import similarity_maps
+from dclip.metrics import cosine_matrix
+from pipeline.config import Config
+from pipeline.shards import FeatureReader, atomic_write
+
+if TYPE_CHECKING:
+    from dclip.model import DCLIP
+    from pipeline.checkpoints import About
+    from pipeline.cli import Report
+    from pipeline.evaluate import Scores
+    from pipeline.extract import FeaturePlan
+
+log = logging.getLogger(__name__)
+
+Models = Mapping[str, "tuple[DCLIP, Tensor, About]"]
+
+LABELS = {
+    "clip": "frozen CLIP",
+    "zero_shot": "CLIP zero-shot",
+    "zero_shot_local": "CLIP, best location",
+    "linear_probe": "linear probe",
+    "asl_only": "ASL only",
+    "dclip": "DCLIP",
+}
+# one colour a system, the same in every picture; readable with colour-blind eyes
+_COLORS = {
+    "clip": "#7f7f7f",
+    "zero_shot": "#7f7f7f",
+    "zero_shot_local": "#bdbdbd",
+    "linear_probe": "#000000",
+    "asl_only": "#e69f00",
+    "dclip": "#0072b2",
+}
+_SPARE = ("#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+_MAX_CLASSES_IN_MAPS = 6
+
+
+def draw_all(
+    folder: Path,
+    config: Config,
+    plan: "FeaturePlan",
+    report: "Report",
+    systems: "Mapping[str, Scores]",
+    models: Models,
+) -> list[Path]:
+    """Draw every picture of a report; the files, in the order to look at them."""
+    test = FeatureReader(plan.folder, verify=False)
+    pairs, classes = test.text_features()
+    texts = {"clip": pairs[len(pairs) // 2 :]}
+    for method, (model, pairs_of, _) in models.items():
+        with torch.no_grad():
+            projected = model.project_texts(pairs_of, statistics="running")
+        texts[method] = projected[len(projected) // 2 :]
+    matrices = {name: cosine_matrix(features).numpy() for name, features in texts.items()}
+    names = report["class_names"]
+    drawn = {
+        "similarity.png": similarity_matrices(matrices, names),
+        "cosines.png": cosine_histogram(matrices),
+        "average_precision.png": ap_bars(
+            {name: report["systems"][name] for name in systems}, names
+        ),
+        "activation_maps.png": activation_maps(
+            plan, test, classes, models, limit=config.evaluate.scenes
+        ),
+    }
+    paths = []
+    for name, figure in drawn.items():
+        save(figure, folder / name)
+        paths.append(folder / name)
+    return paths
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    FigureCanvasAgg(figure)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def similarity_matrices(matrices: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
+    """Cosine of every class with every other, before and after projection, on one colour scale."""
+    figure = Figure(figsize=(4.6 * len(matrices) + 0.8, 4.9), layout="constrained")
+    axes = figure.subplots(1, len(matrices), squeeze=False)[0]
+    low = min(0.0, *(float(matrix.min()) for matrix in matrices.values()))
+    image = None
+    for axis, (system, matrix) in zip(axes, matrices.items(), strict=True):
+        image = axis.imshow(matrix, vmin=low, vmax=1.0, cmap="viridis")
+        mean = _off_diagonal(matrix).mean()
+        axis.set_title(f"{_label(system)}: mean {mean:.2f} off the diagonal", fontsize=10)
+        if len(names) <= 40:
+            axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+            axis.set_yticks(range(len(names)), names, fontsize=7)
+    if image is not None:
+        figure.colorbar(image, ax=axes, shrink=0.8, label="cosine of positive prompts")
+    return figure
+
+
+def cosine_histogram(matrices: Mapping[str, np.ndarray]) -> Figure:
+    """How the cosines of all pairs of classes are distributed."""
+    figure = Figure(figsize=(7.0, 3.8), layout="constrained")
+    axis = figure.subplots()
+    values = {system: _off_diagonal(matrix) for system, matrix in matrices.items()}
+    low = min(float(v.min()) for v in values.values())
+    bins = np.linspace(min(low, 0.0), 1.0, 41).tolist()
+    for number, (system, cosines) in enumerate(values.items()):
+        axis.hist(
+            cosines,
+            bins=bins,
+            alpha=0.55,
+            color=_color(system, number),
+            label=f"{_label(system)} (mean {cosines.mean():.2f})",
+        )
+        axis.axvline(float(cosines.mean()), color=_color(system, number), lw=1.5, ls="--")
+    axis.set_xlabel("cosine between two classes (positive prompts)")
+    axis.set_ylabel("pairs of classes")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def ap_bars(systems: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Figure:
+    """AP of every class by every system; classes sorted by the last system's AP."""
+    last = list(systems.values())[-1]["ap"]
+    order = sorted(range(len(names)), key=lambda column: -(last[column] or 0.0))
+    shown = order if len(order) <= 40 else order[:20] + order[-20:]
+    figure = Figure(figsize=(max(7.0, 0.62 * len(shown) + 2), 4.4), layout="constrained")
+    axis = figure.subplots()
+    width = 0.85 / len(systems)
+    for number, (system, row) in enumerate(systems.items()):
+        places = np.arange(len(shown)) + (number - (len(systems) - 1) / 2) * width
+        heights = [100 * (row["ap"][column] or 0.0) for column in shown]
+        axis.bar(
+            places,
+            heights,
+            width,
+            color=_color(system, number),
+            label=f"{_label(system)} (mAP {100 * row['map']:.1f})",
+        )
+    axis.set_xticks(range(len(shown)), [names[column] for column in shown], rotation=45, ha="right")
+    axis.set_ylabel("average precision, %")
+    axis.set_ylim(0, 100)
+    axis.legend(frameon=False, ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def activation_maps(
+    plan: "FeaturePlan",
+    test: FeatureReader,
+    classes: Tensor,
+    models: Models,
+    *,
+    limit: int,
+) -> Figure:
+    """Where each present class lights up: frozen CLIP above, checkpoints below.
+
+    The images with most classes come first. Each system's maps of one image share one colour
+    scale, so that a map which lights up for the wrong class shows.
+    """
+    counts = test.labels.sum(dim=1)
+    rows = torch.argsort(counts, descending=True, stable=True)[:limit].tolist()
+    systems = ["clip", *models]
+    columns = 1 + min(_MAX_CLASSES_IN_MAPS, int(counts.max()))
+    figure = Figure(figsize=(1.75 * columns, 1.85 * len(rows) * len(systems)), layout="constrained")
+    axes = figure.subplots(len(rows) * len(systems), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for block, row in enumerate(rows):
+        try:
+            picture = plan.listing.read(int(test.indices[row])).image
+        except (ImageError, OSError) as error:
+            log.warning("figures: image %s left out: %s", test.keys[row], error)
+            continue
+        side = 256
+        pixels = np.asarray(picture.resize((side, side)))
+        present = torch.nonzero(test.labels[row]).flatten().tolist()[: columns - 1]
+        local = test.local(np.array([row])).float()
+        if test.manifest.include_global_token:
+            local = local[:, 1:]
+        for line, system in enumerate(systems):
+            maps = _maps(system, local, classes, models)[0]
+            low, high = float(maps[present].min()), float(maps[present].max())
+            top = axes[block * len(systems) + line]
+            top[0].imshow(pixels)
+            top[0].set_title(_label(system), fontsize=9)
+            for axis, column in zip(top[1:], present, strict=False):
+                heat = F.interpolate(
+                    maps[column].view(1, 1, *test.manifest.grid),
+                    size=(side, side),
+                    mode="bilinear",
+                    align_corners=False,
+                )[0, 0]
+                axis.imshow(pixels)
+                axis.imshow(heat.numpy(), cmap="inferno", alpha=0.65, vmin=low, vmax=high)
+                axis.set_title(test.class_names[column], fontsize=9)
+    return figure
+
+
+@torch.no_grad()
+def _maps(system: str, local: Tensor, classes: Tensor, models: Models) -> Tensor:
+    """Cosine of every location with every class's positive text."""
+    if system == "clip":
+        return similarity_maps(local, classes)
+    model, texts, _ = models[system]
+    projected = model.project_texts(texts, statistics="running")
+    return similarity_maps(model.project_images(local), projected[len(projected) // 2 :])
+
+
+def sweep_trials(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Validation mAP of every trial against each swept setting, coloured by inter-class cosine."""
+    axes_of = {
+        "mfi_weight": "MFI weight \u03b1",
+        "redundancy_weight": "redundancy weight \u03bb",
+        "output_dim": "projector dimension d'",
+    }
+    figure = Figure(figsize=(12.0, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(axes_of), sharey=True)
+    scores = [100 * row["val_map"] for row in rows]
+    points = None
+    for axis, (key, title) in zip(axes, axes_of.items(), strict=True):
+        values = sorted({row[key] for row in rows})
+        places = {value: place for place, value in enumerate(values)}
+        points = axis.scatter(
+            [places[row[key]] for row in rows],
+            scores,
+            c=[row["inter_class_cosine"] for row in rows],
+            cmap="viridis",
+            s=45,
+            edgecolors="black",
+            linewidths=0.4,
+        )
+        if len(values) <= 12:
+            axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axis.set_xlim(-0.5, len(values) - 0.5)
+        axis.set_xlabel(title)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("mAP on held-out images, %")
+    if points is not None:
+        figure.colorbar(points, ax=axes, label="inter-class cosine after training")
+    return figure
+
+
+def _off_diagonal(matrix: np.ndarray) -> np.ndarray:
+    return matrix[~np.eye(len(matrix), dtype=bool)]
+
+
+def _label(system: str) -> str:
+    return LABELS.get(system, system)
+
+
+def _color(system: str, number: int) -> str:
+    return _COLORS.get(system, _SPARE[number % len(_SPARE)])

@@ -1,0 +1,70 @@
+"""A progress bar on a terminal, a plain line every few seconds elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts finished units of a long piece of work.
+
+    Args:
+        label: What is being done.
+        total: Number of units.
+        unit: What is counted.
+        done: Units that were finished before.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        self._label, self._total, self._unit, self._done = label, total, unit, done
+        self._started = self._last_line = time.monotonic()
+        self._first = done
+        self._bar = (
+            tqdm(desc=label, total=total, unit=f" {unit}", initial=done, dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def advance(self, units: int, note: str = "") -> None:
+        """Add finished units, and show a short note beside the count."""
+        self._done += units
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(units)
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            rate = (self._done - self._first) / (self._last_line - self._started)
+            left = (self._total - self._done) / max(rate, 1e-9)
+            log.info(
+                "%s: %d/%d %s, %.1f/s, about %.0f s left %s",
+                self._label,
+                self._done,
+                self._total,
+                self._unit,
+                rate,
+                left,
+                note,
+            )
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextmanager
+def progress(label: str, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
+    """Progress that is closed at the end of the block, whatever happens in it."""
+    bar = Progress(label, total, unit, done)
+    try:
+        yield bar
+    finally:
+        bar.close()

@@ -1,0 +1,87 @@
+"""The whole study: features, DCLIP and ASL-only projectors, their comparison with frozen CLIP."""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from pipeline import evaluate, extract, train
+from pipeline.cli import Report, main
+from pipeline.config import Config
+
+DESCRIPTION = """\
+Extract features, train DCLIP and its ASL-only ablation, and compare both with frozen CLIP.
+
+examples:
+  python -m pipeline.run                                  the embedded dataset, a few minutes
+  python -m pipeline.run --train.mfi-weight 0.3 --seed 1
+  python -m pipeline.run --dataset coco --root DIR --backbone RN101 --train.preset author
+Stages whose result stands are skipped; whatever was stopped goes on."""
+
+
+def methods(config: Config) -> list[Config]:
+    """Settings of the trainings that are compared: without MFI, and with it."""
+    plain = config.with_train(mfi_weight=0.0).model_copy(update={"name": "asl_only"})
+    full = config.model_copy(update={"name": config.name or "dclip"})
+    return [plain, full] if config.train.mfi_weight > 0 else [plain]
+
+
+def run(config: Config) -> Report:
+    """Run all stages; the report holds the scores, cosines, seconds by stage, and the settings."""
+    from pipeline import cluster
+    from pipeline.provenance import git_commit
+
+    seconds: dict[str, float] = {}
+
+    def timed(stage: str, work: Callable[[], Report]) -> Report:
+        started = time.perf_counter()
+        report = work()
+        seconds[stage] = round(time.perf_counter() - started, 2)
+        return report
+
+    with ExitStack() as session:
+        if _is_pending(config):
+            timed("start", lambda: session.enter_context(cluster.ray_session(config)) or {})
+        features = timed("extract", partial(extract.run, config))
+        trained = {
+            settings.method: timed(f"train {settings.method}", partial(train.run, settings))
+            for settings in methods(config)
+        }
+    checkpoints = [Path(report["checkpoint"]) for report in trained.values()]
+    compared = timed("evaluate", partial(evaluate.publish, config, checkpoints))
+    return {
+        "stage": "run",
+        "map": {name: row["map"] for name, row in compared["systems"].items()},
+        "inter_class_cosine": compared["inter_class_cosine"],
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
+        "features": features["splits"],
+        "checkpoints": compared["checkpoints"],
+        "figures": compared["figures"],
+        "mlflow": compared["mlflow"],
+        "config": config.model_dump(mode="json"),
+        "commit": git_commit(),
+    }
+
+
+def _is_pending(config: Config) -> bool:
+    """Whether any stage has work for Ray."""
+    plans = [extract.plan_features(config, split) for split in extract.splits(config)]
+    source = extract.plan_features(config, config.train_split)
+    paths = [train.checkpoint_path(settings, source) for settings in methods(config)]
+    return not (all(map(extract.is_complete, plans)) and all(path.is_file() for path in paths))
+
+
+def describe(config: Config) -> str:
+    """The plan of all stages in words, for ``--dry-run``."""
+    parts = [("extract", extract.describe(config))]
+    parts += [
+        (f"train {settings.method}", train.describe(settings)) for settings in methods(config)
+    ]
+    parts += [("evaluate", evaluate.describe(methods(config)[-1]))]
+    return "\n".join(f"{stage}:\n  " + text.replace("\n", "\n  ") for stage, text in parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main("run"))

@@ -1,0 +1,146 @@
+"""What Ray Tune runs and calls back: the trial, and the one writer of its MLflow run."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from ray import tune
+from ray.tune.experiment import Trial
+
+from dclip.training import (
+    EpochReport,
+    build_model,
+    build_optimizer,
+    fit,
+    hold_out,
+    load_state_tensors,
+    state_tensors,
+)
+from pipeline.config import Config, TrainConfig
+from pipeline.progress import Progress
+from pipeline.shards import FeatureReader
+from pipeline.tracking import TrackedRun, Tracker, flat
+from pipeline.train import metric_names
+
+STATE = "state.safetensors"
+POINT = "point"
+
+
+def trial(space: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """One trial: train at one point of the space, report each epoch, go on after a restore.
+
+    Args:
+        space: ``{"point": {...}}``, the fields of the recipe this trial replaces.
+        settings: ``train`` (recipe fields), ``features`` (folder), ``seed``, ``device``.
+
+    Raises:
+        DivergenceError: The loss left the finite numbers; Tune records the trial as failed.
+    """
+    config = TrainConfig.model_validate({**settings["train"], **space[POINT]})
+    reader = FeatureReader(Path(settings["features"]), verify=False)
+    texts = reader.text_features()[0].to(settings["device"])
+    rows, val_rows = hold_out(len(reader), config.val_fraction, seed=settings["seed"])
+    model = build_model(config, reader.manifest.dim, seed=settings["seed"]).to(texts.device)
+    optimizer = build_optimizer(model, config)
+    done = 0
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as directory:
+            tensors = safetensors.torch.load_file(Path(directory) / STATE)
+        done = int(tensors.pop("epoch"))
+        load_state_tensors(model, optimizer, tensors)
+
+    def on_epoch(report: EpochReport) -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            state = state_tensors(model, optimizer)
+            state["epoch"] = texts.new_tensor(report.epoch).cpu()
+            safetensors.torch.save_file(state, Path(directory) / STATE)
+            tune.report(report._asdict(), checkpoint=tune.Checkpoint.from_directory(directory))
+
+    fit(
+        model,
+        optimizer,
+        reader,
+        rows,
+        texts,
+        config,
+        seed=settings["seed"],
+        val_rows=val_rows,
+        first_epoch=done,
+        on_epoch=on_epoch,
+    )
+
+
+class TrialRuns(tune.Callback):  # type: ignore[misc]
+    """Writes one MLflow child run a trial, from the driver; finds it again after a restore.
+
+    Args:
+        config: Settings of the sweep; a restored sweep opens the store anew from them.
+        sweep: Name of the sweep; with a trial's id it identifies the child run.
+        parent: MLflow id of the sweep's own run.
+    """
+
+    def __init__(self, config: Config, sweep: str, parent: str) -> None:
+        self.config, self.sweep, self.parent = config, sweep, parent
+        self.bar: Progress | None = None
+        self._tracker: Tracker | None = None
+        self._runs: dict[str, tuple[TrackedRun, int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "sweep": self.sweep, "parent": self.parent}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Open the trial's run."""
+        self._run(trial)
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        """Log one epoch, unless it was logged before an interruption."""
+        run, last = self._run(trial)
+        step = int(result["epoch"])
+        if step > last:
+            line = {name: result[name] for name in EpochReport._fields}
+            run.metrics(metric_names(line), step=step)
+        if self.bar is not None:
+            best = f"trial {trial.trial_id}: val/map {100 * result['val_map']:.1f} %"
+            self.bar.advance(1, best)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Close the run as finished."""
+        self._run(trial)[0].close()
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Close the run as failed."""
+        self._run(trial)[0].close("FAILED")
+
+    def _run(self, trial: Trial) -> tuple[TrackedRun, int]:
+        if trial.trial_id not in self._runs:
+            self._tracker = self._tracker or Tracker(self.config)
+            point = trial.config[POINT]
+            run = self._tracker.open(
+                " ".join(f"{name}={value:g}" for name, value in point.items()),
+                key=f"{self.sweep}/{trial.trial_id}",
+                parent=self.parent,
+                tags={"dclip.stage": "trial", "dclip.sweep_id": self.sweep},
+            )
+            recipe = {**self.config.train.model_dump(), "epochs": self.config.sweep.epochs, **point}
+            run.params({**flat(recipe, "train."), "seed": self.config.seed})
+            self._runs[trial.trial_id] = (run, run.last_step("train/loss"))
+        return self._runs[trial.trial_id]

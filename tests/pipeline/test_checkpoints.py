@@ -1,0 +1,114 @@
+"""Checkpoints: whole, refusing other features, and never unpickled."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from dclip.recipe import Recipe
+from dclip.training import build_model
+from pipeline.checkpoints import (
+    FORMAT,
+    About,
+    check_features,
+    load_checkpoint,
+    read_about,
+    write_checkpoint,
+)
+from pipeline.errors import StageError
+from pipeline.shards import read_manifest
+
+from .test_shards import CLASSES, DIM, write_folder
+
+
+def write(path: Path, **changes: object) -> About:
+    fields = {
+        "format": FORMAT,
+        "method": "dclip",
+        "feature_space": "e" * 64,
+        "backbone_name": "toy",
+        "embed_dim": DIM,
+        "class_names": list(CLASSES),
+        "recipe": Recipe(output_dim=4),
+        "seed": 0,
+        "features": "f" * 64,
+        "history": [{"epoch": 1.0, "loss": 0.5}],
+        "commit": None,
+    }
+    about = About.model_validate({**fields, **changes})
+    model = build_model(about.recipe, DIM, seed=3)
+    write_checkpoint(path, model, torch.ones(6, DIM), about)
+    return about
+
+
+def test_a_checkpoint_gives_back_model_texts_and_origin(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.safetensors"
+    about = write(path)
+    model, texts, read = load_checkpoint(path)
+    assert read == about
+    assert not model.training
+    assert torch.equal(texts, torch.ones(6, DIM))
+    expected = build_model(about.recipe, DIM, seed=3).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"python -m pipeline\.train"):
+        load_checkpoint(tmp_path / "none.safetensors")
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "pickle", "foreign", "other shapes", "empty"])
+def test_a_damaged_or_foreign_file_is_refused_and_nothing_runs(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.safetensors"
+    about = write(path)
+    if kind == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(Bomb()))
+    elif kind == "foreign":
+        safetensors.torch.save_file({"a": torch.ones(1)}, path)
+    elif kind == "other shapes":
+        safetensors.torch.save_file(
+            {"model.image_projector.output.weight": torch.ones(2, 2)},
+            path,
+            metadata={"dclip": about.model_dump_json()},
+        )
+    else:
+        path.write_bytes(b"")
+    with pytest.raises(StageError, match="is not a checkpoint") as caught:
+        load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_newer_format_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors", format=FORMAT + 1)
+    with pytest.raises(StageError, match="format 2"):
+        read_about(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"feature_space": "0" * 64}, "use the same backbone"),
+        ({"class_names": ["cat", "dog", "emu"]}, "same classes"),
+    ],
+)
+def test_features_it_was_not_made_for_are_refused(
+    tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    write_folder(tmp_path / "features")
+    about = write(tmp_path / "a.safetensors", **changes)
+    with pytest.raises(StageError, match=words):
+        check_features(tmp_path / "a.safetensors", about, read_manifest(tmp_path / "features"))

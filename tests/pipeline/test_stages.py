@@ -1,0 +1,291 @@
+"""The stages on a real Ray and a real MLflow store: from images to a report, and after kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from dclip.data import shapes
+from pipeline import cli, evaluate, extract, run, sweep, train
+from pipeline.config import Config
+from pipeline.errors import StageError, UsageError
+from pipeline.shards import FeatureReader, file_digest
+
+from .conftest import TOY, settings
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and files open
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::UserWarning:ray.*"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict]:  # type: ignore[type-arg]
+    """Settings and report of one whole run."""
+    config = settings(tmp_path_factory.mktemp("run"))
+    return config, run.run(config)
+
+
+def client(config: Config) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{config.output.absolute() / 'mlflow.db'}")
+
+
+def tars(folder: Path) -> dict[str, str]:
+    return {path.name: file_digest(path) for path in sorted(folder.glob("*.tar"))}
+
+
+def test_a_run_reports_all_systems_and_leaves_everything_behind(finished) -> None:  # type: ignore[no-untyped-def]
+    config, report = finished
+    assert list(report["map"]) == [
+        "zero_shot", "zero_shot_local", "linear_probe", "asl_only", "dclip",
+    ]  # fmt: skip
+    assert all(0 <= score <= 1 for score in report["map"].values())
+    assert set(report["inter_class_cosine"]) == {"clip", "asl_only", "dclip"}
+    assert {"extract", "train asl_only", "train dclip", "evaluate"} <= set(report["seconds"])
+    assert json.loads(json.dumps(report)) == report
+    for picture in report["figures"]:
+        with Image.open(picture) as image:
+            assert image.size[0] > 300
+            assert np.asarray(image.convert("L")).std() > 5
+    assert not list(config.output.rglob("*.tmp"))
+
+
+def test_mlflow_holds_epochs_params_data_and_artifacts(finished) -> None:  # type: ignore[no-untyped-def]
+    config, report = finished
+    store = client(config)
+    experiment = store.get_experiment_by_name("dclip-shapes")
+    assert experiment is not None
+    found = {run.info.run_name: run for run in store.search_runs([experiment.experiment_id])}
+    assert set(found) == {"asl_only", "dclip", "evaluate asl_only dclip"}
+    assert all(run.info.status == "FINISHED" for run in found.values())
+    trained = found["dclip"]
+    history = store.get_metric_history(trained.info.run_id, "val/map")
+    assert [metric.step for metric in history] == [1, 2, 3, 4]
+    assert trained.data.params["train.mfi_weight"] == str(config.train.mfi_weight)
+    assert trained.inputs.dataset_inputs[0].dataset.name == "shapes-train"
+    names = {file.path for file in store.list_artifacts(trained.info.run_id)}
+    assert names == {"projectors", "config.json"}
+    scored = found["evaluate asl_only dclip"]
+    assert scored.data.metrics["test/map/dclip"] == pytest.approx(report["map"]["dclip"])
+    figures = {file.path for file in store.list_artifacts(scored.info.run_id, "figures")}
+    assert len(figures) == 4
+
+
+def test_a_second_run_does_nothing_and_gives_the_same_numbers(finished) -> None:  # type: ignore[no-untyped-def]
+    config, report = finished
+    times = {path: path.stat().st_mtime_ns for path in config.output.rglob("*.tar")}
+    again = run.run(config)
+    assert again["map"] == report["map"]
+    assert all(split["shards_made"] == 0 for split in again["features"].values())
+    assert {path: path.stat().st_mtime_ns for path in config.output.rglob("*.tar")} == times
+
+
+def test_features_are_those_of_the_backbone_itself(finished) -> None:  # type: ignore[no-untyped-def]
+    from dclip.data.images import image_to_tensor
+
+    config, _ = finished
+    plan = extract.plan_features(config, "test")
+    reader = FeatureReader(plan.folder)
+    backbone = extract.open_backbone(config)
+    sample = plan.listing.read(20)
+    image = image_to_tensor(sample.image, backbone.resolution, backbone.mean, backbone.std)
+    local = backbone.encode_images(image[None]).local[0]
+    torch.testing.assert_close(reader.local(np.array([20]))[0].float(), local, rtol=1e-3, atol=1e-3)
+    assert np.array_equal(reader.labels[20].numpy(), sample.labels)
+
+
+def test_a_missing_shard_is_made_again_byte_for_byte(finished) -> None:  # type: ignore[no-untyped-def]
+    config, _ = finished
+    folder = extract.plan_features(config, "test").folder
+    before = tars(folder)
+    (folder / "shard-000001.tar").unlink()
+    os.truncate(folder / "shard-000002.tar", 512)
+    report = extract.run(config)
+    assert report["splits"]["test"]["shards_made"] == 2
+    assert report["splits"]["train"]["shards_made"] == 0
+    assert tars(folder) == before
+
+
+def test_another_backbone_never_mixes_with_these_features(finished) -> None:  # type: ignore[no-untyped-def]
+    config, report = finished
+    other = config.model_copy(update={"backbone": "toy_backbone:other"})
+    folders = {extract.plan_features(c, "train").folder for c in (config, other)}
+    assert len(folders) == 2
+    with pytest.raises(StageError, match=r"run python -m pipeline\.extract first"):
+        train.run(other)
+    extract.run(other)
+    with pytest.raises(StageError, match="use the same backbone"):
+        evaluate.evaluate(other, [Path(report["checkpoints"]["dclip"])])
+
+
+def test_two_workers_train_what_one_trains(finished) -> None:  # type: ignore[no-untyped-def]
+    config, _ = finished
+    two = config.with_train(workers=2, epochs=2).model_copy(update={"name": "two"})
+    one = config.with_train(workers=1, epochs=2).model_copy(update={"name": "one"})
+    paths = [Path(train.run(c)["checkpoint"]) for c in (one, two)]
+    first, second = (safetensors.torch.load_file(path) for path in paths)
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_more_workers_than_cpus_is_an_error_not_a_hang(finished) -> None:  # type: ignore[no-untyped-def]
+    config, _ = finished
+    with pytest.raises(StageError, match="ask for fewer workers"):
+        train.run(config.with_train(workers=999, epochs=1))
+
+
+def test_a_diverging_training_says_so_and_leaves_no_checkpoint(finished) -> None:  # type: ignore[no-untyped-def]
+    config, _ = finished
+    wild = config.with_train(lr=1e30, optimizer="sgd", warmup_epochs=0, epochs=2)
+    with pytest.raises(StageError, match="lower lr or mfi_weight"):
+        train.run(wild)
+    plan = extract.plan_features(wild, "train")
+    assert not train.checkpoint_path(wild, plan).exists()
+
+
+def test_a_sweep_writes_one_child_run_a_trial(finished, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    config, _ = finished
+    report = sweep.run(config)
+    assert len(report["trials"]) == 2
+    assert report["failed"] == 0
+    store = client(config)
+    experiment = store.get_experiment_by_name("dclip-shapes")
+    assert experiment is not None
+    name = report["name"]
+    found = store.search_runs(
+        [experiment.experiment_id], f"tags.`dclip.sweep_id` = '{name}'", max_results=100
+    )
+    parents = [r for r in found if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in found if "mlflow.parentRunId" in r.data.tags]
+    assert (len(parents), len(children)) == (1, 2)
+    for child in children:
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        assert {"train.mfi_weight", "train.redundancy_weight", "train.output_dim"} <= set(
+            child.data.params
+        )
+        steps = store.get_metric_history(child.info.run_id, "val/map")
+        assert [metric.step for metric in steps] == [1, 2]
+        assert child.info.run_id in report["compare_url"]
+    assert "compare-runs?runs=" in capsys.readouterr().out
+    again = sweep.run(config)
+    assert again["trials"] == report["trials"]
+    found = store.search_runs([experiment.experiment_id], f"tags.`dclip.sweep_id` = '{name}'")
+    assert len(found) == 3
+
+
+def test_unreadable_images_are_left_out_named_and_too_many_are_refused(
+    ray_session: None, tmp_path: Path
+) -> None:
+    root = tmp_path / "tree"
+    for split in ("train", "test"):
+        shapes.write_coco(root, split, count=12)
+    broken = sorted((root / "train").glob("*.jpg"))[4]
+    broken.write_bytes(broken.read_bytes()[:300])
+    config = settings(tmp_path / "out", dataset="coco", root=root, extract={"shard_size": 5})
+    with pytest.raises(StageError, match="max-failures") as caught:
+        extract.run(config)
+    assert broken.stem in str(caught.value)
+    folder = extract.plan_features(config, "train").folder
+    assert not (folder / "manifest.json").exists()
+    lenient = {"shard_size": 5, "max_failures": 0.2}
+    config = settings(tmp_path / "out", dataset="coco", root=root, extract=lenient)
+    report = extract.run(config)
+    assert (report["splits"]["train"]["unreadable"], report["splits"]["train"]["images"]) == (1, 11)
+    reader = FeatureReader(folder)
+    assert reader.manifest.failures[0].key == broken.stem
+    assert broken.stem not in reader.keys
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"dataset": "coco"}, UsageError, "--root"),
+        ({"dataset": "coco", "root": Path("nowhere")}, UsageError, "nowhere"),
+        ({"train_split": "trian"}, UsageError, "trian"),
+        ({"resolution": 50}, UsageError, "50"),
+        ({"device": "cuda"}, StageError, "--device cuda"),
+    ],
+    ids=["no root", "missing folder", "unknown split", "resolution", "no GPU"],
+)
+def test_what_cannot_be_done_is_said_before_any_work(
+    tmp_path: Path,
+    ray_session: None,
+    changes: dict[str, object],
+    error: type[Exception],
+    words: str,
+) -> None:
+    if changes.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    backbone = "RN50" if "resolution" in changes else TOY
+    config = settings(tmp_path, backbone=backbone, pretrained=None, **changes)
+    if "resolution" in changes:
+        config = config.model_copy(update={"pretrained": "random"})
+    with pytest.raises(error, match=words):
+        extract.run(config)
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+def command(stage: str, output: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", f"pipeline.{stage}", "--backbone", TOY, "--output", str(output),
+            "--device", "cpu", "--extract.limit", "96", "--extract.shard-size", "8",
+            "--extract.workers", "1", "--extract.split", "train", *words,
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("_toy_on_path")
+def test_extract_killed_midway_and_started_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    undisturbed, disturbed = tmp_path / "one", tmp_path / "two"
+    process = command("extract", undisturbed)
+    assert process.wait(120) == 0, process.communicate()[1]
+    process = command("extract", disturbed)
+    deadline = time.monotonic() + 120
+    while len(list(disturbed.rglob("shard-*.tar"))) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not list(disturbed.rglob("manifest.json"))
+    done = len(list(disturbed.rglob("shard-*.json")))
+    assert 1 <= done < 12
+    process = command("extract", disturbed, "--json")
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    made = json.loads(output.splitlines()[-1])["splits"]["train"]["shards_made"]
+    assert made <= 12 - done
+    folders = [
+        next(path.parent for path in o.rglob("manifest.json")) for o in (undisturbed, disturbed)
+    ]
+    assert tars(folders[0]) == tars(folders[1])
+    assert len(tars(folders[0])) == 12
+    for name in ("samples.parquet", "text.safetensors", "manifest.json"):
+        assert file_digest(folders[0] / name) == file_digest(folders[1] / name)
+    assert not [path for path in folders[1].iterdir() if path.suffix == ".tmp"]
+
+
+def test_wrong_usage_of_a_stage_exits_with_2_and_failed_work_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["--output", str(tmp_path)]
+    assert cli.main("extract", ["--dataset", "cocoo", *output]) == 2
+    assert cli.main("evaluate", ["--checkpoint", str(tmp_path / "no"), *output]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if "error:" in line]) == 2
