@@ -77,6 +77,22 @@ class EpochReport(NamedTuple):
     images_per_second: float
 
 
+def check_recipe(recipe: Recipe, num_classes: int) -> None:
+    """Refuse, before any work, a recipe that is bound to diverge with this many classes.
+
+    Raises:
+        ValueError: SGD on the summed MFI loss would step too far (see
+            :func:`dclip.losses.check_mfi_stability`); the message names the remedy.
+    """
+    if recipe.optimizer == "sgd" and recipe.mfi_reduction == "sum":
+        check_mfi_stability(
+            alpha=recipe.mfi_weight,
+            num_classes=num_classes,
+            learning_rate=recipe.lr,
+            redundancy_weight=recipe.redundancy_weight,
+        )
+
+
 def build_model(recipe: Recipe, embed_dim: int, *, seed: int) -> DCLIP:
     """Fresh projectors for a backbone of this width; equal seeds give equal weights.
 
@@ -247,18 +263,11 @@ def fit(
 
     Raises:
         DivergenceError: The objective is no longer finite.
-        ValueError: The recipe is bound to diverge (see
-            :func:`dclip.losses.check_mfi_stability`), or there is nothing to train on.
+        ValueError: The recipe is bound to diverge, or there is nothing to train on.
     """
     if len(rows) == 0:
         raise ValueError("there are no images to train on")
-    if recipe.mfi_reduction == "sum":
-        check_mfi_stability(
-            alpha=recipe.mfi_weight,
-            num_classes=len(texts) // 2,
-            learning_rate=recipe.lr,
-            redundancy_weight=recipe.redundancy_weight,
-        )
+    check_recipe(recipe, len(texts) // 2)
     core: DCLIP = model.module if hasattr(model, "module") else model  # type: ignore[assignment]
     for epoch in range(first_epoch, recipe.epochs):
         lr = learning_rate(recipe, epoch)

@@ -127,10 +127,12 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
     return config, flags
 
 
-# no usage statistics leave the machine unless the user says so; no chatter among our lines
+# no usage statistics leave the machine unless the user says so; no chatter among our lines; a
+# tracking server that does not answer is given up after seconds, not minutes
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
 }

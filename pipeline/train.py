@@ -96,8 +96,7 @@ def _percent(value: float | None) -> str:
 def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
     import safetensors.torch
 
-    from dclip.losses import check_mfi_stability
-    from dclip.training import build_model, build_optimizer, load_state_tensors
+    from dclip.training import build_model, build_optimizer, check_recipe, load_state_tensors
     from pipeline import cluster
     from pipeline.checkpoints import FORMAT, About, write_checkpoint
     from pipeline.provenance import git_commit
@@ -105,13 +104,7 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
     from pipeline.tracking import Tracker
 
     reader = FeatureReader(plan.folder)
-    if config.train.mfi_reduction == "sum":
-        check_mfi_stability(
-            alpha=config.train.mfi_weight,
-            num_classes=len(reader.class_names),
-            learning_rate=config.train.lr,
-            redundancy_weight=config.train.redundancy_weight,
-        )
+    check_recipe(config.train, len(reader.class_names))
     name = run_name(config, plan)
     folder = config.output.absolute() / "train" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -238,6 +231,7 @@ def _worker(settings: dict[str, Any]) -> str | None:
     optimizer = build_optimizer(model, config)
     history_file = Path(settings["folder"]) / _HISTORY
     history: list[dict[str, float]] = []
+    done = 0
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
@@ -275,7 +269,7 @@ def _worker(settings: dict[str, Any]) -> str | None:
             config,
             seed=settings["seed"],
             val_rows=val_rows,
-            first_epoch=len(history),
+            first_epoch=done,
             rank=rank,
             workers=workers,
             on_epoch=on_epoch,
