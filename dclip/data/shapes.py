@@ -651,9 +651,10 @@ def write_coco(
         images.append(
             {"id": index + 1, "file_name": name, "width": resolution, "height": resolution}
         )
-        annotations.extend(
+        before = len(annotations)
+        annotations += [
             {
-                "id": len(annotations) + number,
+                "id": before + number,
                 "image_id": index + 1,
                 "category_id": item.class_index + 1,
                 "bbox": list(item.box),
@@ -662,7 +663,7 @@ def write_coco(
                 "segmentation": _run_lengths(drawn.instances == number),
             }
             for number, item in enumerate(drawn.objects, start=1)
-        )
+        ]
     categories = [
         {"id": number, "name": name, "supercategory": "shape"}
         for number, name in enumerate(CLASS_NAMES, start=1)

@@ -103,7 +103,7 @@ def test_every_key_is_what_it_says() -> None:
 def test_stretching_lifts_a_mean_with_negative_entries_and_leaves_others() -> None:
     # Cosines of the angles 0, 90 and 180 degrees: lowest -1, so m becomes (m + 1) / 2.
     mixed = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    alike = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    alike = torch.tensor([[1.0, 0.0], [1.0, 1.0], [2.0, 1.0]])
     texts = F.pad(torch.cat((mixed, alike)), (0, 10))
     report = similarity_report(DCLIP(SMALL), texts)
     assert report["clip/negative/raw"] == pytest.approx(-1 / 3)
