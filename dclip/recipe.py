@@ -58,10 +58,10 @@ class Recipe(BaseModel):
     aggregation: Literal["project_then_pool", "pool_then_project"] = Field(
         "project_then_pool", description="order of image projection and spatial pooling"
     )
-    epochs: int = Field(30, ge=1, description="passes over the training images")
+    epochs: int = Field(20, ge=1, description="passes over the training images")
     batch_size: int = Field(32, ge=1, description="images per step, over all workers together")
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd (momentum) or adamw")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate; cosine to zero")
+    lr: float = Field(2e-3, gt=0, description="peak learning rate; cosine to zero")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay of every parameter")
     warmup_epochs: int = Field(1, ge=0, description="first epochs, at the constant warmup_lr")
@@ -73,9 +73,9 @@ class Recipe(BaseModel):
     asl_reduction: Literal["sum", "mean"] = Field(
         "mean", description="sum over images and classes, or mean over known labels"
     )
-    mfi_weight: float = Field(0.1, ge=0, description="weight alpha of MFI; 0 trains with ASL only")
+    mfi_weight: float = Field(0.3, ge=0, description="weight alpha of MFI; 0 trains with ASL only")
     redundancy_weight: float = Field(
-        0.2, ge=0, description="weight lambda of the off-diagonal terms in MFI"
+        1.0, ge=0, description="weight lambda of the off-diagonal terms in MFI"
     )
     mfi_scope: Literal["both", "split", "positive"] = Field(
         "both", description="prompts MFI looks at: both polarities as one set, split, or positive"

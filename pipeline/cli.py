@@ -63,7 +63,7 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
+    _show_log()
     module = import_module(f"pipeline.{stage}")
     try:
         config, flags = parse(stage, module.DESCRIPTION, sys.argv[1:] if argv is None else argv)
@@ -161,6 +161,20 @@ def _long_form(word: str, section: Sequence[str], stage: str) -> str:
         no = "no-" if flag.startswith("--no-") else ""
         flag = f"--{no}{stage}.{bare.replace('_', '-')}"
     return f"{flag}{equals}{value}"
+
+
+class _Stderr(logging.Handler):
+    """Writes messages to whatever stderr is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _log(self.format(record))
+
+
+def _show_log() -> None:
+    logger = logging.getLogger("pipeline")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+        logger.addHandler(_Stderr())
 
 
 def _fail(stage: str, error: Exception, code: int) -> int:

@@ -81,7 +81,7 @@ class SweepConfig(BaseModel):
         None, ge=1, description="number of trials; left out: the whole grid, or 8 random ones"
     )
     redundancy_weight: list[float] = Field([0.2, 1.0], min_length=1, description="values of lambda")
-    mfi_weight: list[float] = Field([0.0, 0.1], min_length=1, description="values of alpha")
+    mfi_weight: list[float] = Field([0.1, 1.0], min_length=1, description="values of alpha")
     output_dim: list[int] = Field([32, 64], min_length=1, description="values of d'")
     epochs: int = Field(10, ge=1, description="epochs of each trial")
     asha: bool = Field(False, description="stop weak trials early (ASHA)")
@@ -134,6 +134,9 @@ class Config(BaseSettings):
         None, description="name shown in MLflow; left out: dclip, or asl_only without MFI"
     )
     experiment: str | None = Field(None, description="MLflow experiment; left out: dclip-<dataset>")
+    options: dict[str, str] = Field(
+        {}, description="settings of the dataset, such as difficult=ignore (docs/datasets.md)"
+    )
     extract: ExtractConfig = Field(ExtractConfig(), description="python -m pipeline.extract")
     train: TrainConfig = Field(TrainConfig(), description="python -m pipeline.train")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="python -m pipeline.evaluate")

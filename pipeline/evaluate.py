@@ -1,7 +1,8 @@
 """Checkpoint and shards to a report: what the projectors gain over frozen CLIP.
 
 Rows of the report: ``zero_shot`` (CLIP's global embedding), ``zero_shot_local`` (best location of
-frozen local features), ``linear_probe`` (max-pooled, what the features allow), and the checkpoint.
+frozen local features), ``linear_probe`` (a linear map, then the maximum over locations), and the
+checkpoint.
 """
 
 import json
@@ -180,7 +181,7 @@ def table(report: Report) -> str:
     names = {
         "zero_shot": "CLIP zero-shot (global)",
         "zero_shot_local": "CLIP zero-shot (best location)",
-        "linear_probe": "linear probe (bound)",
+        "linear_probe": "linear probe, max-pooled",
         "asl_only": "projectors, ASL only",
         "dclip": "DCLIP (ASL + MFI)",
     }

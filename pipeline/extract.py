@@ -8,11 +8,11 @@ missing and leaves alone what is there.
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.cli import Report, main
 from pipeline.config import Config
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pipeline.shards import Manifest, Sidecar
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 DESCRIPTION = """\
 Compute frozen local features once and keep them as WebDataset tar shards.
@@ -83,15 +85,20 @@ def _open_dataset(
     from dclip.data.listing import ShapesListing
 
     if dataset == "shapes":
-        try:
-            return ShapesListing(split)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+        return _usage(ShapesListing, split)
     if dataset == "coco":
         if root is None:
             raise UsageError("dataset 'coco' needs --root DIR, the folder that holds annotations/")
-        return read_coco(*find_coco_split(root, split), images=images)
+        return read_coco(*_usage(find_coco_split, root, split), images=images)
     raise UsageError(f"unknown dataset {dataset!r}; known: shapes, coco")
+
+
+def _usage(call: Callable[..., Result], *arguments: Any) -> Result:
+    """Result of a call whose ValueError is the user's."""
+    try:
+        return call(*arguments)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def open_backbone(config: Config, *, device: str = "cpu") -> "Backbone":
@@ -119,16 +126,14 @@ def _open_backbone(
 ) -> "Backbone":
     from dclip.backbones import load_backbone
 
-    try:
-        return load_backbone(
-            name,
-            pretrained=pretrained,
-            resolution=resolution,
-            include_global_token=include_global_token,
-            device=device,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    load = partial(
+        load_backbone,
+        pretrained=pretrained,
+        resolution=resolution,
+        include_global_token=include_global_token,
+        device=device,
+    )
+    return _usage(load, name)
 
 
 def plan_features(config: Config, split: str) -> FeaturePlan:

@@ -114,7 +114,8 @@ def cosine_histogram(matrices: Mapping[str, np.ndarray]) -> Figure:
     """How the cosines of all pairs of classes are distributed."""
     figure = Figure(figsize=(7.0, 3.8), layout="constrained")
     axis = figure.subplots()
-    values = {system: _off_diagonal(matrix) for system, matrix in matrices.items()}
+    above = np.triu_indices(len(next(iter(matrices.values()))), k=1)
+    values = {system: matrix[above] for system, matrix in matrices.items()}
     low = min(float(v.min()) for v in values.values())
     bins = np.linspace(min(low, 0.0), 1.0, 41).tolist()
     for number, (system, cosines) in enumerate(values.items()):
@@ -128,7 +129,7 @@ def cosine_histogram(matrices: Mapping[str, np.ndarray]) -> Figure:
         axis.axvline(float(cosines.mean()), color=_color(system, number), lw=1.5, ls="--")
     axis.set_xlabel("cosine between two classes (positive prompts)")
     axis.set_ylabel("pairs of classes")
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -169,8 +170,10 @@ def activation_maps(
 ) -> Figure:
     """Where each present class lights up: frozen CLIP above, checkpoints below.
 
-    The images with most classes come first. Each system's maps of one image share one colour
-    scale, so that a map which lights up for the wrong class shows.
+    CLIP's map is the cosine of each location with the class; a checkpoint's is the cosine with
+    the positive prompt less that with the negative one, which its probability is made of. The
+    images with most classes come first. All maps of one system and image share one scale, so that
+    a map which lights up for the wrong class shows.
     """
     counts = test.labels.sum(dim=1)
     rows = torch.argsort(counts, descending=True, stable=True)[:limit].tolist()
@@ -188,6 +191,7 @@ def activation_maps(
             continue
         side = 256
         pixels = np.asarray(picture.resize((side, side)))
+        grey = 64 + pixels.mean(axis=2) / 2
         present = torch.nonzero(test.labels[row]).flatten().tolist()[: columns - 1]
         local = test.local(np.array([row])).float()
         if test.manifest.include_global_token:
@@ -205,20 +209,22 @@ def activation_maps(
                     mode="bilinear",
                     align_corners=False,
                 )[0, 0]
-                axis.imshow(pixels)
-                axis.imshow(heat.numpy(), cmap="inferno", alpha=0.65, vmin=low, vmax=high)
+                strength = np.clip((heat.numpy() - low) / max(high - low, 1e-9), 0, 1)
+                axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
+                axis.imshow(strength, cmap="inferno", alpha=0.8 * strength, vmin=0, vmax=1)
                 axis.set_title(test.class_names[column], fontsize=9)
     return figure
 
 
 @torch.no_grad()
 def _maps(system: str, local: Tensor, classes: Tensor, models: Models) -> Tensor:
-    """Cosine of every location with every class's positive text."""
+    """What every location says of every class: ``[images, classes, locations]``."""
     if system == "clip":
         return similarity_maps(local, classes)
     model, texts, _ = models[system]
     projected = model.project_texts(texts, statistics="running")
-    return similarity_maps(model.project_images(local), projected[len(projected) // 2 :])
+    negative, positive = similarity_maps(model.project_images(local), projected).chunk(2, dim=1)
+    return positive - negative
 
 
 def sweep_trials(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -252,6 +258,46 @@ def sweep_trials(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes[0].set_ylabel("mAP on held-out images, %")
     if points is not None:
         figure.colorbar(points, ax=axes, label="inter-class cosine after training")
+    return figure
+
+
+def class_histogram(counts: np.ndarray, names: Sequence[str]) -> Figure:
+    """Images of every class, the most frequent first; on a logarithmic axis if they differ much."""
+    order = np.argsort(-counts, kind="stable")
+    size = max(6.0, 0.16 * len(names) + 1.5)
+    figure = Figure(figsize=(size, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.bar(range(len(names)), counts[order], color="#0072b2", width=0.8)
+    if counts.max() > 30 * max(counts.min(), 1):
+        axis.set_yscale("symlog", linthresh=1)  # which has a place for 0
+    axis.set_ylim(bottom=0)
+    axis.set_xlim(-0.7, len(names) - 0.3)
+    font = 8 if len(names) <= 40 else 6
+    axis.set_xticks(range(len(names)), [names[i] for i in order], rotation=90, fontsize=font)
+    axis.set_ylabel("images with the class")
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def cooccurrence(together: np.ndarray, names: Sequence[str]) -> Figure:
+    """Of the images with the class of a row, the share that has the class of a column as well.
+
+    ``together[i, j]`` counts the images with both; on the diagonal, which is left grey, those with
+    the class.
+    """
+    share = together / np.maximum(together.diagonal(), 1)[:, None]
+    np.fill_diagonal(share, np.nan)
+    side = max(5.0, 0.14 * len(names) + 2.0)
+    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
+    axis = figure.subplots()
+    axis.set_facecolor("#d9d9d9")
+    image = axis.imshow(share, vmin=0, vmax=1, cmap="viridis")
+    font = 8 if len(names) <= 40 else 5
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=font)
+    axis.set_yticks(range(len(names)), names, fontsize=font)
+    axis.set_xlabel("also has")
+    axis.set_ylabel("images with")
+    figure.colorbar(image, ax=axis, shrink=0.8, label="share of images")
     return figure
 
 

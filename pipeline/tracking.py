@@ -128,6 +128,7 @@ class Tracker:
                 self._client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
                 return TrackedRun(self._client, run_id)
         labels = {"mlflow.source.git.commit": (git_commit() or "").rstrip("+"), **(tags or {})}
+        labels["mlflow.source.name"] = f"pipeline {labels.get('dclip.stage', name)}"
         if key is not None:
             labels[KEY] = key
         if parent is not None:

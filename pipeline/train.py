@@ -315,17 +315,17 @@ def _follow(path: Path, epochs: int, label: str, tracked: "TrackedRun") -> Itera
 
 
 def metric_names(line: Mapping[str, float]) -> dict[str, float]:
-    """Line of the history under the names MLflow shows."""
+    """Line of the history under the names MLflow shows; its plots open on the first one."""
     names = {
-        "lr": "train/lr",
-        "loss": "train/loss",
-        "asl": "train/asl",
-        "mfi": "train/mfi",
-        "inter_class_cosine": "train/inter_class_cosine",
-        "images_per_second": "train/images_per_second",
-        "val_map": "val/map",
+        "val/map": "val_map",
+        "train/inter_class_cosine": "inter_class_cosine",
+        "train/loss": "loss",
+        "train/asl": "asl",
+        "train/mfi": "mfi",
+        "train/lr": "lr",
+        "train/images_per_second": "images_per_second",
     }
-    return {names[key]: value for key, value in line.items() if key in names}
+    return {shown: line[key] for shown, key in names.items() if key in line}
 
 
 def describe(config: Config) -> str:
