@@ -141,8 +141,8 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
     from dclip.prompts import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
     from pipeline.shards import FORMAT, digest
 
-    backbone = open_backbone(config)
     listing = open_dataset(config, split)
+    backbone = open_backbone(config)
     num_images = min(len(listing), config.extract.limit or len(listing))
     space = {
         "backbone": backbone.fingerprint(),
@@ -437,17 +437,17 @@ def run(config: Config) -> Report:
 
 def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
+    plans = [plan_features(config, split) for split in splits(config)]
     backbone = open_backbone(config)
     rows, columns = backbone.grid(backbone.resolution, backbone.resolution)
     per_image = (rows * columns + int(backbone.include_global_token)) * backbone.embed_dim * 2
     lines = [f"backbone {backbone.name} at {backbone.resolution} px, {per_image} bytes an image"]
-    for split in splits(config):
-        plan = plan_features(config, split)
+    for plan in plans:
         done = sum(sidecar is not None for sidecar in _finished(plan))
         size = plan.num_images * per_image / 1e6
         lines.append(
-            f"{split}: {plan.num_images} images in {plan.num_shards} shards, about {size:.0f} MB, "
-            f"{done} shards done, to {plan.folder}"
+            f"{plan.listing.split}: {plan.num_images} images in {plan.num_shards} shards, about "
+            f"{size:.0f} MB, {done} shards done, to {plan.folder}"
         )
     return "\n".join(lines)
 

@@ -110,7 +110,8 @@ def run(config: Config) -> Report:
     tracker = Tracker(config)
     tags = {"dclip.stage": "sweep", "dclip.sweep_id": name}
     with tracker.run(name, key=name, tags=tags) as tracked:
-        tracked.params({f"sweep.{key}": value for key, value in config.sweep.model_dump().items()})
+        space = config.sweep.model_dump(exclude={"concurrency"})
+        tracked.params({f"sweep.{key}": value for key, value in space.items()})
         tracked.dataset(
             f"{config.dataset}-{config.train_split}", plan.folder, plan.fingerprint, "training"
         )

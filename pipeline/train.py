@@ -153,7 +153,7 @@ def run_params(config: Config, plan: "FeaturePlan") -> dict[str, Any]:
     keep = {"dataset", "backbone", "pretrained", "resolution", "seed", "train_split"}
     return {
         **flat(config.model_dump(include=keep)),
-        **flat(config.train.model_dump(), "train."),
+        **flat(config.train.model_dump(exclude=_PLACEMENT), "train."),
         "features": plan.fingerprint[:12],
     }
 
