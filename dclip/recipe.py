@@ -61,7 +61,7 @@ class Recipe(BaseModel):
     epochs: int = Field(20, ge=1, description="passes over the training images")
     batch_size: int = Field(32, ge=1, description="images per step, over all workers together")
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd (momentum) or adamw")
-    lr: float = Field(2e-3, gt=0, description="peak learning rate; cosine to zero")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate; cosine to zero")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay of every parameter")
     warmup_epochs: int = Field(1, ge=0, description="first epochs, at the constant warmup_lr")
@@ -73,7 +73,7 @@ class Recipe(BaseModel):
     asl_reduction: Literal["sum", "mean"] = Field(
         "mean", description="sum over images and classes, or mean over known labels"
     )
-    mfi_weight: float = Field(0.3, ge=0, description="weight alpha of MFI; 0 trains with ASL only")
+    mfi_weight: float = Field(0.1, ge=0, description="weight alpha of MFI; 0 trains with ASL only")
     redundancy_weight: float = Field(
         1.0, ge=0, description="weight lambda of the off-diagonal terms in MFI"
     )

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import yaml
 from pydantic import ValidationError
-from pydantic_settings import CliSettingsSource
+from pydantic_settings import CliSettingsSource, SettingsError
 
 from pipeline.config import Config, conf_folder, explain, known_keys, yaml_layers
 from pipeline.errors import StageError, UsageError
@@ -124,6 +124,8 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
         config = Config(_cli_settings_source=source(parsed_args=values), **layers)
     except ValidationError as error:
         raise UsageError(explain(error)) from None
+    except SettingsError as error:
+        raise UsageError(f"cannot read a value of the command line: {error}") from None
     return config, flags
 
 

@@ -8,7 +8,7 @@ variables (``DCLIP_TRAIN__LR=0.002``), the command line (``--train.lr 0.002``).
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -155,6 +155,14 @@ class Config(BaseSettings):
         return env_settings, init_settings
 
     @property
+    def dataset_slug(self) -> str:
+        """Name of the data set as a folder name; of a path, its last part."""
+        kind, _, place = self.dataset.rpartition(":")
+        last = Path(place).name
+        text = f"{kind}-{last}" if kind else last
+        return "".join(c if c.isalnum() or c in "-_." else "-" for c in text).strip("-.")
+
+    @property
     def method(self) -> str:
         """Name of what these settings train: ``name`` if given, else by the presence of MFI."""
         return self.name or ("dclip" if self.train.mfi_weight > 0 else "asl_only")
@@ -178,8 +186,9 @@ def yaml_layers(dataset: str, files: Sequence[Path]) -> dict[str, Any]:
         UsageError: A file is missing, is not a YAML mapping, or holds an unknown key.
     """
     default = conf_folder() / f"{dataset}.yaml"
+    is_shipped = Path(dataset).name == dataset and default.is_file()
     merged: dict[str, Any] = {}
-    for path in ([default] if default.is_file() else []) + list(files):
+    for path in [*([default] if is_shipped else []), *files]:
         merged = _merge(merged, _read_yaml(path))
     return merged
 
@@ -237,6 +246,8 @@ def _flat_keys(content: Mapping[Any, Any], prefix: str = "") -> list[str]:
 def _field(key: str) -> object | None:
     model: Any = Config
     for part in key.split("."):
+        if get_origin(model) is dict:
+            return str  # free keys; the data set knows them
         fields = getattr(model, "model_fields", {})
         if part not in fields:
             return None

@@ -225,7 +225,7 @@ def publish(config: Config, checkpoints: "list[Path]") -> Report:
     log.info("evaluate: %s of %s", config.test_split, config.dataset)
     report, systems, models = evaluate(config, checkpoints)
     identity = digest({"checkpoints": report["checkpoints"], "features": report["features"]})
-    name = f"{config.dataset}-{config.test_split}-{identity[:12]}"
+    name = f"{config.dataset_slug}-{config.test_split}-{identity[:12]}"
     folder = config.output.absolute() / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     plan = plan_features(config, config.test_split)
@@ -238,7 +238,7 @@ def publish(config: Config, checkpoints: "list[Path]") -> Report:
     with tracker.run("evaluate " + " ".join(models), key=name, tags=tags) as tracked:
         settings = config.model_dump(include={"dataset", "test_split", "backbone", "pretrained"})
         tracked.params({**settings, "features": report["features"][:12]})
-        source = f"{config.dataset}-{config.test_split}"
+        source = f"{config.dataset_slug}-{config.test_split}"
         tracked.dataset(source, plan.folder, report["features"], "evaluation")
         tracked.metrics(_metrics(report))
         for path in [folder / "report.json", *pictures]:

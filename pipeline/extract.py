@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.cli import Report, main
 from pipeline.config import Config
@@ -74,23 +74,24 @@ def open_dataset(config: Config, split: str) -> "Listing":
     Raises:
         UsageError: An unknown dataset or split, or a dataset that needs ``--root``.
     """
-    return _open_dataset(config.dataset, config.root, split, config.images)
+    from pipeline.listings import options_of
+
+    options = options_of(config.dataset, config.images, config.options)
+    cache = config.output.absolute() / "listings"
+    return _open_dataset(config.dataset, config.root, split, tuple(options.items()), cache)
 
 
 @lru_cache(maxsize=4)
 def _open_dataset(
-    dataset: str, root: Path | None, split: str, images: Literal["annotated", "all"]
+    dataset: str,
+    root: Path | None,
+    split: str,
+    options: tuple[tuple[str, str], ...],
+    cache: Path,
 ) -> "Listing":
-    from dclip.data.coco import find_coco_split, read_coco
-    from dclip.data.listing import ShapesListing
+    from pipeline.listings import open_listing
 
-    if dataset == "shapes":
-        return _usage(ShapesListing, split)
-    if dataset == "coco":
-        if root is None:
-            raise UsageError("dataset 'coco' needs --root DIR, the folder that holds annotations/")
-        return read_coco(*_usage(find_coco_split, root, split), images=images)
-    raise UsageError(f"unknown dataset {dataset!r}; known: shapes, coco")
+    return open_listing(dataset, root, split, dict(options), cache=cache)
 
 
 def _usage(call: Callable[..., Result], *arguments: Any) -> Result:
@@ -163,7 +164,7 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
     }
     fingerprint = digest({"space": space, "source": source})
     slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in backbone.name).strip("-").lower()
-    folder = config.output / "features" / config.dataset / f"{slug}-{split}-{fingerprint[:12]}"
+    folder = config.output / "features" / config.dataset_slug / f"{slug}-{split}-{fingerprint[:12]}"
     return FeaturePlan(
         folder=folder.absolute(),
         listing=listing,
@@ -204,7 +205,7 @@ def make_shard(
             images.append(
                 image_to_tensor(sample.image, backbone.resolution, backbone.mean, backbone.std)
             )
-            labels.append(tuple(int(column) for column in np.flatnonzero(sample.labels)))
+            labels.append(sample.labels)
             keys.append((plan.listing.key(row), row))
         seconds["read"] += time.perf_counter() - lap
         if not images:
@@ -220,7 +221,14 @@ def make_shard(
                 "the next; check its weights"
             )
         records += [
-            ImageRecord(key, row, labels[i], local[i], embedding[i])
+            ImageRecord(
+                key,
+                row,
+                tuple(np.flatnonzero(labels[i] == 1).tolist()),
+                tuple(np.flatnonzero(labels[i] == -1).tolist()),
+                local[i],
+                embedding[i],
+            )
             for i, (key, row) in enumerate(keys)
         ]
     seconds["total"] = time.perf_counter() - started

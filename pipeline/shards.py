@@ -69,6 +69,7 @@ class Sidecar(BaseModel):
     keys: list[str]
     indices: list[int]
     labels: list[list[int]]
+    unknown: list[list[int]]
     local_offsets: list[int]
     global_offsets: list[int]
     failures: list[Failure]
@@ -118,11 +119,21 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """Features and labels of one image on their way into a shard."""
+    """Features and labels of one image on their way into a shard.
+
+    Attributes:
+        key: Name of the image, unique in its split.
+        index: Position in the listing.
+        labels: Columns of the classes that occur.
+        unknown: Columns the annotations leave open.
+        local: Local features.
+        embedding: Global embedding.
+    """
 
     key: str
     index: int
     labels: tuple[int, ...]
+    unknown: tuple[int, ...]
     local: Float16[np.ndarray, "locations dim"]
     embedding: Float32[np.ndarray, " dim"]
 
@@ -186,7 +197,11 @@ def write_shard(
                     raise ValueError(f"image key {record.key!r} must match {_KEY.pattern}")
                 local_offsets.append(_add(tar, f"{record.key}.npy", _npy(record.local)))
                 global_offsets.append(_add(tar, f"{record.key}.global.npy", _npy(record.embedding)))
-                about = {"index": record.index, "labels": list(record.labels)}
+                about = {
+                    "index": record.index,
+                    "labels": list(record.labels),
+                    "unknown": list(record.unknown),
+                }
                 _add(tar, f"{record.key}.json", json.dumps(about).encode())
         size, sha256 = temporary.stat().st_size, file_digest(temporary)
     sidecar = Sidecar(
@@ -198,6 +213,7 @@ def write_shard(
         keys=[record.key for record in records],
         indices=[record.index for record in records],
         labels=[list(record.labels) for record in records],
+        unknown=[list(record.unknown) for record in records],
         local_offsets=local_offsets,
         global_offsets=global_offsets,
         failures=list(failures),
@@ -225,13 +241,13 @@ def read_sidecar(folder: Path, number: int, fingerprint: str) -> Sidecar | None:
 
 def write_samples(path: Path, sidecars: Sequence[Sidecar]) -> None:
     """Write the Parquet table of all images: key, index, labels, shard, offsets."""
+    columns = pa.list_(pa.int32())
     table = pa.table(
         {
             "key": pa.array([key for s in sidecars for key in s.keys], pa.string()),
             "index": pa.array([index for s in sidecars for index in s.indices], pa.int64()),
-            "labels": pa.array(
-                [labels for s in sidecars for labels in s.labels], pa.list_(pa.int32())
-            ),
+            "labels": pa.array([row for s in sidecars for row in s.labels], columns),
+            "unknown": pa.array([row for s in sidecars for row in s.unknown], columns),
             "shard": pa.array(
                 [number for number, s in enumerate(sidecars) for _ in s.keys], pa.int32()
             ),
@@ -305,17 +321,18 @@ class FeatureReader:
             self._check(name, size, sha256 if verify else None)
         for name, sha256 in self.manifest.files.items():
             self._check(name, None, sha256)
-        table = pq.read_table(folder / SAMPLES)
+        table = pq.ParquetFile(folder / SAMPLES).read()  # read_table imports pandas: 2 s a process
         if table.num_rows != self.manifest.num_images:
             raise self._bad(SAMPLES, f"{table.num_rows} rows, not {self.manifest.num_images}")
         self.keys: list[str] = table["key"].to_pylist()
-        self.indices: npt.NDArray[np.int64] = table["index"].to_numpy()
-        self._shards: npt.NDArray[np.int32] = table["shard"].to_numpy()
-        self._local: npt.NDArray[np.int64] = table["local_offset"].to_numpy()
-        self._global: npt.NDArray[np.int64] = table["global_offset"].to_numpy()
-        self.labels = torch.zeros(len(self), len(self.manifest.class_names), dtype=torch.uint8)
-        for row, positives in enumerate(table["labels"].to_pylist()):
-            self.labels[row, positives] = 1
+        self.indices: npt.NDArray[np.int64] = np.array(table["index"].to_pylist(), np.int64)
+        self._shards: npt.NDArray[np.int32] = np.array(table["shard"].to_pylist(), np.int32)
+        self._local: npt.NDArray[np.int64] = np.array(table["local_offset"].to_pylist(), np.int64)
+        self._global: npt.NDArray[np.int64] = np.array(table["global_offset"].to_pylist(), np.int64)
+        self.labels = torch.zeros(len(self), len(self.manifest.class_names), dtype=torch.int8)
+        for value, column in ((1, "labels"), (-1, "unknown")):
+            for row, marked in enumerate(table[column].to_pylist()):
+                self.labels[row, marked] = value
         self._maps: dict[int, npt.NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:

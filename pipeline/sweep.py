@@ -113,7 +113,7 @@ def run(config: Config) -> Report:
         space = config.sweep.model_dump(exclude={"concurrency"})
         tracked.params({f"sweep.{key}": value for key, value in space.items()})
         tracked.dataset(
-            f"{config.dataset}-{config.train_split}", plan.folder, plan.fingerprint, "training"
+            f"{config.dataset_slug}-{config.train_split}", plan.folder, plan.fingerprint, "training"
         )
         with cluster.ray_session(config):
             rows = _run_trials(config, plan, name, folder, tracked.run_id)

@@ -90,7 +90,7 @@ class Tracker:
         output.mkdir(parents=True, exist_ok=True)
         local = f"sqlite:///{output / 'mlflow.db'}"
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or local
-        name = config.experiment or f"dclip-{config.dataset}"
+        name = config.experiment or f"dclip-{config.dataset_slug}"
         try:
             self._client = mlflow.MlflowClient(tracking_uri=self.uri)
             experiment = self._client.get_experiment_by_name(name)

@@ -117,7 +117,7 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
     tracker = Tracker(config)
     with tracker.run(config.method, key=name, tags={"dclip.stage": "train"}) as tracked:
         tracked.params(run_params(config, plan))
-        source = f"{config.dataset}-{config.train_split}"
+        source = f"{config.dataset_slug}-{config.train_split}"
         tracked.dataset(source, plan.folder, plan.fingerprint, "training")
         with (
             cluster.ray_session(config),

@@ -1,68 +1,21 @@
 """COCO's instance annotations as a multi-label data set."""
 
 import contextlib
-import hashlib
+import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import UInt8
 from pycocotools.coco import COCO
 
-from dclip.data.images import ImageError, read_image
-from dclip.data.listing import Sample, check_key
+from dclip.data.dataset import Dataset, read_class_names, settle
+from dclip.data.listing import ImageListing, check_key
 
 _PREFIX = "instances_"
-
-
-@dataclass(frozen=True, eq=False)
-class CocoListing:
-    """A split of a data set in COCO's format; images are read when asked for.
-
-    Attributes:
-        split: Such as ``"val2014"``.
-        class_names: Category names, ascending by category id.
-        image_dir: Folder of the images.
-        keys: Image ids, zero-padded to twelve digits as in COCO's file names.
-        file_names: Relative to ``image_dir``.
-        labels: Label vectors of all samples; a crowd counts as an object.
-    """
-
-    split: str
-    class_names: tuple[str, ...]
-    image_dir: Path
-    keys: tuple[str, ...] = field(repr=False)
-    file_names: tuple[str, ...] = field(repr=False)
-    labels: UInt8[np.ndarray, "images classes"] = field(repr=False)
-    name: str = "coco"
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def key(self, index: int) -> str:
-        """The image id."""
-        return self.keys[index]
-
-    def read(self, index: int) -> Sample:
-        """The image and its label vector.
-
-        Raises:
-            ImageError: If the file is missing or cannot be decoded.
-        """
-        path = self.image_dir / self.file_names[index]
-        if not path.is_file():
-            raise ImageError(f"image {self.keys[index]} is listed but there is no file {path}")
-        return Sample(read_image(path), self.labels[index])
-
-    def identity(self) -> dict[str, str | int]:
-        """Split, and a hash of class names, keys, file names and labels."""
-        listed = json.dumps([self.class_names, self.keys, self.file_names]).encode()
-        content = hashlib.sha256(listed + self.labels.tobytes()).hexdigest()
-        return {"name": self.name, "split": self.split, "content": content}
 
 
 def find_coco_split(root: Path, split: str) -> tuple[Path, Path]:
@@ -96,8 +49,11 @@ def read_coco(
     image_dir: Path,
     *,
     images: Literal["annotated", "all"] = "annotated",
-) -> CocoListing:
+) -> ImageListing:
     """The split an annotation file describes, its samples ascending by key.
+
+    Class names ascend by category id; keys are image ids, zero-padded to twelve digits as in COCO's
+    file names; a crowd counts as an object.
 
     Args:
         annotation_file: JSON with ``images``, ``annotations`` and ``categories``.
@@ -112,7 +68,7 @@ def read_coco(
     """
     if not image_dir.is_dir():
         raise ValueError(f"no image folder {image_dir}")
-    coco = _index(annotation_file)
+    coco = index_coco(annotation_file)
     try:
         return _listing(coco, annotation_file, image_dir, keep_all=images == "all")
     except (KeyError, TypeError, AttributeError) as error:
@@ -121,12 +77,21 @@ def read_coco(
         ) from error
 
 
-def _index(annotation_file: Path) -> COCO:
-    """The annotations as pycocotools indexes them, without what it prints."""
+def index_coco(annotation_file: Path, *, outlines: bool = False) -> COCO:
+    """The annotations as pycocotools indexes them, without what it prints.
+
+    Args:
+        annotation_file: JSON with ``images``, ``annotations`` and ``categories``.
+        outlines: Whether the outlines of objects are kept; they are most of such a file.
+
+    Raises:
+        ValueError: If the file is missing, no JSON, or not in COCO's format.
+    """
     if not annotation_file.is_file():
         raise ValueError(f"no annotation file {annotation_file}")
     try:
-        dataset = json.loads(annotation_file.read_bytes())
+        text = annotation_file.read_bytes()
+        dataset = json.loads(text, object_hook=None if outlines else _without_outline)
     except ValueError as error:  # of the JSON or of its encoding
         raise ValueError(f"{annotation_file} is not JSON: {error}") from error
     parts = ("images", "annotations", "categories")
@@ -143,15 +108,6 @@ def _index(annotation_file: Path) -> COCO:
         raise ValueError(
             f"{annotation_file} is not in COCO's format: {type(error).__name__} {error}"
         ) from error
-    return coco
-
-
-def _listing(coco: COCO, annotation_file: Path, image_dir: Path, *, keep_all: bool) -> CocoListing:
-    """Images and label vectors from pycocotools' index."""
-    category_ids = sorted(coco.cats)
-    class_names = tuple(str(coco.cats[category]["name"]) for category in category_ids)
-    if not class_names or len(set(class_names)) < len(coco.dataset["categories"]):
-        raise ValueError(f"{annotation_file} needs categories, each with an id and name of its own")
     strangers = sorted(map(str, coco.imgToAnns.keys() - coco.imgs.keys()))
     if strangers:
         raise ValueError(
@@ -160,6 +116,21 @@ def _listing(coco: COCO, annotation_file: Path, image_dir: Path, *, keep_all: bo
         )
     if len(coco.imgs) < len(coco.dataset["images"]):
         raise ValueError(f"{annotation_file} lists an image id twice")
+    return coco
+
+
+def _without_outline(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object without what only masks need; called as each one is read."""
+    value.pop("segmentation", None)
+    return value
+
+
+def _listing(coco: COCO, annotation_file: Path, image_dir: Path, *, keep_all: bool) -> ImageListing:
+    """Images and label vectors from pycocotools' index."""
+    category_ids = sorted(coco.cats)
+    class_names = tuple(str(coco.cats[category]["name"]) for category in category_ids)
+    if not class_names or len(set(class_names)) < len(coco.dataset["categories"]):
+        raise ValueError(f"{annotation_file} needs categories, each with an id and name of its own")
     column = {category: index for index, category in enumerate(category_ids)}
 
     samples: dict[str, tuple[str, list[int]]] = {}
@@ -175,7 +146,10 @@ def _listing(coco: COCO, annotation_file: Path, image_dir: Path, *, keep_all: bo
             key = check_key(f"{image_id:012d}" if isinstance(image_id, int) else str(image_id))
             if key in samples:
                 raise ValueError(f"{annotation_file} lists image {key} twice")
-            samples[key] = (_file_name(image, key), [column[category] for category in positives])
+            samples[key] = (
+                inner_file_name(image, key),
+                [column[category] for category in positives],
+            )
     if not samples:
         raise ValueError(
             f"{annotation_file} has no image with an object"
@@ -185,7 +159,8 @@ def _listing(coco: COCO, annotation_file: Path, image_dir: Path, *, keep_all: bo
     labels = np.zeros((len(keys), len(class_names)), np.uint8)
     for row, key in enumerate(keys):
         labels[row, samples[key][1]] = 1
-    return CocoListing(
+    return ImageListing(
+        name="coco",
         split=annotation_file.stem.removeprefix(_PREFIX),
         class_names=class_names,
         image_dir=image_dir,
@@ -195,8 +170,12 @@ def _listing(coco: COCO, annotation_file: Path, image_dir: Path, *, keep_all: bo
     )
 
 
-def _file_name(image: Mapping[str, Any], key: str) -> str:
-    """The file of an image, relative to the image folder and inside of it."""
+def inner_file_name(image: Mapping[str, Any], key: str) -> str:
+    """The file of an image, relative to the image folder and inside of it.
+
+    Raises:
+        ValueError: If the name leads out of the folder.
+    """
     name = image["file_name"]
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
@@ -204,3 +183,121 @@ def _file_name(image: Mapping[str, Any], key: str) -> str:
             f"image {key} has file name {name!r}, which is not inside the image folder"
         )
     return str(name)
+
+
+# ---------------------------------------------------------------------------------------------
+# What the registry knows
+# ---------------------------------------------------------------------------------------------
+
+_OPTIONS = {"images": ("annotated", "all")}
+_LAYOUT = (
+    ("annotations/instances_{split}.json", "objects with category, box and outline"),
+    ("{split}/*.jpg", "images; images/{split}/*.jpg will do as well"),
+)
+
+
+def open_coco_format(root: Path, split: str, options: Mapping[str, str]) -> ImageListing:
+    """A split of any data set in COCO's format and layout; class names are those of the file.
+
+    Raises:
+        ValueError: If a file or folder is missing or malformed, or an option is not known.
+    """
+    return _open(root, split, options, name="coco", class_names=())
+
+
+def open_coco14(root: Path, split: str, options: Mapping[str, str]) -> ImageListing:
+    """A split of COCO 2014.
+
+    Raises:
+        ValueError: If a file or folder is missing or malformed, the categories are not COCO's, or
+            an option is not known.
+    """
+    return _open(root, split, options, name="coco14", class_names=COCO14.class_names)
+
+
+def open_coco17(root: Path, split: str, options: Mapping[str, str]) -> ImageListing:
+    """A split of COCO 2017.
+
+    Raises:
+        ValueError: If a file or folder is missing or malformed, the categories are not COCO's, or
+            an option is not known.
+    """
+    return _open(root, split, options, name="coco17", class_names=COCO17.class_names)
+
+
+def _open(
+    root: Path, split: str, options: Mapping[str, str], *, name: str, class_names: tuple[str, ...]
+) -> ImageListing:
+    """Find, read, and compare the categories with those that are known."""
+    chosen = settle(_OPTIONS, options)
+    annotation_file, image_dir = find_coco_split(root, split)
+    images: Literal["annotated", "all"] = "all" if chosen["images"] == "all" else "annotated"
+    listing = read_coco(annotation_file, image_dir, images=images)
+    check_categories(listing.class_names, class_names, annotation_file)
+    return replace(listing, name=name, options=chosen)
+
+
+def check_categories(found: tuple[str, ...], known: tuple[str, ...], source: Path) -> None:
+    """Compare the categories of a file, in order, with published ones, if those are given.
+
+    Raises:
+        ValueError: If they differ; the message has the first difference.
+    """
+    if known and found != known:
+        pairs = itertools.zip_longest(found, known)
+        column, (here, there) = next(
+            (column, pair) for column, pair in enumerate(pairs) if pair[0] != pair[1]
+        )
+        raise ValueError(
+            f"{source} is not COCO: of {len(found)} categories, number {column} by id is {here!r},"
+            f" not {there!r} of {len(known)}; --dataset coco takes any categories"
+        )
+
+
+_PHRASINGS = read_class_names("coco80")
+_NAMES = tuple(names[0] for names in _PHRASINGS)
+
+COCO_FORMAT = Dataset(
+    name="coco",
+    title="any data set in COCO's format",
+    task="multilabel",
+    train_split=None,
+    test_split="val",
+    expected={},
+    class_names=(),
+    phrasings=(),
+    options=_OPTIONS,
+    homepage="https://cocodataset.org/#format-data",
+    layout=_LAYOUT,
+    open=open_coco_format,
+    notes="Classes are the categories of the annotation file, ascending by id.",
+)
+
+COCO14 = Dataset(
+    name="coco14",
+    title="MS-COCO 2014",
+    task="multilabel",
+    train_split="train2014",
+    test_split="val2014",
+    expected={"train2014": 82_081, "val2014": 40_137},
+    expected_with={"images=all": {"train2014": 82_783, "val2014": 40_504}},
+    class_names=_NAMES,
+    phrasings=_PHRASINGS,
+    options=_OPTIONS,
+    homepage="https://cocodataset.org/#download",
+    layout=_LAYOUT,
+    open=open_coco14,
+    notes="Images without an object are left out, as in the published numbers; images=all keeps"
+    " them. A crowd counts as an object. Columns ascend by category id.",
+)
+
+COCO17 = replace(
+    COCO14,
+    name="coco17",
+    title="MS-COCO 2017",
+    train_split="train2017",
+    test_split="val2017",
+    expected={"train2017": 117_266, "val2017": 4_952},
+    expected_with={"images=all": {"train2017": 118_287, "val2017": 5_000}},
+    open=open_coco17,
+)

@@ -29,8 +29,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What Pillow's decoders raise on files that are cut short or damaged.
-_DECODING_ERRORS = (
+DECODING_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -43,6 +42,7 @@ _DECODING_ERRORS = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
+"""What Pillow's decoders raise on files that are cut short or damaged."""
 
 
 class ImageError(ValueError):
@@ -121,7 +121,7 @@ def _decode(file: BufferedReader | BytesIO, name: str) -> Image.Image:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is no image of a known format ({', '.join(_FORMATS)})") from error
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise ImageError(f"{name} cannot be decoded: {error or type(error).__name__}") from error
 
 

@@ -1,14 +1,19 @@
 """What a split of a data set is to the rest of the project: class names, and samples by index."""
 
+import hashlib
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int8, UInt8
 from PIL import Image
 
 from dclip.data import shapes
+from dclip.data.images import ImageError, read_image
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -18,11 +23,12 @@ class Sample(NamedTuple):
 
     Attributes:
         image: RGB.
-        labels: Label vector, 1 for every class that occurs.
+        labels: Label vector: 1 for every class that occurs, 0 for one that does not, -1 where the
+            annotations leave it open.
     """
 
     image: Image.Image
-    labels: UInt8[np.ndarray, " classes"]
+    labels: UInt8[np.ndarray, " classes"] | Int8[np.ndarray, " classes"]
 
 
 @runtime_checkable
@@ -61,6 +67,61 @@ class Listing(Protocol):
     def identity(self) -> dict[str, str | int]:
         """What tells this listing from every other, as JSON-able values; pixels are not read."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class ImageListing:
+    """Images in a folder with a table of label vectors; images are read when asked for.
+
+    Attributes:
+        name: The data set.
+        split: Which part of it.
+        class_names: In column order.
+        image_dir: Folder of the images.
+        keys: One per sample, unique.
+        file_names: Relative to ``image_dir``.
+        labels: Label vectors of all samples: 1, 0, or -1 for unknown.
+        options: Settings that made the listing, for its identity.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    image_dir: Path
+    keys: tuple[str, ...] = field(repr=False)
+    file_names: tuple[str, ...] = field(repr=False)
+    labels: UInt8[np.ndarray, "images classes"] | Int8[np.ndarray, "images classes"] = field(
+        repr=False
+    )
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, index: int) -> str:
+        """The name of a sample."""
+        return self.keys[index]
+
+    def read(self, index: int) -> Sample:
+        """The image and its label vector.
+
+        Raises:
+            ImageError: If the file is missing or cannot be decoded.
+        """
+        path = self.image_dir / self.file_names[index]
+        if not path.is_file():
+            raise ImageError(f"image {self.keys[index]} is listed but there is no file {path}")
+        return Sample(read_image(path), self.labels[index])
+
+    def identity(self) -> dict[str, str | int]:
+        """Split, options, and a hash of class names, keys, file names and labels."""
+        listed = [self.class_names, self.keys, self.file_names]
+        return {
+            "name": self.name,
+            "split": self.split,
+            **self.options,
+            "content": digest(listed, self.labels),
+        }
 
 
 @dataclass(frozen=True)
@@ -139,3 +200,11 @@ def check_key(key: str) -> str:
             f"{key!r} cannot be a sample's key; use 1 to 128 letters, digits, '_' and '-'"
         )
     return key
+
+
+def digest(values: object, *arrays: np.ndarray) -> str:
+    """A hash of JSON-able values and the bytes of arrays, as hexadecimal SHA-256."""
+    content = hashlib.sha256(json.dumps(values).encode())
+    for array in arrays:
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()

@@ -85,7 +85,7 @@ def test_author_is_the_published_recipe() -> None:
 
 def test_it_learns_scenes_that_frozen_features_confuse() -> None:
     cache = Cache(256)
-    recipe = Recipe(epochs=20, lr=1e-2, batch_size=16, hidden_dim=32, output_dim=16)
+    recipe = Recipe(epochs=20, lr=1e-2, batch_size=16, hidden_dim=32, output_dim=16, mfi_weight=0.3)
     model, reports = train(recipe, cache, val_rows=np.arange(64))
     assert reports[-1].val_map > 0.95
     assert reports[-1].val_map > reports[0].val_map

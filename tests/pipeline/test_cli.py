@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dclip.data.registry import DATASETS
 from pipeline import cli
 from pipeline.config import Config, conf_folder, known_keys
 from pipeline.errors import UsageError
@@ -73,6 +74,7 @@ def test_keys_of_the_stage_need_no_prefix_and_both_dashes_do() -> None:
         (["--clip", "1.5"], "train.clip"),
         (["--preset", "best"], "preset"),
         (["--config", "missing.yaml"], "missing.yaml"),
+        (["--options", "difficult"], "options"),
     ],
 )
 def test_wrong_usage_is_one_line_that_names_it(
@@ -116,7 +118,7 @@ def test_every_shipped_config_loads_and_opens_with_its_command(path: Path) -> No
     config = parse("--config", str(path))
     head = path.read_text().split("dataset:")[0]
     assert "#     python -m pipeline." in head
-    assert config.dataset in ("shapes", "coco")
+    assert config.dataset in DATASETS
 
 
 def test_print_config_prints_settings_that_load_again(

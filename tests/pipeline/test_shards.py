@@ -26,6 +26,7 @@ def records(count: int, first: int = 0) -> list[ImageRecord]:
             key=f"image-{first + i}",
             index=first + i,
             labels=((first + i) % 3,),
+            unknown=((first + i + 1) % 3,) if i == 2 else (),
             local=random.normal(size=(LOCATIONS, DIM)).astype(np.float16),
             embedding=random.normal(size=DIM).astype(np.float32),
         )
@@ -89,7 +90,8 @@ def test_what_was_written_is_read_back_in_any_order(tmp_path: Path) -> None:
     assert np.array_equal(reader.embeddings().numpy(), np.stack([r.embedding for r in written]))
     assert reader.keys == [record.key for record in written]
     assert reader.labels.argmax(1).tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert reader.labels.sum().item() == len(written)
+    assert (reader.labels == 1).sum().item() == len(written)
+    assert (reader.labels == -1).nonzero().tolist() == [[2, 0], [6, 1]]
 
 
 @pytest.mark.filterwarnings(
@@ -106,7 +108,11 @@ def test_plain_webdataset_reads_the_shards(tmp_path: Path) -> None:
         embedding = np.load(io.BytesIO(sample["global.npy"]), allow_pickle=False)
         assert np.array_equal(local, record.local)
         assert np.array_equal(embedding, record.embedding)
-        assert json.loads(sample["json"]) == {"index": record.index, "labels": [*record.labels]}
+        assert json.loads(sample["json"]) == {
+            "index": record.index,
+            "labels": [*record.labels],
+            "unknown": [*record.unknown],
+        }
 
 
 def test_equal_features_give_equal_bytes(tmp_path: Path) -> None:
@@ -119,10 +125,10 @@ def test_equal_features_give_equal_bytes(tmp_path: Path) -> None:
 def test_the_bytes_of_a_fixed_shard_never_change(tmp_path: Path) -> None:
     """Golden: recorded 2026-11-22 with numpy 2.4; a change breaks every cache there is."""
     record = ImageRecord(
-        "a-1", 7, (0, 2), np.arange(6, dtype=np.float16).reshape(3, 2), np.ones(2, np.float32)
+        "a-1", 7, (0, 2), (1,), np.arange(6, dtype=np.float16).reshape(3, 2), np.ones(2, np.float32)
     )
     sidecar = shards.write_shard(tmp_path, 0, [record], [], fingerprint="", seconds={})
-    assert sidecar.sha256 == ("7801eeb1aab5731708eab5e7779d694c98700864ab36c5e965f1a45f5d57531d")
+    assert sidecar.sha256 == ("32bb884996e3dab788431e5e82254c14adfbf57fe5595ce558e820a085c7098e")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +190,7 @@ def test_an_unverified_reader_still_refuses_bytes_that_are_no_array(tmp_path: Pa
 
 @pytest.mark.parametrize("key", ["../up", "a/b", "a.b", "", "x" * 129])
 def test_a_key_that_is_no_plain_name_is_never_written(tmp_path: Path, key: str) -> None:
-    record = ImageRecord(key, 0, (), np.zeros((1, 1), np.float16), np.zeros(1, np.float32))
+    record = ImageRecord(key, 0, (), (), np.zeros((1, 1), np.float16), np.zeros(1, np.float32))
     with pytest.raises(ValueError, match="must match"):
         shards.write_shard(tmp_path, 0, [record], [], fingerprint="", seconds={})
     assert list(tmp_path.iterdir()) == []

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from dclip.data import shapes
-from dclip.data.coco import CocoListing, find_coco_split, read_coco
+from dclip.data.coco import find_coco_split, read_coco
 from dclip.data.images import ImageError
-from dclip.data.listing import Listing, ShapesListing
+from dclip.data.listing import ImageListing, Listing, ShapesListing
 
 
 def document(**changes: Any) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def write(root: Path, content: object) -> None:
     (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
 
 
-def read(root: Path, **options: Any) -> CocoListing:
+def read(root: Path, **options: Any) -> ImageListing:
     return read_coco(*find_coco_split(root, "val"), **options)
 
 

@@ -1,0 +1,736 @@
+"""What data sets there are, whether a copy of one is whole, and what is in it.
+
+The only program here that is no stage: it writes no features and reads no config file.
+"""
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from pipeline.errors import StageError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dclip.data.dataset import Dataset
+    from dclip.data.listing import Listing
+    from dclip.data.segmentation import SegmentationListing
+
+    AnyListing = Listing | SegmentationListing
+
+DESCRIPTION = """\
+List the data sets that can be used, check a copy of one, or count what is in it.
+
+examples:
+  python -m pipeline.datasets list
+  python -m pipeline.datasets check coco14 --root DIR
+  python -m pipeline.datasets check voc2007 --root DIR --full
+  python -m pipeline.datasets stats shapes
+  python -m pipeline.datasets stats folder:DIR --split train
+Nothing is downloaded: where a file is missing, check says which, and the page to get it from."""
+
+# What a sample key or file name tells of the split an image belongs to. Only full splits of these
+# names are published, so a stranger means that folders or annotation files were exchanged.
+_SIGNS: Mapping[str, Mapping[str, str]] = {
+    "coco14": {"train2014": "COCO_train2014_", "val2014": "COCO_val2014_"},
+    "ade20k": {"training": "ADE_train_", "validation": "ADE_val_"},
+    "cityscapes": {
+        "train": "(?!frankfurt|lindau|munster)",
+        "val": "(frankfurt|lindau|munster)_",
+    },
+}
+
+# COCO's annotation files name the split of every image in its address.
+_COCO_ADDRESS = re.compile(rb"images\.cocodataset\.org/((?:train|val|test)20\d\d)/")
+_HEAD_BYTES = 1 << 16
+
+# Data sets with image-level labels of the same images, in the same folder.
+_LABELLED: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "voc12-seg": ("voc2012", {}),
+    "coco17-seg": ("coco17", {"images": "all"}),
+    "stuff": ("coco17", {"images": "all"}),
+}
+# With fewer samples, where classes lie in the image is chance.
+_FAIR_SAMPLE = 24
+
+_NAMED = 5
+"""How many examples of a kind a message names."""
+
+
+@dataclass
+class Findings:
+    """What a check found, in the order it looked.
+
+    Attributes:
+        lines: Kind (``ok``, ``note`` or ``problem``), split, and what was found.
+    """
+
+    lines: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, kind: str, split: str, text: str) -> None:
+        """Keep one finding."""
+        self.lines.append((kind, split, text))
+
+    @property
+    def problems(self) -> list[str]:
+        """Texts of the problems."""
+        return [text for kind, _, text in self.lines if kind == "problem"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are raised, as in the stages."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = _Parser(
+        prog="python -m pipeline.datasets",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="list | check | stats")
+    commands.add_parser("list", help="print a table of all data sets", allow_abbrev=False)
+    for command, what in (
+        ("check", "compare a copy with what was published, and read some images"),
+        ("stats", "count images, classes and labels, and draw them"),
+    ):
+        sub = commands.add_parser(command, help=what, description=what, allow_abbrev=False)
+        sub.add_argument("name", help="registered name, folder:PATH, webdataset:URLS or PATH.json")
+        sub.add_argument("--root", type=Path, metavar="DIR", help="folder of the data set")
+        sub.add_argument(
+            "--split",
+            action="append",
+            default=[],
+            help="repeatable; left out: the splits to train and report on",
+        )
+        sub.add_argument(
+            "--option",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="setting of the data set, such as difficult=ignore; repeatable",
+        )
+        sub.add_argument("--json", action="store_true", help="end stdout with one line of JSON")
+        if command == "check":
+            sub.add_argument("--full", action="store_true", help="read all images, not 32 a split")
+        else:
+            sub.add_argument(
+                "--limit",
+                type=int,
+                default=1000,
+                help="samples to look at where labels are not listed (masks, shapes); default 1000",
+            )
+            sub.add_argument(
+                "--out",
+                type=Path,
+                default=Path("outputs/datasets"),
+                metavar="DIR",
+                help="folder of the pictures; default outputs/datasets",
+            )
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, do it, and turn the outcome into an exit code.
+
+    Returns:
+        0 done and no problem found, 1 a problem was found or the work failed, 2 wrong usage, 130
+        interrupted.
+    """
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    try:
+        flags = parser().parse_args(argv)
+        if flags.command == "list":
+            _print(table())
+            return 0
+        options = _parse_options(flags.option)
+        if flags.command == "check":
+            limit = None if flags.full else 32
+            found = check(flags.name, flags.root, splits=flags.split, options=options, limit=limit)
+            _print(_show(flags.name, flags.root, found))
+            if flags.json:
+                _print(json.dumps({"problems": found.problems, "findings": found.lines}))
+            if found.problems:
+                more = "s" if len(found.problems) > 1 else ""
+                raise StageError(f"{len(found.problems)} problem{more} with {flags.name}")
+        else:
+            if flags.limit < 1:
+                raise UsageError(f"--limit must be 1 or more, got {flags.limit}")
+            reports = []
+            for report in stats(
+                flags.name,
+                flags.root,
+                splits=flags.split,
+                options=options,
+                limit=flags.limit,
+                out=flags.out,
+            ):
+                _print(_show_stats(report))
+                reports.append(report)
+            if flags.json:
+                _print(json.dumps(reports))
+    except UsageError as error:
+        return _fail(error, 2)
+    except (StageError, ValueError, OSError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        sys.stderr.write("datasets: interrupted\n")
+        return 130
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------
+# list
+# ---------------------------------------------------------------------------------------------
+
+
+def table() -> str:
+    """All registered data sets, one a line, and the ways to use one's own."""
+    from dclip.data.registry import DATASETS
+
+    head = ("name", "task", "classes", "train split", "test split", "options", "title")
+    rows = [head, *map(_about, DATASETS.values())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Your own data, without code (docs/datasets.md):",
+            "  folder:PATH       images and <split>.csv, .jsonl or .parquet with labels",
+            "  webdataset:URLS   tars of images and labels; {split}, {000..009} and * are expanded",
+            "  PATH.json         annotations in COCO's format; --root is the folder of the images",
+        ]
+    )
+
+
+def _about(found: "Dataset") -> tuple[str, ...]:
+    """A row of the table."""
+    options = [f"{option}={'|'.join(values)}" for option, values in found.options.items()]
+    return (
+        found.name,
+        found.task,
+        str(len(found.class_names)) if found.class_names else "any",
+        _split_and_size(found, found.train_split),
+        _split_and_size(found, found.test_split),
+        " ".join(options) or "-",
+        found.title,
+    )
+
+
+def _split_and_size(found: "Dataset", split: str | None) -> str:
+    if split is None:
+        return "-"
+    images = found.expected.get(split)
+    return split if images is None else f"{split} ({images:,})"
+
+
+# ---------------------------------------------------------------------------------------------
+# check
+# ---------------------------------------------------------------------------------------------
+
+
+def check(
+    name: str,
+    root: Path | None,
+    *,
+    splits: Sequence[str] = (),
+    options: Mapping[str, str] | None = None,
+    limit: int | None = 32,
+) -> Findings:
+    """Compare a copy of a data set with what was published, and read images of it.
+
+    Args:
+        name: As for `pipeline.listings.open_listing`.
+        root: Folder of it.
+        splits: Which to look at; left out: those to train and report on.
+        options: Settings of the data set.
+        limit: Images to read of each split, evenly spread; None reads all.
+
+    Raises:
+        UsageError: An unknown data set or option, or no root where one is needed.
+    """
+    from pipeline.listings import root_of, settle_options
+
+    found = _registered(name)
+    chosen = dict(options or {})
+    if found is not None:  # what is wrong usage is told at once, what is wrong on disk is a finding
+        settle_options(found, chosen)
+        root_of(found, root)
+        unknown = sorted(set(splits) - found.expected.keys()) if found.expected else []
+        if unknown:
+            known = ", ".join(map(repr, found.expected))
+            raise UsageError(f"unknown split {unknown[0]!r}; {name} has {known}")
+    findings = Findings()
+    listings: dict[str, AnyListing] = {}
+    wanted = list(splits) or default_splits(name, root)
+    for split in wanted:
+        try:
+            listings[split] = _open(name, root, split, chosen)
+        except ValueError as error:
+            findings.add("problem", split, str(error))
+            continue
+        _check_split(found, root, listings[split], split, chosen, limit, findings)
+    _check_overlap(listings, findings)
+    if found is not None and root is not None and len(listings) < len(wanted):
+        _expectations(found, root, wanted, findings)
+    return findings
+
+
+def default_splits(name: str, root: Path | None) -> list[str]:
+    """Splits to look at when none is named.
+
+    Raises:
+        UsageError: The data set does not tell.
+    """
+    from dclip.data.folder import find_tables
+    from pipeline.listings import FOLDER, WEBDATASET
+
+    found = _registered(name)
+    names: list[str] = []
+    if found is not None and found.expected:
+        names = [split for split in (found.train_split, found.test_split) if split is not None]
+    elif found is not None and root is not None:
+        files = sorted((root / "annotations").glob("instances_*.json"))
+        names = [path.stem.removeprefix("instances_") for path in files]
+    elif name.startswith(FOLDER):
+        folder = Path(name.removeprefix(FOLDER))
+        names = [path.stem for path in find_tables(folder)] if folder.is_dir() else []
+    elif "{split}" not in name and (name.startswith(WEBDATASET) or name.endswith(".json")):
+        names = ["all"]
+    if not names:
+        raise UsageError(f"which split of {name!r}? Name it with --split")
+    return names
+
+
+def _check_split(
+    found: "Dataset | None",
+    root: Path | None,
+    listing: "AnyListing",
+    split: str,
+    options: Mapping[str, str],
+    limit: int | None,
+    findings: Findings,
+) -> None:
+    """Everything that one split tells."""
+    classes = len(listing.class_names)
+    _check_count(found, listing, split, options, findings, classes)
+    if found is not None:
+        _check_signs(found, root, listing, split, findings)
+    if not _check_files(listing, split, findings):
+        return
+    _check_labels(listing, split, findings)
+    good = _check_images(listing, split, limit, findings)
+    _check_label_map(root, listing, split, good, findings)
+
+
+def _check_count(
+    found: "Dataset | None",
+    listing: "AnyListing",
+    split: str,
+    options: Mapping[str, str],
+    findings: Findings,
+    classes: int,
+) -> None:
+    images = len(listing)
+    expected = None if found is None else found.expected_images(split, options)
+    counted = f"{images:,} images, {classes} classes"
+    if found is None or expected is None:
+        findings.add("ok", split, f"{counted}; there is no published count to compare with")
+    elif images == expected:
+        findings.add("ok", split, f"{counted}, as published")
+    else:
+        like = _split_of_that_size(found, images)
+        hint = f"; {like} has as many, was one taken for the other?" if like else ""
+        findings.add("problem", split, f"{counted}, but {expected:,} images are published{hint}")
+
+
+def _split_of_that_size(found: "Dataset", images: int) -> str:
+    """A published split of exactly so many images, those of the same data set first."""
+    from dclip.data.registry import DATASETS
+
+    for other in (found, *DATASETS.values()):
+        sizes = [other.expected.items()]
+        sizes += [changed.items() for changed in other.expected_with.values()]
+        for split, size in (pair for pairs in sizes for pair in pairs):
+            if size == images:
+                return f"split {split!r} of {other.name}"
+    return ""
+
+
+def _check_signs(
+    found: "Dataset", root: Path | None, listing: "AnyListing", split: str, findings: Findings
+) -> None:
+    """Whether names speak of another split than the one they were found in."""
+    sign = _SIGNS.get(found.name, {}).get(split)
+    if sign is not None:
+        names: Sequence[str] = getattr(listing, "file_names", ()) or getattr(listing, "keys", ())
+        strange = [one for one in names if not re.match(sign, one.rpartition("/")[2])]
+        if strange:
+            findings.add(
+                "problem",
+                split,
+                f"{len(strange):,} images are of another split by their names, such as"
+                f" {strange[0]}; were the splits exchanged?",
+            )
+    if root is None or not found.name.startswith("coco1"):
+        return
+    file = root / "annotations" / f"instances_{split}.json"
+    if file.is_file():
+        with file.open("rb") as opened:
+            told = {match.decode() for match in _COCO_ADDRESS.findall(opened.read(_HEAD_BYTES))}
+        if told and told != {split}:
+            findings.add(
+                "problem",
+                split,
+                f"{file} speaks of images of {', '.join(sorted(told))}; were splits or years"
+                " exchanged?",
+            )
+
+
+def _check_files(listing: "AnyListing", split: str, findings: Findings) -> bool:
+    """Whether the listed files are there, as far as the listing names files."""
+    paths = list(_image_paths(listing))
+    missing = [path for path in paths if not path.is_file()]
+    if not missing:
+        return True
+    other = next(
+        (
+            folder
+            for folder in sorted(missing[0].parent.parent.iterdir())
+            if (folder / missing[0].name).is_file()
+        ),
+        None,
+    )
+    hint = f"; it is in {other}, were folders exchanged?" if other is not None else ""
+    findings.add(
+        "problem",
+        split,
+        f"{len(missing):,} of {len(paths):,} images are missing, such as {missing[0]}{hint}",
+    )
+    return len(missing) < len(paths)
+
+
+def _image_paths(listing: Any) -> Iterator[Path]:
+    """Image files, where each sample has one of its own."""
+    if hasattr(listing, "image_dir"):
+        yield from (listing.image_dir / name for name in listing.file_names)
+    else:
+        yield from getattr(listing, "image_paths", ())
+
+
+def _check_labels(listing: "AnyListing", split: str, findings: Findings) -> None:
+    """Classes without any image, images without any class."""
+    labels = getattr(listing, "labels", None)
+    if labels is None:
+        return
+    absent = [
+        name
+        for name, count in zip(listing.class_names, (labels == 1).sum(axis=0), strict=True)
+        if count == 0
+    ]
+    if absent:
+        names = ", ".join(absent[:_NAMED]) + (", ..." if len(absent) > _NAMED else "")
+        findings.add("note", split, f"{len(absent)} classes occur in no image: {names}")
+    empty = int(((labels == 1).sum(axis=1) == 0).sum())
+    if empty:
+        findings.add("note", split, f"{empty:,} images have no class")
+    unknown = int((labels == -1).sum())
+    if unknown:
+        findings.add("note", split, f"{unknown:,} labels are unknown and will be left out")
+
+
+def _check_images(
+    listing: "AnyListing", split: str, limit: int | None, findings: Findings
+) -> list[int]:
+    """Read images, and masks where there are any; positions of the good ones."""
+    from dclip.data.images import ImageError
+
+    rows = spread(len(listing), limit)
+    good: list[int] = []
+    failures: list[str] = []
+    for row in rows:
+        try:
+            listing.read(row)
+            good.append(row)
+        except (ImageError, OSError) as error:
+            failures.append(" ".join(str(error).split()))
+    if failures:
+        shown = "; ".join(failures[:_NAMED]) + ("; ..." if len(failures) > _NAMED else "")
+        findings.add(
+            "problem", split, f"{len(failures):,} of {len(rows):,} cannot be read: {shown}"
+        )
+    else:
+        findings.add("ok", split, f"{len(good):,} read{'' if limit is None else ' as a sample'}")
+    return good
+
+
+def _check_label_map(
+    root: Path | None, listing: "AnyListing", split: str, rows: Sequence[int], findings: Findings
+) -> None:
+    """Signs that masks are read with a wrong label map."""
+    from dclip.data.label_maps import label_map_doubts
+    from dclip.data.listing import ImageListing
+    from dclip.data.segmentation import SegmentationListing
+
+    if not isinstance(listing, SegmentationListing):
+        return
+    if len(rows) < _FAIR_SAMPLE:
+        findings.add("note", split, f"{len(rows)} masks are too few to doubt the label map")
+        return
+    labelled = None
+    if listing.name in _LABELLED:
+        name, options = _LABELLED[listing.name]
+        try:
+            opened = _open(name, root, split, options)
+            labelled = opened if isinstance(opened, ImageListing) else None
+        except ValueError as error:
+            findings.add("note", split, f"no labels to compare the masks with: {error}")
+    doubts = label_map_doubts(listing, rows, labelled=labelled)
+    for doubt in doubts[:_NAMED]:
+        findings.add("problem", split, f"{doubt}; is the label map permuted?")
+    if not doubts:
+        findings.add("ok", split, "nothing speaks of a permuted label map")
+
+
+def _check_overlap(listings: "Mapping[str, AnyListing]", findings: Findings) -> None:
+    """Images that are in two splits; a split made of two others is none of ours by default."""
+    opened = list(listings.items())
+    for number, (split, listing) in enumerate(opened):
+        own = {listing.key(row) for row in range(len(listing))}
+        for other_split, other in opened[number + 1 :]:
+            if {split, other_split} in ({"train", "trainval"}, {"val", "trainval"}):
+                continue
+            shared = sorted(own.intersection(other.key(row) for row in range(len(other))))
+            if shared:
+                findings.add(
+                    "problem",
+                    other_split,
+                    f"{len(shared):,} images are in {split} as well, such as {shared[0]}",
+                )
+
+
+def _expectations(found: "Dataset", root: Path, splits: Sequence[str], findings: Findings) -> None:
+    """Which files are expected where, whether they are there, and whom to ask for them."""
+    from pipeline.listings import layout_of
+
+    rows = dict.fromkeys(row for split in splits for row in layout_of(found, root, split))
+    for pattern, what, is_there in rows:
+        word = "found  " if is_there else "MISSING"
+        findings.add("note", "", f"{word} {root}/{pattern}: {what}")
+    findings.add("note", "", f"to be obtained from its official page: {found.homepage}")
+
+
+def _show(name: str, root: Path | None, findings: Findings) -> str:
+    """Findings, a split after the other."""
+    lines = [f"{name} at {root}" if root is not None else name]
+    seen = None
+    for kind, split, text in findings.lines:
+        if split != seen:
+            lines.append(f"  {split}:" if split else "  files that are expected:")
+            seen = split
+        lines.append(f"    {kind.upper() if kind == 'problem' else kind:8}{text}")
+    lines.append(
+        f"  {len(findings.problems)} problem{'s' if len(findings.problems) != 1 else ''}"
+        if findings.problems
+        else "  no problem found"
+    )
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------
+# stats
+# ---------------------------------------------------------------------------------------------
+
+
+def stats(
+    name: str,
+    root: Path | None,
+    *,
+    splits: Sequence[str] = (),
+    options: Mapping[str, str] | None = None,
+    limit: int = 1000,
+    out: Path,
+) -> Iterator[dict[str, Any]]:
+    """Count and draw each split.
+
+    Args:
+        name: As for `pipeline.listings.open_listing`.
+        root: Folder of it.
+        splits: Which to look at; left out: those to train and report on.
+        options: Settings of the data set.
+        limit: Samples to look at where labels are not listed, evenly spread.
+        out: Folder of the pictures; made if missing.
+
+    Yields:
+        For each split: images, images looked at, classes, and counts of labels.
+    """
+    from pipeline import figures
+
+    out.mkdir(parents=True, exist_ok=True)
+    for split in splits or default_splits(name, root):
+        listing = _open(name, root, split, options or {})
+        labels, unreadable = presence(listing, limit)
+        if not len(labels):
+            raise StageError(f"no sample of {name} {split} can be read: {unreadable}")
+        positives = labels == 1
+        together = positives.T.astype("int64") @ positives
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", name.rpartition("/")[2]).strip("-")
+        files = [out / f"{slug}-{split}-{what}.png" for what in ("classes", "cooccurrence")]
+        counts = together.diagonal()
+        figures.save(figures.class_histogram(counts, listing.class_names), files[0])
+        figures.save(figures.cooccurrence(together, listing.class_names), files[1])
+        per_image = positives.sum(axis=1)
+        yield {
+            "dataset": name,
+            "split": split,
+            "images": len(listing),
+            "looked_at": len(labels),
+            "unreadable": unreadable,
+            "classes": len(listing.class_names),
+            "labels_per_image": {
+                "mean": round(float(per_image.mean()), 4),
+                "min": int(per_image.min()),
+                "max": int(per_image.max()),
+                "none": int((per_image == 0).sum()),
+            },
+            "unknown": int((labels == -1).sum()),
+            "images_of_class": dict(zip(listing.class_names, counts.tolist(), strict=True)),
+            "files": [str(file) for file in files],
+        }
+
+
+def presence(listing: "AnyListing", limit: int) -> "tuple[np.ndarray, int]":
+    """Label vectors of a listing, and how many of its samples could not be read.
+
+    Listed ones are all taken; else they are read from as many samples as ``limit`` says. A class
+    that has a pixel in the mask is in the image.
+    """
+    import numpy as np
+
+    from dclip.data.images import ImageError
+    from dclip.data.segmentation import SegmentationSample
+    from pipeline.progress import progress
+
+    listed = getattr(listing, "labels", None)
+    if listed is not None:
+        return cast("np.ndarray", listed), 0
+    classes = len(listing.class_names)
+    rows = spread(len(listing), limit)
+    vectors: list[np.ndarray] = []
+    with progress("stats", len(rows), "samples") as bar:
+        for row in rows:
+            try:
+                sample = listing.read(row)
+            except (ImageError, OSError):
+                continue
+            if isinstance(sample, SegmentationSample):
+                counts = np.bincount(sample.mask.ravel(), minlength=256)[:classes]
+                vectors.append((counts > 0).astype(np.int8))
+            else:
+                vectors.append(sample.labels.astype(np.int8))
+            bar.advance(1)
+    stacked = np.stack(vectors) if vectors else np.zeros((0, classes), np.int8)
+    return stacked, len(rows) - len(vectors)
+
+
+def spread(total: int, limit: int | None) -> list[int]:
+    """At most ``limit`` positions below ``total``, evenly spread, both ends among them.
+
+    Example:
+        >>> spread(10, 4), spread(3, None)
+        ([0, 3, 6, 9], [0, 1, 2])
+    """
+    if limit is None or limit >= total:
+        return list(range(total))
+    return [position * (total - 1) // max(limit - 1, 1) for position in range(limit)]
+
+
+def _show_stats(report: Mapping[str, Any]) -> str:
+    """A report of stats in words."""
+    each, counts = report["labels_per_image"], report["images_of_class"]
+    looked = (
+        "" if report["looked_at"] == report["images"] else f" ({report['looked_at']:,} looked at)"
+    )
+    order = sorted(counts, key=lambda name: -counts[name])
+
+    def named(names: Sequence[str]) -> str:
+        return ", ".join(f"{name} {counts[name]:,}" for name in names)
+
+    lines = [
+        f"{report['dataset']} {report['split']}: {report['images']:,} images{looked},"
+        f" {report['classes']} classes",
+        f"  labels per image  mean {each['mean']:.2f}, {each['min']} to {each['max']};"
+        f" {each['none']:,} images without",
+        f"  most frequent     {named(order[:_NAMED])}",
+        f"  least frequent    {named(order[::-1][:_NAMED])}",
+    ]
+    if report["unknown"]:
+        lines.append(f"  unknown labels    {report['unknown']:,}")
+    if report["unreadable"]:
+        lines.append(f"  unreadable        {report['unreadable']:,} samples")
+    lines += [f"  wrote {file}" for file in report["files"]]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------
+# Shared
+# ---------------------------------------------------------------------------------------------
+
+
+def _registered(name: str) -> "Dataset | None":
+    """The registered data set of that name; None for the user's own."""
+    from pipeline.listings import FOLDER, WEBDATASET, find_dataset
+
+    is_own = name.startswith((FOLDER, WEBDATASET)) or name.endswith(".json")
+    return None if is_own else find_dataset(name)
+
+
+def _open(name: str, root: Path | None, split: str, options: Mapping[str, str]) -> "AnyListing":
+    from pipeline.listings import open_listing, open_segmentation
+
+    found = _registered(name)
+    if found is not None and found.task == "segmentation":
+        return open_segmentation(name, root, split, options)
+    return open_listing(name, root, split, options)
+
+
+def _parse_options(words: Sequence[str]) -> dict[str, str]:
+    options = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--option must be KEY=VALUE, got {word!r}")
+        options[key] = value
+    return options
+
+
+def _fail(error: Exception, code: int) -> int:
+    if os.environ.get("DCLIP_TRACEBACK"):
+        traceback.print_exception(error)
+    sys.stderr.write(f"datasets: error: {error}\n")
+    return code
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

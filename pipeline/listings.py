@@ -1,0 +1,420 @@
+"""From what a user calls a data set to a listing: registered names, own folders, tars, COCO files.
+
+Listings that take long to make are kept as Parquet, under a name that holds a hash of everything
+they follow from: annotation files (path, size, time of change), split, options.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from dclip.data.dataset import Dataset
+    from dclip.data.listing import Listing
+    from dclip.data.segmentation import SegmentationListing
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Goes up when the same annotations would give another listing; caches depend on it."""
+
+FOLDER, WEBDATASET = "folder:", "webdataset:"
+
+OWN_DATA = "folder:PATH, webdataset:URLS, PATH.json (COCO format)"
+"""What else than a registered name can be opened."""
+
+
+def open_listing(
+    dataset: str,
+    root: Path | None,
+    split: str,
+    options: Mapping[str, str] | None = None,
+    *,
+    cache: Path | None = None,
+) -> "Listing":
+    """Images and label vectors of one split; its paths are absolute, for workers elsewhere.
+
+    Args:
+        dataset: A registered name; ``folder:PATH`` (`dclip.data.folder`); ``webdataset:URLS``
+            (`dclip.data.webdataset_listing`); or the path of an annotation file in COCO's format,
+            in which ``{split}`` stands for the split.
+        root: Folder of a registered data set, or of the images of an annotation file.
+        split: Which part of it.
+        options: Settings of the data set by name; those left out take their default.
+        cache: Folder for listings that take long to make; None to make them anew each time.
+
+    Raises:
+        UsageError: An unknown data set, split or option, or a root that is missing or of no use.
+        ValueError: What is on disk cannot be used; the message names file and remedy.
+    """
+    chosen = dict(options or {})
+    if dataset.startswith(FOLDER):
+        _refuse_root(dataset, root)
+        return _open_folder(Path(dataset.removeprefix(FOLDER)), split, chosen)
+    if dataset.startswith(WEBDATASET):
+        _refuse_root(dataset, root)
+        return _open_webdataset(dataset.removeprefix(WEBDATASET), split, chosen, cache)
+    if dataset.endswith(".json"):
+        return _open_coco_file(dataset, root, split, chosen, cache)
+    found = find_dataset(dataset)
+    if found.task != "multilabel":
+        raise UsageError(f"dataset {dataset!r} has masks, no label vectors; it is for segmentation")
+    settled = settle_options(found, chosen)
+    folder = root_of(found, root)
+
+    def make() -> "Listing":
+        return cast("Listing", _open_registered(found, folder, split, settled))
+
+    sources = _annotation_files(found, folder, split)
+    return _cached(make, dataset, folder, split, settled, sources, cache)
+
+
+def open_segmentation(
+    dataset: str, root: Path | None, split: str, options: Mapping[str, str] | None = None
+) -> "SegmentationListing":
+    """Images and masks of one split of a registered data set.
+
+    Raises:
+        UsageError: An unknown data set, split or option, or no root.
+        ValueError: What is on disk cannot be used; the message names file and remedy.
+    """
+    found = find_dataset(dataset)
+    if found.task != "segmentation":
+        raise UsageError(
+            f"dataset {dataset!r} has label vectors, no masks; use python -m"
+            " pipeline.datasets list to see which have"
+        )
+    settled = settle_options(found, options or {})
+    return cast(
+        "SegmentationListing", _open_registered(found, root_of(found, root), split, settled)
+    )
+
+
+def find_dataset(name: str) -> "Dataset":
+    """A registered data set.
+
+    Raises:
+        UsageError: There is none of that name; the message has the nearest ones.
+    """
+    from dclip.data.registry import get_dataset
+
+    try:
+        return get_dataset(name)
+    except ValueError as error:
+        raise UsageError(f"{error}; or {OWN_DATA}") from None
+
+
+def options_of(dataset: str, images: str, options: Mapping[str, str]) -> dict[str, str]:
+    """Options as `open_listing` wants them, from the settings ``images`` and ``options``.
+
+    ``images`` is a setting of its own that only data sets in COCO's format know.
+
+    Raises:
+        UsageError: ``images`` has another value than its default and the data set does not know it.
+    """
+    is_coco = dataset.endswith(".json") or (
+        not dataset.startswith((FOLDER, WEBDATASET)) and "images" in find_dataset(dataset).options
+    )
+    if is_coco:
+        return {"images": images, **options}
+    if images != "annotated":
+        raise UsageError(f"--images {images} is for data sets in COCO's format, not {dataset!r}")
+    return dict(options)
+
+
+def settle_options(found: "Dataset", options: Mapping[str, str]) -> dict[str, str]:
+    """Every option of a data set with its value.
+
+    Raises:
+        UsageError: An option or value is not known.
+    """
+    return _settle(found.options, options)
+
+
+def root_of(found: "Dataset", root: Path | None) -> Path:
+    """The root, which only a data set without files can do without.
+
+    Raises:
+        UsageError: It is needed and not given, or no folder.
+    """
+    if not found.layout:
+        return Path()
+    if root is None:
+        expected = ", ".join(pattern for pattern, _ in found.layout)
+        raise UsageError(f"dataset {found.name!r} needs --root DIR, the folder that has {expected}")
+    if not root.is_dir():
+        raise UsageError(f"--root {root} is no folder")
+    return root.absolute()
+
+
+def layout_of(found: "Dataset", root: Path, split: str) -> list[tuple[str, str, bool]]:
+    """The files one split of a data set needs: pattern, what they are, whether one is there."""
+    patterns = [(pattern.format(split=split), what) for pattern, what in found.layout]
+    tops = {pattern.partition("/")[0] for pattern, _ in patterns}
+    rows = []
+    for pattern, what in patterns:
+        # adapters accept these places as well: see find_voc, find_coco_split, find_stuff_maps
+        places = [pattern, *(f"{top}/{pattern}" for top in ("VOCdevkit", "images", "annotations"))]
+        if len(tops) == 1:
+            places.append(pattern.partition("/")[2])
+        is_there = any(next(root.glob(place), None) is not None for place in places)
+        rows.append((pattern, what, is_there))
+    return rows
+
+
+def _open_registered(
+    found: "Dataset", folder: Path, split: str, options: Mapping[str, str]
+) -> "Listing | SegmentationListing":
+    """Open; a split or root that does not hold what it should is the user's mistake."""
+    try:
+        return found.open(folder, split, options)
+    except ValueError as error:
+        is_whole = all(is_there for _, _, is_there in layout_of(found, folder, split))
+        if is_whole and (not found.expected or split in found.expected):
+            raise
+        raise UsageError(str(error)) from None
+
+
+def _open_folder(folder: Path, split: str, options: Mapping[str, str]) -> "Listing":
+    from dclip.data.folder import read_folder
+
+    _known_options("folder:", options, ("separator",))
+    return read_folder(folder.absolute(), split, separator=options.get("separator", ";"))
+
+
+def _open_webdataset(
+    urls: str, split: str, options: Mapping[str, str], cache: Path | None
+) -> "Listing":
+    from dclip.data.folder import CLASS_NAMES_FILE, read_class_names_file
+    from dclip.data.webdataset_listing import expand_tars, read_webdataset
+
+    _known_options("webdataset:", options, ("class_names",))
+    try:
+        tars = expand_tars(urls, split)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    tars = tuple(tar if "://" in tar else str(Path(tar).absolute()) for tar in tars)
+    is_local = not any("://" in tar for tar in tars)
+    names_file = options.get("class_names")
+    if names_file is None and not is_local:
+        raise UsageError(f"{urls!r} needs the option class_names=FILE, one class a line")
+    names = Path(names_file) if names_file else Path(tars[0]).parent / CLASS_NAMES_FILE
+    if not names.is_file():
+        raise UsageError(
+            f"no class names at {names}; write them there, one class a line in column order, or"
+            " name another file with the option class_names=FILE"
+        )
+    sources = [*map(Path, tars), names] if is_local else None
+    return _cached(
+        lambda: read_webdataset(tars, split, read_class_names_file(names)),
+        "webdataset",
+        names.parent,
+        split,
+        options,
+        sources,
+        cache,
+    )
+
+
+def _open_coco_file(
+    pattern: str, root: Path | None, split: str, options: Mapping[str, str], cache: Path | None
+) -> "Listing":
+    from dataclasses import replace
+
+    from dclip.data.coco import read_coco
+
+    file = Path(pattern.replace("{split}", split))
+    if not file.is_file():
+        raise UsageError(f"no annotation file {file}")
+    chosen = _settle({"images": ("annotated", "all")}, options)
+    folder = (root or file.parent).absolute()
+    folder = folder / split if (folder / split).is_dir() else folder
+
+    def make() -> "Listing":
+        images: Any = chosen["images"]
+        listing = read_coco(file, folder, images=images)
+        return replace(listing, split=split, options=chosen)
+
+    return _cached(make, "coco", folder, split, chosen, [file], cache)
+
+
+def _refuse_root(dataset: str, root: Path | None) -> None:
+    if root is not None:
+        raise UsageError(f"dataset {dataset!r} says where it is; leave out --root {root}")
+
+
+def _settle(known: Mapping[str, tuple[str, ...]], options: Mapping[str, str]) -> dict[str, str]:
+    from dclip.data.dataset import settle
+
+    try:
+        return settle(known, options)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _known_options(what: str, options: Mapping[str, str], known: Sequence[str]) -> None:
+    for option in options:
+        if option not in known:
+            raise UsageError(f"unknown option {option!r}; {what} has {', '.join(known)}")
+
+
+# ---------------------------------------------------------------------------------------------
+# The cache
+# ---------------------------------------------------------------------------------------------
+
+
+def _annotation_files(found: "Dataset", folder: Path, split: str) -> list[Path] | None:
+    """The files a listing follows from, where a few JSON files say it all; else None."""
+    patterns = [pattern for pattern, _ in found.layout if pattern.endswith(".json")]
+    files = [folder / pattern.format(split=split) for pattern in patterns]
+    return files if files and all(file.is_file() for file in files) else None
+
+
+def _cached(
+    make: "Callable[[], Listing]",
+    dataset: str,
+    folder: Path,
+    split: str,
+    options: Mapping[str, str],
+    sources: Sequence[Path] | None,
+    cache: Path | None,
+) -> "Listing":
+    """The listing from the cache, or made and put there; made anew where that cannot be done."""
+    from pipeline.shards import digest
+
+    if cache is None or sources is None:
+        return make()
+    try:
+        stats = [(str(path.absolute()), path.stat()) for path in sources]
+    except OSError:
+        return make()  # which says what is wrong
+    about = {
+        "format": FORMAT,
+        "dataset": dataset,
+        "folder": str(folder.absolute()),
+        "split": split,
+        "options": dict(options),
+        "sources": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+    }
+    slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{dataset}-{split}")
+    path = cache / f"{slug[:80]}-{digest(about)[:16]}.parquet"
+    listing = _read_cache(path)
+    if listing is None:
+        listing = make()
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            _write_cache(path, listing, about)
+        except OSError as error:
+            log.warning("listing of %s %s is not cached: %s", dataset, split, error)
+    return listing
+
+
+def _write_cache(path: Path, listing: "Listing", about: Mapping[str, Any]) -> None:
+    """Write a listing, one row a sample; kinds that do not follow from their rows are left out."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from dclip.data.listing import ImageListing
+    from dclip.data.webdataset_listing import WebdatasetListing
+    from pipeline.shards import atomic_write
+
+    if not isinstance(listing, ImageListing | WebdatasetListing):
+        return
+    labels = listing.labels
+    head: dict[str, Any] = {
+        "kind": type(listing).__name__,
+        "about": about,
+        "name": listing.name,
+        "split": listing.split,
+        "class_names": list(listing.class_names),
+        "labels": str(labels.dtype),
+        "identity": listing.identity(),
+    }
+    columns = {"key": pa.array(listing.keys, pa.string())}
+    if isinstance(listing, ImageListing):
+        head |= {"image_dir": str(listing.image_dir.absolute()), "options": dict(listing.options)}
+        columns["file_name"] = pa.array(listing.file_names, pa.string())
+    else:
+        head["tars"] = list(listing.tars)
+        columns |= {
+            "tar": pa.array(listing.tar_of),
+            "offset": pa.array(listing.offsets),
+            "size": pa.array(listing.sizes),
+        }
+    for column, value in (("positives", 1), ("unknown", -1)):
+        rows, places = np.nonzero(labels == value)
+        ends = np.searchsorted(rows, np.arange(len(labels) + 1)).astype(np.int32)
+        columns[column] = pa.ListArray.from_arrays(ends, pa.array(places.astype(np.int32)))
+    table = pa.table(columns).replace_schema_metadata({"listing": json.dumps(head)})
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _read_cache(path: Path) -> "Listing | None":
+    """A listing as it was written; None if there is none, or it cannot be used (any more)."""
+    import pyarrow as pa
+
+    if not path.is_file():
+        return None
+    try:
+        return _load_cache(path)
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        log.warning("cached listing %s cannot be used (%s); it is made anew", path, reason)
+        return None
+
+
+def _load_cache(path: Path) -> "Listing | None":
+    """A listing as it was written; None if its images are gone."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from dclip.data.listing import ImageListing, check_key
+    from dclip.data.webdataset_listing import WebdatasetListing
+
+    # read_table and to_numpy would import pandas, which takes longer than all of this
+    with pq.ParquetFile(path) as file:
+        table = file.read()
+    head = json.loads((table.schema.metadata or {})[b"listing"])
+    labels = np.zeros((table.num_rows, len(head["class_names"])), head["labels"])
+    for column, value in (("positives", 1), ("unknown", -1)):
+        lists = table[column].combine_chunks()
+        counts = np.diff(np.from_dlpack(lists.offsets))
+        rows = np.repeat(np.arange(table.num_rows), counts)
+        if len(rows):
+            labels[rows, np.from_dlpack(lists.flatten())] = value
+    keys = tuple(map(check_key, table["key"].to_pylist()))
+    names = tuple(head["class_names"])
+    listing: Listing
+    if head["kind"] == "WebdatasetListing":
+        listing = WebdatasetListing(
+            split=head["split"],
+            class_names=names,
+            tars=tuple(head["tars"]),
+            keys=keys,
+            tar_of=np.from_dlpack(table["tar"].combine_chunks()),
+            offsets=np.from_dlpack(table["offset"].combine_chunks()),
+            sizes=np.from_dlpack(table["size"].combine_chunks()),
+            labels=labels,
+        )
+    else:
+        listing = ImageListing(
+            name=head["name"],
+            split=head["split"],
+            class_names=names,
+            image_dir=Path(head["image_dir"]),
+            keys=keys,
+            file_names=tuple(table["file_name"].to_pylist()),
+            labels=labels,
+            options=head["options"],
+        )
+        if not listing.image_dir.is_dir():
+            return None  # the adapter knows where else to look, and what to say
+    if listing.identity() != head["identity"]:
+        raise ValueError("its content changed since it was written")
+    return listing

@@ -1,0 +1,289 @@
+"""What a user may call a data set, and the cache of listings that take long to make."""
+
+import importlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dclip.data import shapes
+from dclip.data.listing import ImageListing, Listing
+from pipeline import cli
+from pipeline.errors import UsageError
+from pipeline.listings import find_dataset, open_listing, open_segmentation, options_of
+
+
+@pytest.fixture(scope="module")
+def trees() -> Iterator[ModuleType]:
+    """The writers of tiny data sets that the tests of the adapters have."""
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(Path(__file__).parent.parent / "dclip" / "data"))
+    yield importlib.import_module("trees")
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def coco(trees: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root: Path = tmp_path_factory.mktemp("coco")
+    for split in ("train2014", "val2014"):
+        trees.TREES["coco14"](root, split, 4)
+    return root
+
+
+def tar_of(path: Path, count: int) -> str:
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            buffer = io.BytesIO()
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(buffer, "PNG")
+            for suffix, data in (("png", buffer.getvalue()), ("txt", b"dog\n")):
+                member = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    (path.parent / "class_names.txt").write_text("cat\ndog\n")
+    return str(path)
+
+
+def same(one: Listing, other: Listing) -> bool:
+    samples = [(one.read(row), other.read(row)) for row in range(0, len(one), 3)]
+    return one.identity() == other.identity() and all(
+        a.image.tobytes() == b.image.tobytes() and a.labels.tolist() == b.labels.tolist()
+        for a, b in samples
+    )
+
+
+@pytest.mark.parametrize("name", ["coco", "coco14"])
+def test_registered_names_open_with_a_root(coco: Path, name: str) -> None:
+    listing = open_listing(name, coco, "val2014")
+    assert (listing.name, listing.split, len(listing)) == (name, "val2014", 4)
+    everything = open_listing(name, coco, "val2014", {"images": "all"})
+    assert len(everything) == 5
+    assert everything.identity() != listing.identity()
+
+
+def test_shapes_needs_no_root() -> None:
+    assert len(open_listing("shapes", None, "single")) == shapes.SPLIT_SIZES["single"]
+
+
+def test_masks_open_as_segmentation(trees: ModuleType, tmp_path: Path) -> None:
+    trees.TREES["ade20k"](tmp_path, "validation", 2)
+    listing = open_segmentation("ade20k", tmp_path, "validation")
+    assert listing.read(0).mask.shape == (trees.SIDE, trees.SIDE)
+
+
+def test_own_data_opens_without_code(tmp_path: Path, coco: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "train.csv").write_text("file,labels\na.png,dog|cat\n")
+    listing = open_listing(f"folder:{tmp_path}", None, "train", {"separator": "|"})
+    assert listing.class_names == ("cat", "dog")
+
+    tar_of(tmp_path / "val-00.tar", 2)
+    listing = open_listing(f"webdataset:{tmp_path}/{{split}}-{{00..00}}.tar", None, "val")
+    assert (listing.class_names, len(listing)) == (("cat", "dog"), 2)
+    names = tmp_path / "names.txt"
+    names.write_text("dog\n")
+    urls = f"webdataset:{tmp_path}/val-*.tar"
+    assert open_listing(urls, None, "x", {"class_names": str(names)}).class_names == ("dog",)
+
+    pattern = f"{coco}/annotations/instances_{{split}}.json"
+    listing = open_listing(pattern, coco, "val2014")  # images are in <root>/<split>
+    assert (listing.split, len(listing)) == ("val2014", 4)
+    listing.read(0)
+    file = f"{coco}/annotations/instances_val2014.json"
+    assert len(open_listing(file, coco / "val2014", "mine", {"images": "all"})) == 5
+
+
+def test_relative_places_are_found_from_elsewhere(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "val2014.csv").write_text("file,labels\na.png,dog\n")
+    tar_of(tmp_path / "a.tar", 1)
+    (tmp_path / "coco").symlink_to(coco)
+    monkeypatch.chdir(tmp_path)
+    opened = [
+        open_listing("coco14", Path("coco"), "val2014"),
+        open_listing("folder:.", None, "val2014"),
+        open_listing("webdataset:a.tar", None, "val2014"),
+        open_listing("coco/annotations/instances_{split}.json", Path("coco"), "val2014"),
+    ]
+    monkeypatch.chdir("/")
+    for listing in opened:
+        listing.read(0)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "root", "split", "options", "message"),
+    [
+        ("coco1", None, "x", {}, "did you mean 'coco"),
+        ("coco1", None, "x", {}, "or folder:PATH, webdataset:URLS"),
+        ("coco14", None, "train2014", {}, "needs --root DIR, the folder that has annotations/"),
+        ("coco14", "nowhere", "train2014", {}, "--root nowhere is no folder"),
+        ("coco14", ".", "train2014", {}, "no split 'train2014' under"),
+        ("coco14", "COCO", "val2017", {}, "no split 'val2017' under"),
+        ("coco14", "COCO", "val2014", {"image": "all"}, "unknown option 'image'"),
+        ("coco14", "COCO", "val2014", {"images": "some"}, "choose from 'annotated', 'all'"),
+        ("shapes", None, "val", {}, "unknown split 'val'; shapes has 'train'"),
+        ("shapes", None, "test", {"images": "all"}, "unknown option 'images'"),
+        ("ade20k", ".", "validation", {}, "it is for segmentation"),
+        ("folder:x", ".", "train", {}, "leave out --root"),
+        ("folder:x", None, "train", {"sep": ";"}, "unknown option 'sep'; folder: has separator"),
+        ("webdataset:pipe:cat x", None, "train", {}, "cannot be opened"),
+        ("webdataset:x.tar", None, "train", {}, "class_names.txt; write them there"),
+        ("webdataset:s3://b/x.tar", None, "train", {}, "needs the option class_names=FILE"),
+        ("webdataset:x.tar", ".", "train", {}, "leave out --root"),
+        ("nowhere/{split}.json", None, "val", {}, "no annotation file nowhere/val.json"),
+    ],
+)
+def test_wrong_usage_says_what_is_right(
+    coco: Path, dataset: str, root: str | None, split: str, options: dict[str, str], message: str
+) -> None:
+    folder = None if root is None else coco if root == "COCO" else Path(root)
+    with pytest.raises(UsageError) as error:
+        open_listing(dataset, folder, split, options)
+    assert message in str(error.value)
+
+
+def test_label_vectors_are_no_masks() -> None:
+    with pytest.raises(UsageError, match="has label vectors, no masks"):
+        open_segmentation("shapes", None, "test")
+    assert find_dataset("ade20k").task == "segmentation"
+
+
+def test_a_damaged_annotation_is_no_wrong_usage(trees: ModuleType, tmp_path: Path) -> None:
+    trees.TREES["coco14"](tmp_path, "val2014", 1)
+    (tmp_path / "annotations" / "instances_val2014.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON") as error:
+        open_listing("coco14", tmp_path, "val2014")
+    assert not isinstance(error.value, UsageError)
+
+
+def test_the_setting_images_is_an_option_of_coco_only() -> None:
+    assert options_of("coco14", "all", {}) == {"images": "all"}
+    assert options_of("a/b.json", "annotated", {}) == {"images": "annotated"}
+    assert options_of("voc2007", "annotated", {"difficult": "ignore"}) == {"difficult": "ignore"}
+    assert options_of("folder:x", "annotated", {}) == {}
+    with pytest.raises(UsageError, match="--images all is for data sets in COCO's format"):
+        options_of("shapes", "all", {})
+
+
+def test_options_are_settings_like_any_other(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("options: {difficult: ignore}\n")
+    words = ["--config", str(file)]
+    assert cli.parse("extract", "", words)[0].options == {"difficult": "ignore"}
+    words += ["--options", "difficult=negative", "--options", "classes=voc20"]
+    expected = {"difficult": "negative", "classes": "voc20"}
+    assert cli.parse("extract", "", words)[0].options == expected
+
+
+# ---------------------------------------------------------------------------------------------
+# The cache
+# ---------------------------------------------------------------------------------------------
+
+
+def test_the_second_time_annotations_are_not_read(trees: ModuleType, tmp_path: Path) -> None:
+    root, cache = tmp_path / "coco", tmp_path / "cache"
+    trees.TREES["coco14"](root, "val2014", 7)
+    first = open_listing("coco14", root, "val2014", cache=cache)
+    assert same(first, open_listing("coco14", root, "val2014"))
+    file = root / "annotations" / "instances_val2014.json"
+    stat = file.stat()
+    file.write_bytes(b"x" * stat.st_size)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    second = open_listing("coco14", root, "val2014", cache=cache)
+    assert same(first, second)
+    assert second.class_names == first.class_names
+
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))  # now it counts as changed
+    with pytest.raises(ValueError, match="is not JSON"):
+        open_listing("coco14", root, "val2014", cache=cache)
+
+
+def test_settings_do_not_share_a_cache(coco: Path, tmp_path: Path) -> None:
+    for images, count in (("annotated", 4), ("all", 5), ("annotated", 4)):
+        listing = open_listing("coco14", coco, "val2014", {"images": images}, cache=tmp_path)
+        assert len(listing) == count
+    assert len(open_listing("coco14", coco, "train2014", cache=tmp_path)) == 4
+    assert open_listing("coco", coco, "train2014", cache=tmp_path).name == "coco"
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_tars_are_cached_with_their_class_names(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    urls = "webdataset:" + tar_of(tmp_path / "a.tar", 3)
+    first = open_listing(urls, None, "val", cache=cache)
+    assert same(first, open_listing(urls, None, "val", cache=cache))
+    (tmp_path / "class_names.txt").write_text("dog\ncat\n")
+    os.utime(tmp_path / "class_names.txt", ns=(0, 0))
+    assert open_listing(urls, None, "val", cache=cache).class_names == ("dog", "cat")
+    tar_of(tmp_path / "a.tar", 4)
+    assert len(open_listing(urls, None, "val", cache=cache)) == 4
+
+
+def test_a_damaged_cache_is_made_anew(
+    coco: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = open_listing("coco14", coco, "val2014", cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in [*rng.integers(0, len(whole), 60).tolist(), None]:
+        damaged = bytearray(whole)
+        if place is None:
+            damaged = damaged[: len(damaged) // 2]
+        else:
+            damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        assert same(first, open_listing("coco14", coco, "val2014", cache=tmp_path))
+    assert "cannot be used" in caplog.text
+    assert path.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    coco: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    listing = open_listing("coco14", coco, "val2014", cache=tmp_path / "file")
+    assert len(listing) == 4
+    assert "is not cached" in caplog.text
+
+
+def test_images_that_moved_are_looked_for_again(trees: ModuleType, tmp_path: Path) -> None:
+    root, cache = tmp_path / "coco", tmp_path / "cache"
+    trees.TREES["coco14"](root, "val2014", 2)
+    open_listing("coco14", root, "val2014", cache=cache)
+    (root / "images").mkdir()
+    (root / "val2014").rename(root / "images" / "val2014")
+    open_listing("coco14", root, "val2014", cache=cache).read(0)
+
+
+def test_unknown_labels_survive_the_cache(tmp_path: Path) -> None:
+    from pipeline.listings import _read_cache, _write_cache
+
+    labels = np.array([[1, -1, 0], [0, 0, 0], [-1, 1, 1]], np.int8)
+    names = ("a", "b", "c")
+    listing = ImageListing("x", "train", names, tmp_path, names, names, labels, {"k": "v"})
+    _write_cache(tmp_path / "x.parquet", listing, {})
+    again = _read_cache(tmp_path / "x.parquet")
+    assert isinstance(again, ImageListing)
+    assert again.labels.dtype == np.int8
+    assert again.labels.tolist() == labels.tolist()
+    assert again.identity() == listing.identity()
+
+
+def test_the_cache_holds_what_a_reader_expects(coco: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    open_listing("coco14", coco, "val2014", cache=tmp_path)
+    table = pq.read_table(next(tmp_path.iterdir()))
+    assert table.column_names == ["key", "file_name", "positives", "unknown"]
+    about = json.loads(table.schema.metadata[b"listing"])["about"]
+    assert about["options"] == {"images": "annotated"}
+    assert about["sources"][0][0].endswith("instances_val2014.json")
