@@ -61,7 +61,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dclip.backbones import ImageFeatures
-from dclip.backbones.value_projection import attention_pool_tokens
+from dclip.backbones.value_projection import attention_pool, attention_pool_tokens
 from dclip.backbones.weights import load_strictly, read_state_dict
 from dclip.data import shapes
 from dclip.logits import similarity_maps, zero_shot_scores
@@ -283,28 +283,7 @@ def encode_windows(
     grid = pool.positional_embedding[1:].view(whole, whole, -1)
     window = grid[top : top + rows, left : left + columns].flatten(0, 1)
     positions = torch.cat([pool.positional_embedding[:1], window])
-    tokens = attention_pool_tokens(feature_map, positions).transpose(0, 1)
-    pooled, _ = F.multi_head_attention_forward(
-        query=tokens[:1],
-        key=tokens,
-        value=tokens,
-        embed_dim_to_check=tokens.shape[-1],
-        num_heads=pool.num_heads,
-        q_proj_weight=pool.q_proj.weight,
-        k_proj_weight=pool.k_proj.weight,
-        v_proj_weight=pool.v_proj.weight,
-        in_proj_weight=None,
-        in_proj_bias=torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]),
-        bias_k=None,
-        bias_v=None,
-        add_zero_attn=False,
-        dropout_p=0.0,
-        out_proj_weight=pool.c_proj.weight,
-        out_proj_bias=pool.c_proj.bias,
-        use_separate_proj_weight=True,
-        need_weights=False,
-    )
-    return pooled[0]
+    return attention_pool(attention_pool_tokens(feature_map, positions), pool)
 
 
 def encode_tokens(

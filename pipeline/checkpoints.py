@@ -6,17 +6,20 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dclip.model import DCLIP
 from dclip.recipe import Recipe
-from dclip.training import build_model
+from dclip.training import build_model, load_state_tensors, state_tensors
 from pipeline.errors import StageError
 from pipeline.shards import Manifest, atomic_write
 
 FORMAT = 1
+_STATE = "state.safetensors"
 _TEXT = "text_features.pairs"
 
 
@@ -36,6 +39,21 @@ class About(BaseModel):
     features: str
     history: list[dict[str, float]]
     commit: str | None
+
+
+def write_state(directory: Path, model: nn.Module, optimizer: Optimizer, epoch: int) -> None:
+    """Write what a training needs to go on after ``epoch``: weights and optimizer state."""
+    tensors = state_tensors(model, optimizer)
+    tensors["epoch"] = torch.tensor(epoch)
+    safetensors.torch.save_file(tensors, directory / _STATE)
+
+
+def read_state(directory: Path, model: nn.Module, optimizer: Optimizer) -> int:
+    """Restore in place what :func:`write_state` wrote; number of epochs done."""
+    tensors = safetensors.torch.load_file(directory / _STATE)
+    epoch = int(tensors.pop("epoch"))
+    load_state_tensors(model, optimizer, tensors)
+    return epoch
 
 
 def write_checkpoint(

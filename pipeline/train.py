@@ -35,7 +35,6 @@ examples:
 A run that was stopped goes on from its last checkpoint; finished settings are not trained again."""
 
 _HISTORY = "history.jsonl"
-_STATE = "state.safetensors"
 # where and how often, not what: these do not change the trained weights
 _PLACEMENT = {"workers", "checkpoint_every", "max_failures"}
 
@@ -94,11 +93,9 @@ def _percent(value: float | None) -> str:
 
 
 def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
-    import safetensors.torch
-
-    from dclip.training import build_model, build_optimizer, check_recipe, load_state_tensors
+    from dclip.training import build_model, build_optimizer, check_recipe
     from pipeline import cluster
-    from pipeline.checkpoints import FORMAT, About, write_checkpoint
+    from pipeline.checkpoints import FORMAT, About, read_state, write_checkpoint
     from pipeline.provenance import git_commit
     from pipeline.shards import FeatureReader
     from pipeline.tracking import Tracker
@@ -126,8 +123,7 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
             state = _fit_on_ray(config, settings, folder)
         texts, _ = reader.text_features()
         model = build_model(config.train, reader.manifest.dim, seed=config.seed)
-        tensors = safetensors.torch.load_file(state / _STATE)
-        load_state_tensors(model, build_optimizer(model, config.train), tensors)
+        read_state(state, model, build_optimizer(model, config.train))
         about = About(
             format=FORMAT,
             method=config.method,
@@ -206,7 +202,6 @@ def _worker(settings: dict[str, Any]) -> str | None:
     """One Ray Train worker; returns what went wrong if the loss diverged."""
     import ray.train
     import ray.train.torch
-    import safetensors.torch
 
     from dclip.training import (
         DivergenceError,
@@ -215,9 +210,8 @@ def _worker(settings: dict[str, Any]) -> str | None:
         build_optimizer,
         fit,
         hold_out,
-        load_state_tensors,
-        state_tensors,
     )
+    from pipeline.checkpoints import read_state, write_state
     from pipeline.shards import FeatureReader, write_text
 
     config = TrainConfig.model_validate(settings["train"])
@@ -235,9 +229,7 @@ def _worker(settings: dict[str, Any]) -> str | None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
-            tensors = safetensors.torch.load_file(Path(directory) / _STATE, device=str(device))
-        done = int(tensors.pop("epoch"))
-        load_state_tensors(model, optimizer, tensors)
+            done = read_state(Path(directory), model, optimizer)
         history = _read_history(history_file)[:done]
     if rank == 0:
         write_text(history_file, "".join(json.dumps(line) + "\n" for line in history))
@@ -252,9 +244,7 @@ def _worker(settings: dict[str, Any]) -> str | None:
         with tempfile.TemporaryDirectory() as directory:
             saved = None
             if rank == 0:
-                state = state_tensors(model, optimizer)
-                state["epoch"] = texts.new_tensor(report.epoch).cpu()
-                safetensors.torch.save_file(state, Path(directory) / _STATE)
+                write_state(Path(directory), model, optimizer, report.epoch)
                 saved = ray.train.Checkpoint.from_directory(directory)
             ray.train.report(line, checkpoint=saved)
 

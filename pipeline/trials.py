@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from ray import tune
 from ray.tune.experiment import Trial
 
@@ -15,16 +14,14 @@ from dclip.training import (
     build_optimizer,
     fit,
     hold_out,
-    load_state_tensors,
-    state_tensors,
 )
+from pipeline.checkpoints import read_state, write_state
 from pipeline.config import Config, TrainConfig
 from pipeline.progress import Progress
 from pipeline.shards import FeatureReader
 from pipeline.tracking import TrackedRun, Tracker, flat
 from pipeline.train import metric_names
 
-STATE = "state.safetensors"
 POINT = "point"
 
 
@@ -48,15 +45,11 @@ def trial(space: dict[str, Any], settings: Mapping[str, Any]) -> None:
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
-            tensors = safetensors.torch.load_file(Path(directory) / STATE)
-        done = int(tensors.pop("epoch"))
-        load_state_tensors(model, optimizer, tensors)
+            done = read_state(Path(directory), model, optimizer)
 
     def on_epoch(report: EpochReport) -> None:
         with tempfile.TemporaryDirectory() as directory:
-            state = state_tensors(model, optimizer)
-            state["epoch"] = texts.new_tensor(report.epoch).cpu()
-            safetensors.torch.save_file(state, Path(directory) / STATE)
+            write_state(Path(directory), model, optimizer, report.epoch)
             tune.report(report._asdict(), checkpoint=tune.Checkpoint.from_directory(directory))
 
     fit(

@@ -25,13 +25,13 @@ from typing import Any
 import open_clip
 import torch
 from jaxtyping import Float
-from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dclip.backbones import DEFAULT_RESOLUTION, ImageFeatures
 from dclip.backbones.value_projection import (
+    attention_pool,
     attention_pool_tokens,
     resize_positional_embedding,
     value_projection,
@@ -343,36 +343,7 @@ def _encode_by_resnet(
     )
     tokens = attention_pool_tokens(feature_map, positions)
     local = value_projection(tokens, value=pool.v_proj, output=pool.c_proj)
-    return _attention_pool(tokens, pool), local
-
-
-def _attention_pool(
-    tokens: Float[Tensor, "images tokens width"], pool: AttentionPool2d
-) -> Float[Tensor, "images dim"]:
-    """CLIP's own pooling: the mean token asks, all tokens answer."""
-    tokens = tokens.transpose(0, 1)
-    pooled, _ = F.multi_head_attention_forward(
-        query=tokens[:1],  # open_clip lets every token ask and keeps the first answer only
-        key=tokens,
-        value=tokens,
-        embed_dim_to_check=tokens.shape[-1],
-        num_heads=pool.num_heads,
-        in_proj_weight=None,
-        in_proj_bias=torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]),
-        bias_k=None,
-        bias_v=None,
-        add_zero_attn=False,
-        dropout_p=0.0,
-        out_proj_weight=pool.c_proj.weight,
-        out_proj_bias=pool.c_proj.bias,
-        training=False,
-        need_weights=False,
-        use_separate_proj_weight=True,
-        q_proj_weight=pool.q_proj.weight,
-        k_proj_weight=pool.k_proj.weight,
-        v_proj_weight=pool.v_proj.weight,
-    )
-    return pooled[0]
+    return attention_pool(tokens, pool), local
 
 
 def _encode_by_vit(

@@ -15,10 +15,15 @@ References:
     "Efficiently Disentangling CLIP for Multi-Object Perception" (DCLIP), arXiv:2502.02977.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    import open_clip
 
 
 def resize_positional_embedding(
@@ -85,3 +90,40 @@ def value_projection(
     """
     projected: Tensor = output(value(tokens))
     return projected
+
+
+def attention_pool(
+    tokens: Float[Tensor, "images tokens width"], pool: "open_clip.modified_resnet.AttentionPool2d"
+) -> Float[Tensor, "images dim"]:
+    """CLIP's own pooling of a ResNet: the mean token asks, all tokens answer.
+
+    Args:
+        tokens: From :func:`attention_pool_tokens`.
+        pool: The tower's last layer; gradients flow where it requires them.
+
+    Returns:
+        Global image embeddings, as open_clip's ``encode_image`` gives them.
+    """
+    tokens = tokens.transpose(0, 1)
+    pooled, _ = F.multi_head_attention_forward(
+        query=tokens[:1],  # open_clip lets every token ask and keeps the first answer only
+        key=tokens,
+        value=tokens,
+        embed_dim_to_check=tokens.shape[-1],
+        num_heads=pool.num_heads,
+        in_proj_weight=None,
+        in_proj_bias=torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]),
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=pool.c_proj.weight,
+        out_proj_bias=pool.c_proj.bias,
+        training=False,
+        need_weights=False,
+        use_separate_proj_weight=True,
+        q_proj_weight=pool.q_proj.weight,
+        k_proj_weight=pool.k_proj.weight,
+        v_proj_weight=pool.v_proj.weight,
+    )
+    return pooled[0]
