@@ -25,7 +25,8 @@ class Progress:
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
         self._label, self._total, self._unit, self._done = label, total, unit, done
-        self._started = self._last_line = time.monotonic()
+        self._started: float | None = None
+        self._last_line = 0.0
         self._first = done
         self._bar = (
             tqdm(desc=label, total=total, unit=f" {unit}", initial=done, dynamic_ncols=True)
@@ -36,12 +37,16 @@ class Progress:
     def advance(self, units: int, note: str = "") -> None:
         """Add finished units, and show a short note beside the count."""
         self._done += units
+        now = time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(units)
-        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            rate = (self._done - self._first) / (self._last_line - self._started)
+        elif self._started is None:  # rates leave out what came before the first unit: start-up
+            self._started = self._last_line = now
+            self._first = self._done
+        elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            rate = (self._done - self._first) / (now - self._started)
             left = (self._total - self._done) / max(rate, 1e-9)
             log.info(
                 "%s: %d/%d %s, %.1f/s, about %.0f s left %s",
