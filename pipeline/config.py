@@ -66,7 +66,7 @@ class EvaluateConfig(BaseModel):
     threshold: float = Field(
         0.5, gt=0, lt=1, description="probability above which a class counts as predicted"
     )
-    linear_probe: bool = Field(True, description="also fit the max-pooled linear probe as a bound")
+    linear_probe: bool = Field(True, description="also fit a max-pooled linear probe")
     probe_epochs: int = Field(30, ge=1, description="passes of the linear probe")
     scenes: int = Field(4, ge=1, le=32, description="test images drawn with activation maps")
 

@@ -8,11 +8,11 @@ missing and leaves alone what is there.
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import Report, main
 from pipeline.config import Config
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 
 DESCRIPTION = """\
 Compute frozen local features once and keep them as WebDataset tar shards.
@@ -94,14 +93,6 @@ def _open_dataset(
     return open_listing(dataset, root, split, dict(options), cache=cache)
 
 
-def _usage(call: Callable[..., Result], *arguments: Any) -> Result:
-    """Result of a call whose ValueError is the user's."""
-    try:
-        return call(*arguments)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
 def open_backbone(config: Config, *, device: str = "cpu") -> "Backbone":
     """The frozen CLIP of the settings.
 
@@ -127,14 +118,16 @@ def _open_backbone(
 ) -> "Backbone":
     from dclip.backbones import load_backbone
 
-    load = partial(
-        load_backbone,
-        pretrained=pretrained,
-        resolution=resolution,
-        include_global_token=include_global_token,
-        device=device,
-    )
-    return _usage(load, name)
+    try:
+        return load_backbone(
+            name,
+            pretrained=pretrained,
+            resolution=resolution,
+            include_global_token=include_global_token,
+            device=device,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def plan_features(config: Config, split: str) -> FeaturePlan:

@@ -183,6 +183,8 @@ def _open_folder(folder: Path, split: str, options: Mapping[str, str]) -> "Listi
     from dclip.data.folder import read_folder
 
     _known_options("folder:", options, ("separator",))
+    if not folder.is_dir():
+        raise UsageError(f"no folder {folder}; give one that holds images and a table of labels")
     return read_folder(folder.absolute(), split, separator=options.get("separator", ";"))
 
 

@@ -6,7 +6,7 @@ One folder holds one split of one dataset seen by one backbone::
                          <key>.global.npy (global embedding, float32 [dim]), <key>.json
     shard-000000.json    sidecar: count, bytes, sha256, offsets, unreadable images, seconds
     text.safetensors     text features: "pairs" [2N, dim], negatives first; "classes" [N, dim]
-    samples.parquet      one row an image: key, index, labels, shard, offsets
+    samples.parquet      one row an image: key, index, labels, unknown labels, shard, offsets
     manifest.json        written last, so it means "complete"
 
 Every file is written under a temporary name and renamed. Equal inputs give equal tar bytes. Any
@@ -240,7 +240,7 @@ def read_sidecar(folder: Path, number: int, fingerprint: str) -> Sidecar | None:
 
 
 def write_samples(path: Path, sidecars: Sequence[Sidecar]) -> None:
-    """Write the Parquet table of all images: key, index, labels, shard, offsets."""
+    """Write the Parquet table of all images: key, index, labels, unknown, shard, offsets."""
     columns = pa.list_(pa.int32())
     table = pa.table(
         {

@@ -104,7 +104,7 @@ def run(config: Config) -> Report:
     if config.train.val_fraction == 0:
         raise UsageError("a sweep ranks trials by val/map; --train.val-fraction must be above 0")
     plan = plan_features(config, config.train_split)
-    FeatureReader(plan.folder)
+    FeatureReader(plan.folder)  # verifies the files once; trials then trust them
     name = sweep_name(config, plan)
     folder = config.output.absolute() / "sweeps" / name
     tracker = Tracker(config)

@@ -251,7 +251,7 @@ def load_tiny(
     if not config_file.is_file() or (pretrained is None and not weights_file.is_file()):
         raise ValueError(
             f"the weights of the {name} CLIP are missing from {folder}; train them with"
-            " 'python -m dclip.pretraining --output FOLDER', or take a larger model such as RN101"
+            " 'python -m dclip.pretraining --output FILE', or take a larger model such as RN101"
         )
     config = json.loads(config_file.read_text())
     if pretrained is None:
