@@ -19,15 +19,13 @@ from jaxtyping import Int32, Int64, UInt8
 
 from dclip.data.images import ImageError, read_image
 from dclip.data.listing import Sample, check_key, digest
+from dclip.paths import REMOTE, remote_errors
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 """Members that are images; a key has one of them."""
 
 LABEL_SUFFIXES = ("json", "cls", "txt")
 """Members that hold labels; of several the first of these counts."""
-
-REMOTE = ("http", "https", "s3", "gs")
-"""Protocols that are opened through fsspec."""
 
 _BLOCK = 512
 _MAX_TARS = 100_000
@@ -321,7 +319,7 @@ def _open(tar: str) -> Iterator[Any]:
         with Path(tar).open("rb") as file:
             yield file
         return
-    with _remote_errors(tar):
+    with remote_errors(tar):
         filesystem, path = _filesystem(tar)
         with filesystem.open(path, "rb") as file:
             yield file
@@ -332,7 +330,7 @@ def _read_range(tar: str, start: int, size: int) -> bytes:
         with Path(tar).open("rb") as file:
             file.seek(start)
             return file.read(size)
-    with _remote_errors(tar):
+    with remote_errors(tar):
         filesystem, path = _filesystem(tar)
         data = filesystem.cat_file(path, start=start, end=start + size)
     return bytes(data)
@@ -343,16 +341,3 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
     filesystem, path = fsspec.core.url_to_fs(url)
     return filesystem, path
-
-
-@contextmanager
-def _remote_errors(url: str) -> Iterator[None]:
-    """Errors of a remote file system, each of which has kinds of its own, as OSError."""
-    try:
-        yield
-    except (OSError, ValueError, tarfile.TarError):
-        raise
-    except ImportError as error:
-        raise ValueError(f"{url} needs a package that is not installed: {error}") from None
-    except Exception as error:
-        raise OSError(str(error) or type(error).__name__) from error
