@@ -1,9 +1,12 @@
 """Places of files: local paths, and URLs of object stores and web servers, used alike."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -74,3 +77,38 @@ def remote_errors(place: object) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"{place}: {reason}") from error
+
+
+@contextmanager
+def atomic_write(path: AnyPath) -> Iterator[Path]:
+    """A local file to write, which becomes ``path`` when the block ends without an error.
+
+    A local target is written beside itself, synced and renamed; a remote one is uploaded whole. So
+    a reader finds all of it or nothing, whenever the writer is killed.
+
+    Raises:
+        OSError: The place cannot be written; the message names it.
+    """
+    with ExitStack() as stack:
+        if isinstance(path, Path):
+            temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
+        else:
+            folder = stack.enter_context(TemporaryDirectory(prefix="dclip-"))
+            temporary = Path(folder) / path.name
+        try:
+            yield temporary
+            if isinstance(path, Path):
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            else:
+                with remote_errors(path):
+                    path.fs.put_file(str(temporary), path.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: AnyPath, text: str) -> None:
+    """Write a text file so that it is either whole or absent."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

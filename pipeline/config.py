@@ -8,14 +8,42 @@ variables (``DCLIP_TRAIN__LR=0.002``), the command line (``--train.lr 0.002``).
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from dclip.recipe import Recipe
 from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from dclip.paths import AnyPath as Place
+else:
+    # as_path of a local path is absolute: workers run in folders of their own
+    Place = Annotated[
+        Any,
+        BeforeValidator(lambda value: _place(value)),
+        PlainSerializer(str),
+        WithJsonSchema({"type": "string"}),
+    ]
+
+
+def _place(value: object) -> "Place":
+    from dclip.paths import as_path
+
+    if not isinstance(value, str):
+        return value  # type: ignore[return-value]
+    path = as_path(value)
+    return path.absolute() if isinstance(path, Path) else path
 
 
 class ExtractConfig(BaseModel):
@@ -29,7 +57,34 @@ class ExtractConfig(BaseModel):
         ge=1,
         description="processes that each hold the backbone; left out: one per CPU or GPU",
     )
-    batch_size: int = Field(32, ge=1, description="images per forward pass")
+    kind: str = Field(
+        "value", description="local features: value, or another kind the backbone has, such as vv"
+    )
+    storage: Literal["float16", "int8"] = Field(
+        "float16", description="how features are kept; int8 halves the bytes"
+    )
+    views: int = Field(
+        0, ge=0, description="augmented views of each training image, kept beside the clean one"
+    )
+    view_seed: int = Field(0, ge=0, description="seed of the augmentation")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="in which the backbone computes; auto: float16 on a GPU, else float32"
+    )
+    compile: bool = Field(False, description="compile the backbone; pays for long extractions")
+    batch_size: int | None = Field(
+        None, ge=1, description="images per forward pass; left out: 32 on a CPU, 128 on a GPU"
+    )
+    threads: int | None = Field(
+        None, ge=1, description="threads of each worker that decode; left out: its CPUs, at least 2"
+    )
+    mode: Literal["resume", "overwrite", "extend"] = Field(
+        "resume",
+        description="resume makes what is missing; overwrite makes all anew; extend takes over "
+        "images that earlier features of another listing or limit hold under the same key",
+    )
+    retry_failed: bool = Field(False, description="read images again that could not be read")
+    verify: bool = Field(False, description="only compare every shard with its checksum")
+    repair: bool = Field(False, description="verify, and make damaged shards again")
     shard_size: int = Field(256, ge=1, description="images per tar shard")
     max_failures: float = Field(
         0.01, ge=0, le=1, description="fraction of unreadable images above which the stage fails"
@@ -114,6 +169,11 @@ class Config(BaseSettings):
         "annotated", description="leave out images without any annotation, or keep them"
     )
     output: Path = Field(Path("outputs"), description="folder that holds everything written")
+    features: Place | None = Field(
+        None,
+        description="folder or URL (s3://bucket/folder) of feature shards; left out: "
+        "<output>/features",
+    )
     backbone: str = Field(
         "tiny",
         description="tiny (ships with dclip), an open_clip name (RN101, ViT-B-16), or "

@@ -286,7 +286,7 @@ def _cached(
     cache: Path | None,
 ) -> "Listing":
     """The listing from the cache, or made and put there; made anew where that cannot be done."""
-    from pipeline.shards import digest
+    from dclip.shards import digest
 
     if cache is None or sources is None:
         return make()
@@ -323,7 +323,7 @@ def _write_cache(path: Path, listing: "Listing", about: Mapping[str, Any]) -> No
 
     from dclip.data.listing import ImageListing
     from dclip.data.webdataset_listing import WebdatasetListing
-    from pipeline.shards import atomic_write
+    from dclip.paths import atomic_write
 
     if not isinstance(listing, ImageListing | WebdatasetListing):
         return

@@ -135,6 +135,7 @@ class OpenCLIPBackbone:
 
         self.name = name
         self.model = model.eval().requires_grad_(False)
+        tower.to(memory_format=torch.channels_last)  # convolutions are up to half as fast again
         self.tokenizer = tokenizer
         self.native_grid: tuple[int, int] = (native_rows, native_columns)
         self.embed_dim = int(tower.output_dim)
@@ -201,6 +202,7 @@ class OpenCLIPBackbone:
         self._check_kind(kind)
         grid = self.grid(*images.shape[-2:])
         images = images.to(self.device, self.model.logit_scale.dtype)
+        images = images.contiguous(memory_format=torch.channels_last)
         tower = self.model.visual
         with torch.no_grad():
             if isinstance(tower, ModifiedResNet):
