@@ -8,42 +8,38 @@ variables (``DCLIP_TRAIN__LR=0.002``), the command line (``--train.lr 0.002``).
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
+    PlainValidator,
     ValidationError,
     WithJsonSchema,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from typing_extensions import TypeAliasType
 
+from dclip.paths import AnyPath, RemotePath, as_path
 from dclip.recipe import Recipe
 from pipeline.errors import UsageError
 
-if TYPE_CHECKING:
-    from dclip.paths import AnyPath as Place
-else:
-    # as_path of a local path is absolute: workers run in folders of their own
-    Place = Annotated[
-        Any,
-        BeforeValidator(lambda value: _place(value)),
-        PlainSerializer(str),
-        WithJsonSchema({"type": "string"}),
-    ]
+def _as_path(value: object) -> AnyPath:
+    if not isinstance(value, str | Path | RemotePath):
+        raise ValueError("a path or URL must be text")
+    return as_path(value)
 
 
-def _place(value: object) -> "Place":
-    from dclip.paths import as_path
-
-    if not isinstance(value, str):
-        return value  # type: ignore[return-value]
-    path = as_path(value)
-    return path.absolute() if isinstance(path, Path) else path
+PathOrURL = TypeAliasType(
+    "PathOrURL",
+    Annotated[
+        AnyPath, PlainValidator(_as_path), PlainSerializer(str), WithJsonSchema({"type": "string"})
+    ],
+)
+"""A local path or a URL; ``--help`` calls it by this name."""
 
 
 class ExtractConfig(BaseModel):
@@ -162,14 +158,16 @@ class Config(BaseSettings):
     dataset: str = Field(
         "shapes", description="shapes (embedded, nothing to download) or coco (COCO-format tree)"
     )
-    root: Path | None = Field(None, description="folder of the dataset, where it lives on disk")
+    root: PathOrURL | None = Field(
+        None, description="folder of the dataset; coco, coco14 and coco17 take a URL as well"
+    )
     train_split: str = Field("train", description="split that is trained on")
     test_split: str = Field("test", description="split that is evaluated on")
     images: Literal["annotated", "all"] = Field(
         "annotated", description="leave out images without any annotation, or keep them"
     )
     output: Path = Field(Path("outputs"), description="folder that holds everything written")
-    features: Place | None = Field(
+    features: PathOrURL | None = Field(
         None,
         description="folder or URL (s3://bucket/folder) of feature shards; left out: "
         "<output>/features",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+from dclip.paths import AnyPath, as_path
 from pipeline.errors import StageError, UsageError
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def parser() -> argparse.ArgumentParser:
     ):
         sub = commands.add_parser(command, help=what, description=what, allow_abbrev=False)
         sub.add_argument("name", help="registered name, folder:PATH, webdataset:URLS or PATH.json")
-        sub.add_argument("--root", type=Path, metavar="DIR", help="folder of the data set")
+        sub.add_argument(
+            "--root", type=_place, metavar="DIR", help="folder of the data set; may be a URL"
+        )
         sub.add_argument(
             "--split",
             action="append",
@@ -142,6 +145,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _place(text: str) -> AnyPath:
+    try:
+        return as_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, do it, and turn the outcome into an exit code.
 
@@ -149,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done and no problem found, 1 a problem was found or the work failed, 2 wrong usage, 130
         interrupted.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
     try:
         flags = parser().parse_args(argv)
         if flags.command == "list":
@@ -215,6 +226,7 @@ def table() -> str:
             "  folder:PATH       images and <split>.csv, .jsonl or .parquet with labels",
             "  webdataset:URLS   tars of images and labels; {split}, {000..009} and * are expanded",
             "  PATH.json         annotations in COCO's format; --root is the folder of the images",
+            "PATH, and --root of coco, coco14 and coco17, may be s3://, gs://, http:// or https://.",
         ]
     )
 
@@ -247,7 +259,7 @@ def _split_and_size(found: "Dataset", split: str | None) -> str:
 
 def check(
     name: str,
-    root: Path | None,
+    root: AnyPath | None,
     *,
     splits: Sequence[str] = (),
     options: Mapping[str, str] | None = None,
@@ -292,24 +304,24 @@ def check(
     return findings
 
 
-def default_splits(name: str, root: Path | None) -> list[str]:
+def default_splits(name: str, root: AnyPath | None) -> list[str]:
     """Splits to look at when none is named.
 
     Raises:
         UsageError: The data set does not tell.
     """
+    from dclip.data.coco import coco_splits
     from dclip.data.folder import find_tables
-    from pipeline.listings import FOLDER, WEBDATASET
+    from pipeline.listings import FOLDER, WEBDATASET, path_of
 
     found = _registered(name)
     names: list[str] = []
     if found is not None and found.expected:
         names = [split for split in (found.train_split, found.test_split) if split is not None]
     elif found is not None and root is not None:
-        files = sorted((root / "annotations").glob("instances_*.json"))
-        names = [path.stem.removeprefix("instances_") for path in files]
+        names = coco_splits(root)
     elif name.startswith(FOLDER):
-        folder = Path(name.removeprefix(FOLDER))
+        folder = path_of(name.removeprefix(FOLDER))
         names = [path.stem for path in find_tables(folder)] if folder.is_dir() else []
     elif "{split}" not in name and (name.startswith(WEBDATASET) or name.endswith(".json")):
         names = ["all"]
@@ -320,7 +332,7 @@ def default_splits(name: str, root: Path | None) -> list[str]:
 
 def _check_split(
     found: "Dataset | None",
-    root: Path | None,
+    root: AnyPath | None,
     listing: "AnyListing",
     split: str,
     options: Mapping[str, str],
@@ -374,7 +386,7 @@ def _split_of_that_size(found: "Dataset", images: int) -> str:
 
 
 def _check_signs(
-    found: "Dataset", root: Path | None, listing: "AnyListing", split: str, findings: Findings
+    found: "Dataset", root: AnyPath | None, listing: "AnyListing", split: str, findings: Findings
 ) -> None:
     """Whether names speak of another split than the one they were found in."""
     sign = _SIGNS.get(found.name, {}).get(split)
@@ -405,7 +417,11 @@ def _check_signs(
 
 def _check_files(listing: "AnyListing", split: str, findings: Findings) -> bool:
     """Whether the listed files are there, as far as the listing names files."""
-    paths = list(_image_paths(listing))
+    everything = list(_image_paths(listing))
+    paths = [path for path in everything if isinstance(path, Path)]
+    if len(paths) < len(everything):
+        findings.add("note", split, "remote images are asked for as they are read; --full: all")
+        return True
     missing = [path for path in paths if not path.is_file()]
     if not missing:
         return True
@@ -426,7 +442,7 @@ def _check_files(listing: "AnyListing", split: str, findings: Findings) -> bool:
     return len(missing) < len(paths)
 
 
-def _image_paths(listing: Any) -> Iterator[Path]:
+def _image_paths(listing: Any) -> Iterator[AnyPath]:
     """Image files, where each sample has one of its own."""
     if hasattr(listing, "image_dir"):
         yield from (listing.image_dir / name for name in listing.file_names)
@@ -468,7 +484,7 @@ def _check_images(
         try:
             listing.read(row)
             good.append(row)
-        except (ImageError, OSError) as error:
+        except ImageError as error:
             failures.append(" ".join(str(error).split()))
     if failures:
         shown = "; ".join(failures[:_NAMED]) + ("; ..." if len(failures) > _NAMED else "")
@@ -481,7 +497,7 @@ def _check_images(
 
 
 def _check_label_map(
-    root: Path | None, listing: "AnyListing", split: str, rows: Sequence[int], findings: Findings
+    root: AnyPath | None, listing: "AnyListing", split: str, rows: Sequence[int], findings: Findings
 ) -> None:
     """Signs that masks are read with a wrong label map."""
     from dclip.data.label_maps import label_map_doubts
@@ -525,7 +541,9 @@ def _check_overlap(listings: "Mapping[str, AnyListing]", findings: Findings) -> 
                 )
 
 
-def _expectations(found: "Dataset", root: Path, splits: Sequence[str], findings: Findings) -> None:
+def _expectations(
+    found: "Dataset", root: AnyPath, splits: Sequence[str], findings: Findings
+) -> None:
     """Which files are expected where, whether they are there, and whom to ask for them."""
     from pipeline.listings import layout_of
 
@@ -536,7 +554,7 @@ def _expectations(found: "Dataset", root: Path, splits: Sequence[str], findings:
     findings.add("note", "", f"to be obtained from its official page: {found.homepage}")
 
 
-def _show(name: str, root: Path | None, findings: Findings) -> str:
+def _show(name: str, root: AnyPath | None, findings: Findings) -> str:
     """Findings, a split after the other."""
     lines = [f"{name} at {root}" if root is not None else name]
     seen = None
@@ -560,7 +578,7 @@ def _show(name: str, root: Path | None, findings: Findings) -> str:
 
 def stats(
     name: str,
-    root: Path | None,
+    root: AnyPath | None,
     *,
     splits: Sequence[str] = (),
     options: Mapping[str, str] | None = None,
@@ -637,7 +655,7 @@ def presence(listing: "AnyListing", limit: int) -> "tuple[np.ndarray, int]":
         for row in rows:
             try:
                 sample = listing.read(row)
-            except (ImageError, OSError):
+            except ImageError:
                 continue
             if isinstance(sample, SegmentationSample):
                 counts = np.bincount(sample.mask.ravel(), minlength=256)[:classes]
@@ -701,7 +719,7 @@ def _registered(name: str) -> "Dataset | None":
     return None if is_own else find_dataset(name)
 
 
-def _open(name: str, root: Path | None, split: str, options: Mapping[str, str]) -> "AnyListing":
+def _open(name: str, root: AnyPath | None, split: str, options: Mapping[str, str]) -> "AnyListing":
     from pipeline.listings import open_listing, open_segmentation
 
     found = _registered(name)

@@ -19,6 +19,7 @@ from dclip.data.segmentation import (
     check_sizes,
 )
 from dclip.data.stuff import THING_IDS, find_stuff_maps, pixel_map
+from dclip.paths import AnyPath
 
 _OPTIONS = {"classes": ("object81", "object80"), "masks": ("area", "file", "stuff")}
 _THINGS, _BACKGROUND = read_class_names("coco80"), read_class_names("background")
@@ -60,7 +61,7 @@ class PaintedListing:
     name: str
     split: str
     phrasings: tuple[tuple[str, ...], ...] = field(repr=False)
-    image_dir: Path
+    image_dir: AnyPath
     keys: tuple[str, ...] = field(repr=False)
     file_names: tuple[str, ...] = field(repr=False)
     sizes: tuple[tuple[int, int], ...] = field(repr=False)
@@ -157,7 +158,7 @@ def open_coco17_seg(
 
 
 def paint_instances(
-    annotation_file: Path, image_dir: Path, *, split: str, by: str = "area"
+    annotation_file: AnyPath, image_dir: AnyPath, *, split: str, by: str = "area"
 ) -> PaintedListing:
     """All images of an annotation file with their instances, crowds included.
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from dclip.paths import AnyPath, RemotePath
+
 MAX_PIXELS = 64_000_000
 """An image of more pixels than this is refused before any of them is decoded."""
 
@@ -54,7 +56,7 @@ class ImageError(ValueError):
     """An image that cannot be read; the message names the source and the reason."""
 
 
-def read_image(source: Path | bytes | BufferedReader | BytesIO) -> Image.Image:
+def read_image(source: AnyPath | bytes | BufferedReader | BytesIO) -> Image.Image:
     """An image as upright 8-bit RGB, fully decoded.
 
     Grey, palette and CMYK images are converted; 16-bit grey keeps its upper 8 bits. Transparency is
@@ -63,7 +65,8 @@ def read_image(source: Path | bytes | BufferedReader | BytesIO) -> Image.Image:
     frame is taken.
 
     Args:
-        source: A path, the bytes of a file, or a file open for reading, which stays open.
+        source: A path, local or remote; the bytes of a file; or a file open for reading, which
+            stays open.
 
     Returns:
         An image that depends on no open file.
@@ -71,14 +74,12 @@ def read_image(source: Path | bytes | BufferedReader | BytesIO) -> Image.Image:
     Raises:
         ImageError: If the file is missing, no image, damaged or cut short, has more than
             `MAX_PIXELS` pixels, or keeps its pixels as floats or 32-bit integers.
+        OSError: If a remote store cannot be reached, or refuses.
     """
-    if isinstance(source, Path):
+    if isinstance(source, Path | RemotePath):
         started = time.perf_counter()
         try:
-            with source.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise ImageError(f"cannot open {source}: {error.strerror or error}") from error
+            data = _read(source)
         finally:
             _clock.seconds = reading_seconds() + time.perf_counter() - started
         if len(data) > MAX_BYTES:
@@ -110,6 +111,19 @@ def resize_image(image: Image.Image, resolution: int) -> Image.Image:
     if image.mode != "RGB":
         raise ValueError(f"an image in mode {image.mode!r}; convert it to RGB, as read_image does")
     return image.resize((resolution, resolution), Image.Resampling.BILINEAR)
+
+
+def _read(source: AnyPath) -> bytes:
+    """The bytes of a file; of a local one at most one more than are allowed."""
+    try:
+        if isinstance(source, RemotePath):
+            return source.read_bytes()
+        with source.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        if isinstance(source, RemotePath) and not isinstance(error, FileNotFoundError):
+            raise  # the store is out of reach, which says nothing of the image
+        raise ImageError(f"cannot open {source}: {error.strerror or error}") from error
 
 
 def _decode(file: BufferedReader | BytesIO, name: str) -> Image.Image:
