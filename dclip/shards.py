@@ -265,8 +265,7 @@ def read_sidecars(folder: AnyPath, count: int, fingerprint: str) -> list[Sidecar
         if path.name not in sizes:
             return None
         try:
-            with remote_errors(path):
-                sidecar = Sidecar.model_validate_json(path.with_suffix(".json").read_bytes())
+            sidecar = Sidecar.model_validate_json(path.with_suffix(".json").read_bytes())
         except (FileNotFoundError, ValidationError):
             return None
         is_ours = sidecar.format == FORMAT and sidecar.fingerprint == fingerprint
@@ -289,13 +288,7 @@ def shard_sizes(folder: AnyPath) -> dict[str, int]:
             return {}
         with os.scandir(folder) as entries:
             return {e.name: e.stat().st_size for e in entries if e.name.endswith(".tar")}
-    with remote_errors(folder):
-        try:
-            listed = folder.fs.ls(folder.path, detail=True, refresh=True)
-        except FileNotFoundError:
-            return {}
-    sizes = {entry["name"].rpartition("/")[2]: int(entry["size"] or 0) for entry in listed}
-    return {name: size for name, size in sizes.items() if name.endswith(".tar")}
+    return {name: size for name, size in folder.sizes().items() if name.endswith(".tar")}
 
 
 def write_samples(path: AnyPath, sidecars: Sequence[Sidecar]) -> None:
@@ -335,8 +328,7 @@ def read_manifest(folder: AnyPath) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        with remote_errors(path):
-            manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise ShardError(
             f"no features at {folder} ({MANIFEST} is missing); run python -m pipeline.extract first"
@@ -412,8 +404,7 @@ def check_shard(folder: AnyPath, number: int, sidecar: Sidecar | None) -> str:
     """
     path = folder / shard_name(number)
     if sidecar is None:
-        with remote_errors(path):
-            return "cut short, or its sidecar is damaged" if path.exists() else "missing"
+        return "cut short, or its sidecar is damaged" if path.is_file() else "missing"
     if file_digest(path) != sidecar.sha256:
         return "its checksum differs from the one it was written with"
     return ""

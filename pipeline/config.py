@@ -27,6 +27,7 @@ from dclip.paths import AnyPath, RemotePath, as_path
 from dclip.recipe import Recipe
 from pipeline.errors import UsageError
 
+
 def _as_path(value: object) -> AnyPath:
     if not isinstance(value, str | Path | RemotePath):
         raise ValueError("a path or URL must be text")

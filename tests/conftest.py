@@ -49,18 +49,22 @@ _bucket_numbers = count()
 @pytest.fixture(scope="session")
 def _s3_endpoint() -> Iterator[str]:
     """An object store on this machine, empty."""
+    s3fs = pytest.importorskip("s3fs", reason="pip install -e '.[s3]'")
     moto = pytest.importorskip("moto.server", reason="pip install -e '.[dev]'")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    s3fs.S3FileSystem.clear_instance_cache()
     yield f"http://{host}:{port}"
+    s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
 
 @pytest.fixture(scope="module")
 def s3_bucket(_s3_endpoint: str) -> Iterator[str]:
     """URL of an empty bucket; while it is in use, the environment names its server and keys."""
-    s3fs = pytest.importorskip("s3fs", reason="pip install -e '.[s3]'")
+    import fsspec
+
     name = f"bucket-{next(_bucket_numbers)}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", _s3_endpoint)
@@ -69,10 +73,8 @@ def s3_bucket(_s3_endpoint: str) -> Iterator[str]:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir(name)
+        fsspec.filesystem("s3").mkdir(name)
         yield f"s3://{name}"
-        s3fs.S3FileSystem.clear_instance_cache()
 
 
 class WebServer(ThreadingHTTPServer):
@@ -149,7 +151,7 @@ def serve() -> Iterator[Callable[[Path], WebServer]]:
     def start(folder: Path) -> WebServer:
         server = WebServer(folder)
         servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return server
 
     yield start
