@@ -163,7 +163,7 @@ def digest(value: Mapping[str, Any]) -> str:
 def file_digest(path: AnyPath) -> str:
     """SHA-256 of a file; 64 hex digits."""
     with remote_errors(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shard_name(number: int) -> str:

@@ -253,24 +253,20 @@ def extract(config: Config, plans: Sequence[FeaturePlan]) -> list[Extracted]:
 
 def _remove(plan: FeaturePlan, shards: Sequence[int]) -> None:
     """Delete shards; the manifest first, so that the folder does not pass for complete."""
-    from dclip.paths import remote_errors
     from dclip.shards import MANIFEST, shard_name
 
     names = [Path(shard_name(number)) for number in shards]
-    with remote_errors(plan.folder):
-        for name in [MANIFEST, *(str(n.with_suffix(s)) for n in names for s in (".json", ".tar"))]:
-            (plan.folder / name).unlink(missing_ok=True)
+    for name in [MANIFEST, *(str(n.with_suffix(s)) for n in names for s in (".json", ".tar"))]:
+        (plan.folder / name).unlink(missing_ok=True)
 
 
 def _earlier(plan: FeaturePlan) -> dict[str, Source]:
     """Images of folders that have another listing or limit, all else being equal."""
-    from dclip.paths import remote_errors
     from dclip.shards import ShardError, read_manifest, read_sidecars
 
     found: dict[str, Source] = {}
-    with remote_errors(plan.folder):
-        parent = plan.folder.parent
-        names = sorted(path.name for path in parent.iterdir()) if parent.is_dir() else []
+    parent = plan.folder.parent
+    names = sorted(path.name for path in parent.iterdir()) if parent.is_dir() else []
     kept = ("storage", "view", "view_seed", "augmentation")
     for folder in (parent / name for name in names if name != plan.folder.name):
         try:
@@ -308,13 +304,12 @@ def _make_shards(
     sources: Mapping[int, Mapping[str, Source]],
 ) -> None:
     """Make shards on a pool of actors, results in any order."""
-    from dclip.paths import is_remote
     from pipeline import cluster
     from pipeline.pool import Pool
     from pipeline.progress import progress
 
     for plan in plans:
-        if not is_remote(plan.folder):
+        if isinstance(plan.folder, Path):
             plan.folder.mkdir(parents=True, exist_ok=True)
     images = sum(len(plans[task.plan].rows(task.number)) for task in tasks)
     with cluster.ray_session(config), progress("extract", images, "images") as bar:
@@ -322,10 +317,18 @@ def _make_shards(
 
         device, why = cluster.choose_device(config.device)
         cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
-        workers = min(config.extract.workers or max(1, gpus or cpus), len(tasks))
         share = max(1, cpus // gpus) if device == "cuda" and gpus else 1
+
+        def workers() -> int:
+            there = int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
+            return config.extract.workers or max(1, there)
+
         log.info(
-            "extract: %d shards to make by %d workers on %s (%s)", len(tasks), workers, device, why
+            "extract: %d shards to make by %d workers on %s (%s)",
+            len(tasks),
+            min(workers(), len(tasks)),
+            device,
+            why,
         )
         # Ray takes the number of threads of OpenMP from num_cpus; decoding adds to it
         options = {"num_cpus": share, "num_gpus": 1 if device == "cuda" else 0}
@@ -386,7 +389,7 @@ class _Worker:
 def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
     """Write text features, the samples table, the failures, and last the manifest."""
     from dclip import encode_class_names, encode_prompt_pairs, shards
-    from dclip.paths import is_remote, write_text
+    from dclip.paths import write_text
     from dclip.reader import write_text_features
     from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
     from pipeline.provenance import git_commit
@@ -464,7 +467,7 @@ def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
         commit=git_commit(),
     )
     write_text(plan.folder / shards.MANIFEST, manifest.model_dump_json(indent=1))
-    if not is_remote(plan.folder):
+    if isinstance(plan.folder, Path):
         for abandoned in plan.folder.glob(".*.tmp"):  # of workers that were killed
             abandoned.unlink(missing_ok=True)
     return manifest

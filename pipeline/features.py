@@ -15,7 +15,7 @@ from pipeline.errors import StageError, UsageError
 if TYPE_CHECKING:
     from dclip.backbones import Backbone
     from dclip.data.listing import Listing
-    from dclip.paths import AnyPath
+    from dclip.paths import AnyPath, RemotePath
     from dclip.reader import FeatureReader
     from dclip.shards import Sidecar, Storage
 
@@ -92,7 +92,7 @@ def open_dataset(config: Config, split: str) -> "Listing":
 @lru_cache(maxsize=4)
 def _open_dataset(
     dataset: str,
-    root: Path | None,
+    root: "AnyPath | None",
     split: str,
     options: tuple[tuple[str, str], ...],
     cache: Path,
@@ -355,9 +355,9 @@ def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) 
         raise StageError(str(error)) from None
 
 
-def _local_copy(folder: "AnyPath", cache: Path) -> Path:
+def _local_copy(folder: "RemotePath", cache: Path) -> Path:
     """Copy what is not there yet of a remote folder; the manifest last, as in the original."""
-    from dclip.paths import atomic_write, remote_errors
+    from dclip.paths import atomic_write
     from dclip.shards import MANIFEST, read_manifest
     from pipeline.progress import progress
 
@@ -373,9 +373,9 @@ def _local_copy(folder: "AnyPath", cache: Path) -> Path:
     ]
     if missing:
         log.info("features: copying %d files of %s to %s", len(missing), folder, target)
-        with progress("copy", len(missing), "files") as bar, remote_errors(folder):
+        with progress("copy", len(missing), "files") as bar:
             for name in missing:
                 with atomic_write(target / name) as temporary:
-                    folder.fs.get_file((folder / name).path, str(temporary))  # type: ignore[union-attr]
+                    (folder / name).get(temporary)
                 bar.advance(1)
     return target
