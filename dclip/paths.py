@@ -1,6 +1,7 @@
 """Places of files: local paths, and URLs of object stores and web servers, used alike."""
 
 import errno
+import logging
 import os
 import re
 import time
@@ -40,7 +41,8 @@ class RemotePath:
 
     All methods that ask the store raise ``FileNotFoundError`` if it says that there is no such
     file, any other ``OSError`` if it cannot be reached or refuses, and ``ValueError`` if the URL
-    is of no use; messages name the URL. Nothing takes longer than about a minute to give up.
+    is of no use; messages name the URL. A store that is down is given up after seconds (``gs``:
+    half a minute), one that takes a request and never answers after a minute or so.
 
     Attributes:
         url: Starts with one of the protocols in `REMOTE`.
@@ -91,12 +93,17 @@ class RemotePath:
         return self
 
     def is_file(self) -> bool:
-        """Whether the store has a file here."""
-        return self._kind() == "file"
+        """Whether the store has a file here; on a web server, one that may be read."""
+        try:
+            return self._kind() == "file"
+        except PermissionError:
+            if not self.is_on_web:
+                raise
+            return False  # many say so of a file that is missing
 
     def is_dir(self) -> bool:
         """Whether the store has files below; never so on a web server, see `has_folders`."""
-        return self._kind() == "directory"
+        return not self.is_on_web and self._kind() == "directory"
 
     def iterdir(self) -> Iterator["RemotePath"]:
         """What lies directly below; not to be asked of a web server."""
@@ -277,7 +284,7 @@ def _translated(error: Exception, place: RemotePath) -> Exception:
     text = f"cannot read {place}: {' '.join(reason.split()) or type(error).__name__}"
     if isinstance(error, ValueError):
         return ValueError(text)
-    if isinstance(error, PermissionError) or status in (401, 403):
+    if isinstance(error, PermissionError) or status == 403:
         return PermissionError(text)
     return OSError(text)
 
@@ -289,16 +296,20 @@ def _is_installed(package: str) -> bool:
 
 def _filesystem(protocol: str) -> Any:
     """What fsspec keeps per process, with bounds on how long it tries."""
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
+    from aiohttp import ClientTimeout
 
+    timeout = ClientTimeout(
+        total=None, sock_connect=_SECONDS_TO_CONNECT, sock_read=_SECONDS_TO_ANSWER
+    )
     if protocol == "gs":
-        return fsspec.filesystem("gs", use_listings_cache=False)
-    if protocol != "s3":
-        from aiohttp import ClientTimeout
+        # not gcsfs.GCSFileSystem, which first asks for a minute what kind of bucket it is
+        from gcsfs.core import GCSFileSystem
 
-        timeout = ClientTimeout(
-            total=None, sock_connect=_SECONDS_TO_CONNECT, sock_read=_SECONDS_TO_ANSWER
-        )
+        # it logs, with a traceback, the errors that it raises
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+        return GCSFileSystem(requests_timeout=timeout, use_listings_cache=False)
+    if protocol != "s3":
         return fsspec.filesystem(protocol, client_kwargs={"timeout": timeout})
     config = {
         "connect_timeout": _SECONDS_TO_CONNECT,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from dclip.paths import AnyPath, as_path
+from dclip.paths import AnyPath, as_path, remote_errors
 from pipeline.errors import StageError, UsageError
 
 if TYPE_CHECKING:
@@ -404,7 +404,7 @@ def _check_signs(
         return
     file = root / "annotations" / f"instances_{split}.json"
     if file.is_file():
-        with file.open("rb") as opened:
+        with file.open("rb") as opened, remote_errors(file):
             told = {match.decode() for match in _COCO_ADDRESS.findall(opened.read(_HEAD_BYTES))}
         if told and told != {split}:
             findings.add(

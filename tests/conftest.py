@@ -84,6 +84,7 @@ class WebServer(ThreadingHTTPServer):
         asked: Method and path of every request.
         failures: How many of the next requests it answers with 503.
         tells_change: Whether it gives ETags.
+        missing: What it answers where there is no file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,6 +93,7 @@ class WebServer(ThreadingHTTPServer):
         self.asked: list[str] = []
         self.failures = 0
         self.tells_change = True
+        self.missing = 404
 
     @property
     def url(self) -> str:
@@ -119,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(503)
             return
         if not path.is_file():
-            self.send_error(404)
+            self.send_error(self.server.missing)
             return
         data = path.read_bytes()
         total = len(data)

@@ -223,7 +223,7 @@ def _index(tar: str) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[str, b
     labels: dict[str, tuple[str, bytes]] = {}
     path = as_path(tar)
     try:
-        with remote_errors(path), path.open("rb") as file:
+        with path.open("rb") as file, remote_errors(path):
             for member in _members(file, tar):
                 folder, slash, base = member.name.removeprefix("./").rpartition("/")
                 stem, _, suffix = base.partition(".")

@@ -188,6 +188,19 @@ def test_one_failure_of_a_web_server_is_survived(
         RemotePath(f"{server.url}/a").read_bytes()
 
 
+def test_what_a_web_server_forbids_is_no_file_and_cannot_be_read(
+    tmp_path: Path, serve: Callable[[Path], Any]
+) -> None:
+    server = serve(tmp_path)
+    server.missing = 403
+    assert not RemotePath(f"{server.url}/a").is_file()
+    with pytest.raises(PermissionError, match=r"cannot read http://.*/a: 403 Forbidden"):
+        RemotePath(f"{server.url}/a").read_bytes()
+    server.missing = 401
+    with pytest.raises(OSError, match="401 Unauthorized"):
+        RemotePath(f"{server.url}/a").is_file()
+
+
 def test_one_request_reads_a_file(tmp_path: Path, serve: Callable[[Path], Any]) -> None:
     (tmp_path / "a").write_bytes(b"hello")
     server = serve(tmp_path)
