@@ -4,8 +4,10 @@ Half-precision features are compared in float32; wider ones keep their dtype. A 
 zeros has cosine 0 with everything.
 """
 
+import math
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,6 +24,7 @@ def pair_logits(
     image_features: Float[Tensor, "images locations dim"],
     text_features: Float[Tensor, "pairs dim"],
     *,
+    dropped: Bool[Tensor, "images locations"] | None = None,
     local_scale: float = LOCAL_SCALE,
     pooled_scale: float = POOLED_SCALE,
 ) -> Float[Tensor, "images 2 classes"]:
@@ -38,6 +41,8 @@ def pair_logits(
         image_features: Local features, of any length.
         text_features: Features of the prompt pairs, of any length: first all negative prompts,
             then all positive ones.
+        dropped: Locations left out, as if the image did not have them; one at least must stay, or
+            the image's logits are nan. Left out: none.
         local_scale: Multiplier :math:`a` of the cosines.
         pooled_scale: Multiplier :math:`b` of the pooled similarity.
 
@@ -57,7 +62,7 @@ def pair_logits(
                  [100.]]])
     """
     similarity = local_scale * (_unit(image_features) @ _unit(text_features).mT)
-    pooled = (_spatial_weights(similarity) * similarity).sum(dim=1)
+    pooled = (_spatial_weights(similarity, dropped) * similarity).sum(dim=1)
     return _split_pairs(pooled_scale * pooled)
 
 
@@ -92,6 +97,7 @@ def pool_locations(
     image_features: Float[Tensor, "images locations dim"],
     text_features: Float[Tensor, "pairs dim"],
     *,
+    dropped: Bool[Tensor, "images locations"] | None = None,
     local_scale: float = LOCAL_SCALE,
 ) -> Float[Tensor, "images pairs dim"]:
     """What each text gathers from an image: the mean of unit local features, by spatial softmax.
@@ -99,6 +105,7 @@ def pool_locations(
     Args:
         image_features: Local features, of any length; each location weighs by its direction only.
         text_features: Text features, of any length.
+        dropped: Locations left out, as in :func:`pair_logits`.
         local_scale: Sharpness of the spatial softmax.
 
     Returns:
@@ -108,7 +115,7 @@ def pool_locations(
         ValueError: If there is no location.
     """
     unit_features = _unit(image_features)
-    weights = _spatial_weights(local_scale * (unit_features @ _unit(text_features).mT))
+    weights = _spatial_weights(local_scale * (unit_features @ _unit(text_features).mT), dropped)
     return weights.mT @ unit_features
 
 
@@ -169,10 +176,13 @@ def similarity_maps(
 
 def _spatial_weights(
     similarity: Float[Tensor, "images locations pairs"],
+    dropped: Bool[Tensor, "images locations"] | None,
 ) -> Float[Tensor, "images locations pairs"]:
-    """Softmax over locations, for each prompt on its own."""
+    """Softmax over the locations that were not dropped, for each prompt on its own."""
     if similarity.shape[1] == 0:
         raise ValueError("image features have no location; expected [images, locations, dim]")
+    if dropped is not None:
+        similarity = similarity.masked_fill(dropped[:, :, None], -math.inf)
     return similarity.softmax(dim=1)
 
 

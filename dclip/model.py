@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple, get_args
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dclip.logits import (
@@ -130,12 +130,15 @@ class DCLIP(nn.Module):
         self,
         local: Float[Tensor, "images locations embed_dim"],
         texts: Float[Tensor, "pairs embed_dim"],
+        dropped: Bool[Tensor, "images locations"] | None = None,
     ) -> DCLIPOutput:
         """Logits of every image and class, and the projected texts they came from.
 
         Args:
             local: Local features of the images, unnormalised.
             texts: Text features of the prompt pairs, negatives first, unnormalised.
+            dropped: Locations that take no part in the pooling; one at least must stay in every
+                image. Left out: none.
 
         Returns:
             Logits and projected text features.
@@ -149,11 +152,12 @@ class DCLIP(nn.Module):
             logits = pair_logits(
                 self.project_images(local),
                 text_features,
+                dropped=dropped,
                 local_scale=self.local_scale,
                 pooled_scale=self.pooled_scale,
             )
         else:
-            pooled = pool_locations(local, texts, local_scale=self.local_scale)
+            pooled = pool_locations(local, texts, dropped=dropped, local_scale=self.local_scale)
             logits = pooled_pair_logits(
                 self.project_images(pooled),
                 text_features,

@@ -13,15 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dclip.backbones import Backbone
-
-POSITIVE_TEMPLATE = "A photo of a {}"
-"""Says that a class is present; without a final period, as DCLIP was trained."""
-
-NEGATIVE_TEMPLATE = "Not a photo of a {}"
-"""Says that a class is absent."""
-
-ZERO_SHOT_TEMPLATE = "a photo of a {}."
-"""CLIP's own template, for class features without a pair."""
+from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
 
 
 def prompt_pairs(

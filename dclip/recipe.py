@@ -66,6 +66,13 @@ class Recipe(BaseModel):
     weight_decay: float = Field(5e-4, ge=0, description="weight decay of every parameter")
     warmup_epochs: int = Field(1, ge=0, description="first epochs, at the constant warmup_lr")
     warmup_lr: float = Field(1e-4, gt=0, description="learning rate of the warm-up epochs")
+    feature_cutout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="sides of the random box of locations that each training image loses at every "
+        "step, as a share of the grid's (Cutout: 0.5); 0 leaves all in",
+    )
     gamma_neg: float = Field(2.0, ge=0, description="focusing exponent of negatives in ASL")
     gamma_pos: float = Field(1.0, ge=0, description="focusing exponent of positives in ASL")
     clip: float = Field(0.05, ge=0, lt=1, description="probability margin c of negatives in ASL")

@@ -1,18 +1,19 @@
 """Fitting the projectors on cached local features; tensors only, no files, no cluster.
 
 :func:`fit` is the one training loop: a single process, one of several workers, and one trial of a
-sweep all run it. Everything random follows from ``(seed, epoch)``, so a run that stops between two
-epochs and goes on from its state ends with the same weights.
+sweep all run it. Everything random follows from ``(seed, epoch)`` and the row of the image, so a
+run that stops between two epochs and goes on from its state ends with the same weights, and several
+workers train on what one would.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int, Int64, Shaped
+from jaxtyping import Bool, Float, Float16, Int, Int64, Shaped
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -30,9 +31,39 @@ class FeatureSource(Protocol):
 
     labels: Int[Tensor, "images classes"]
 
-    def local(self, rows: Int64[np.ndarray, " rows"]) -> Float16[Tensor, "rows locations dim"]:
-        """Local features of some rows, in the order given."""
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the locations, cached row by row; a mean token may precede them."""
         ...
+
+    @property
+    def views(self) -> int:
+        """How many views of every image are cached; view 0 is the clean one, others augmented."""
+        ...
+
+    def local(
+        self,
+        rows: Int64[np.ndarray, " rows"],
+        views: Int64[np.ndarray, " rows"] | None = None,
+    ) -> Float16[Tensor, "rows locations dim"]:
+        """Local features of some rows, in the order given; clean, or each of the view given."""
+        ...
+
+
+class Batch(NamedTuple):
+    """What a worker trains on in one step.
+
+    Attributes:
+        local: Local features of its images.
+        dropped: Locations that take no part, or None if all do.
+        labels: 0, 1, or -1 for unknown.
+        known: Number of known labels in the shares of all workers.
+    """
+
+    local: Float16[Tensor, "images locations dim"]
+    dropped: Bool[Tensor, "images locations"] | None
+    labels: Int[Tensor, "images classes"]
+    known: int
 
 
 class DivergenceError(RuntimeError):
@@ -247,6 +278,9 @@ def fit(
 ) -> None:
     """Train in place, from ``first_epoch`` to the recipe's last.
 
+    Training draws among all cached views (see :func:`epoch_batches`); validation sees the clean
+    one.
+
     Args:
         model: A :class:`~dclip.model.DCLIP`, possibly wrapped in DistributedDataParallel.
         optimizer: Its optimizer, with the state of the epochs already done.
@@ -254,7 +288,7 @@ def fit(
         rows: Rows to train on.
         texts: Text features of the prompt pairs, negatives first, on the model's device.
         recipe: Hyper-parameters.
-        seed: Seed of the shuffles.
+        seed: Seed of the shuffles, views and boxes.
         val_rows: Rows for the ``val_map`` of each report; computed by rank 0 only.
         first_epoch: Number of epochs already done.
         rank: Which worker this is.
@@ -263,7 +297,8 @@ def fit(
 
     Raises:
         DivergenceError: The objective is no longer finite.
-        ValueError: The recipe is bound to diverge, or there is nothing to train on.
+        ValueError: The recipe is bound to diverge, there is nothing to train on, or
+            ``feature_cutout`` does not suit the grid.
     """
     if len(rows) == 0:
         raise ValueError("there are no images to train on")
@@ -274,9 +309,10 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = lr
         started = time.perf_counter()
-        loss, asl, mfi = _train_epoch(
-            model, optimizer, features, _shuffle(rows, seed, epoch), texts, recipe, rank, workers
+        batches = epoch_batches(
+            features, rows, recipe, seed=seed, epoch=epoch, rank=rank, workers=workers
         )
+        loss, asl, mfi = _train_epoch(model, optimizer, batches, texts, recipe, workers)
         seconds = time.perf_counter() - started
         if not math.isfinite(loss):
             raise DivergenceError(
@@ -296,32 +332,126 @@ def fit(
             on_epoch(EpochReport(epoch + 1, lr, loss, asl, mfi, cosine, val_map, speed))
 
 
-def _shuffle(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, 0, epoch]).permutation(rows)
+def epoch_batches(
+    features: FeatureSource,
+    rows: Int64[np.ndarray, " rows"],
+    recipe: Recipe,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    workers: int = 1,
+) -> Iterator[Batch]:
+    """One worker's share of every batch of one epoch, on the CPU.
+
+    Where several views are cached, each row draws one of them, the clean one included. With
+    ``recipe.feature_cutout``, each row loses a box of locations around a location drawn (see
+    :func:`location_boxes`). Both draws belong to the row: they depend neither on the order of the
+    rows, nor on which of them are trained on, nor on the workers.
+
+    Args:
+        features: Cached local features.
+        rows: Rows to go through once, in a shuffled order.
+        recipe: Source of ``batch_size`` and ``feature_cutout``.
+        seed: Seed of all draws, together with ``epoch``.
+        epoch: Number of the epoch, from 0.
+        rank: Which worker this is.
+        workers: Number of workers; each takes every ``workers``-th row of every batch.
+
+    Raises:
+        ValueError: ``feature_cutout`` is too small for the grid, or the features have other
+            locations than the grid and at most one mean token.
+    """
+    order = np.random.default_rng([seed, 0, epoch]).permutation(rows)
+    images = len(features.labels)
+    views = centres = None
+    if features.views > 1:
+        views = np.random.default_rng([seed, 4, epoch]).integers(features.views, size=images)
+    if recipe.feature_cutout > 0:
+        random = np.random.default_rng([seed, 5, epoch])
+        centres = random.integers(features.grid, size=(images, 2))
+    for start in range(0, len(order), recipe.batch_size):
+        batch = order[start : start + recipe.batch_size]
+        mine = batch[rank::workers]
+        local = features.local(mine) if views is None else features.local(mine, views[mine])
+        dropped = None
+        if centres is not None:
+            boxes = location_boxes(centres[mine], features.grid, fraction=recipe.feature_cutout)
+            dropped = _after_mean_token(boxes, local.shape[1], features.grid)
+        known = int((features.labels[batch] >= 0).sum())
+        yield Batch(local, dropped, features.labels[mine], known)
+
+
+def location_boxes(
+    centres: Int64[np.ndarray, "images 2"], grid: tuple[int, int], *, fraction: float
+) -> Bool[Tensor, "images cells"]:
+    """Which cells of a grid lie in a box around a cell: Cutout's box, on the grid of locations.
+
+    Args:
+        centres: Row and column of the cell each box is centred on.
+        grid: Rows and columns of the grid.
+        fraction: Sides of the box as a share of the grid's, in [0, 1), rounded down to whole cells.
+            What lies outside the grid is cut off, so that boxes at the border are smaller.
+
+    Returns:
+        True inside the box, row by row; never for all cells of an image.
+
+    Raises:
+        ValueError: If the box has no cell.
+
+    Example:
+        >>> location_boxes(np.array([[0, 2]]), (3, 4), fraction=0.7).view(3, 4).int()
+        tensor([[0, 1, 1, 0],
+                [0, 0, 0, 0],
+                [0, 0, 0, 0]], dtype=torch.int32)
+    """
+    inside = []
+    for side, middles in zip(grid, centres.T, strict=True):
+        length = int(fraction * side)
+        if length == 0:
+            raise ValueError(
+                f"a box of {fraction:g} of a {grid[0]} x {grid[1]} grid has no location; "
+                "use a larger feature_cutout"
+            )
+        first, cells = middles[:, None] - length // 2, np.arange(side)
+        inside.append((first <= cells) & (cells < first + length))
+    in_rows, in_columns = inside
+    boxes = in_rows[:, :, None] & in_columns[:, None, :]
+    return torch.from_numpy(boxes.reshape(len(centres), grid[0] * grid[1]))
+
+
+def _after_mean_token(
+    boxes: Bool[Tensor, "images cells"], locations: int, grid: tuple[int, int]
+) -> Bool[Tensor, "images locations"]:
+    """The same with the mean token in front, if there is one; it is never dropped."""
+    tokens = locations - boxes.shape[1]
+    if tokens not in (0, 1):
+        raise ValueError(
+            f"{locations} locations are not a grid of {grid[0]} x {grid[1]} and at most one mean "
+            "token"
+        )
+    return nn.functional.pad(boxes, (tokens, 0))
 
 
 def _train_epoch(
     model: nn.Module,
     optimizer: Optimizer,
-    features: FeatureSource,
-    order: np.ndarray,
+    batches: Iterator[Batch],
     texts: Tensor,
     recipe: Recipe,
-    rank: int,
     workers: int,
 ) -> tuple[float, float, float]:
-    """One pass over ``order``; mean objective, ASL and MFI per step of the whole batch."""
+    """One pass over the batches; mean objective, ASL and MFI per step of the whole batch."""
     model.train()
     device = texts.device
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     steps = 0
-    for start in range(0, len(order), recipe.batch_size):
-        batch = order[start : start + recipe.batch_size]
-        mine = batch[rank::workers]
-        local = features.local(mine).to(device, non_blocking=True).float()
-        labels = features.labels[mine].to(device, non_blocking=True)
-        known = int((features.labels[batch] >= 0).sum())
-        losses = objective(model(local, texts), labels, recipe, known=known, share=workers)
+    for batch in batches:
+        local = batch.local.to(device, non_blocking=True).float()
+        labels = batch.labels.to(device, non_blocking=True)
+        dropped = None if batch.dropped is None else batch.dropped.to(device, non_blocking=True)
+        output = model(local, texts, dropped)
+        losses = objective(output, labels, recipe, known=batch.known, share=workers)
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dclip.model import DCLIP
+from dclip.paths import atomic_write
 from dclip.recipe import Recipe
+from dclip.shards import Manifest
 from dclip.training import build_model, load_state_tensors, state_tensors
 from pipeline.errors import StageError
-from pipeline.shards import Manifest, atomic_write
 
 FORMAT = 1
 _STATE = "state.safetensors"

@@ -35,14 +35,23 @@ def choose_device(wanted: str) -> tuple[str, str]:
     Raises:
         StageError: CUDA was asked for and is not there.
     """
-    import torch
-
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise StageError("--device cuda: torch sees no CUDA device; use --device auto or cpu")
     if wanted == "cpu":
         return "cpu", "as asked"
-    return ("cuda", torch.cuda.get_device_name()) if available else ("cpu", "no CUDA device")
+    gpus = _gpus()
+    if wanted == "cuda" and not gpus:
+        raise StageError("--device cuda: there is no CUDA device; use --device auto or cpu")
+    return ("cuda", gpus) if gpus else ("cpu", "no CUDA device")
+
+
+def _gpus() -> str:
+    """The GPUs at hand, in words: those of the cluster once it is joined, else of this machine."""
+    import torch
+
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        count = int(sys.modules["ray"].cluster_resources().get("GPU", 0))
+        if count:
+            return f"{count} GPU{'s' if count > 1 else ''} of the cluster"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 @contextmanager

@@ -8,14 +8,39 @@ variables (``DCLIP_TRAIN__LR=0.002``), the command line (``--train.lr 0.002``).
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from typing_extensions import TypeAliasType
 
+from dclip.paths import AnyPath, RemotePath, as_path
 from dclip.recipe import Recipe
 from pipeline.errors import UsageError
+
+
+def _as_path(value: object) -> AnyPath:
+    if not isinstance(value, str | Path | RemotePath):
+        raise ValueError("a path or URL must be text")
+    return as_path(value)
+
+
+PathOrURL = TypeAliasType(
+    "PathOrURL",
+    Annotated[
+        AnyPath, PlainValidator(_as_path), PlainSerializer(str), WithJsonSchema({"type": "string"})
+    ],
+)
+"""A local path or a URL; ``--help`` calls it by this name."""
 
 
 class ExtractConfig(BaseModel):
@@ -29,7 +54,34 @@ class ExtractConfig(BaseModel):
         ge=1,
         description="processes that each hold the backbone; left out: one per CPU or GPU",
     )
-    batch_size: int = Field(32, ge=1, description="images per forward pass")
+    kind: str = Field(
+        "value", description="local features: value, or another kind the backbone has, such as vv"
+    )
+    storage: Literal["float16", "int8"] = Field(
+        "float16", description="how features are kept; int8 halves the bytes"
+    )
+    views: int = Field(
+        0, ge=0, description="augmented views of each training image, kept beside the clean one"
+    )
+    view_seed: int = Field(0, ge=0, description="seed of the augmentation")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="in which the backbone computes; auto: float16 on a GPU, else float32"
+    )
+    compile: bool = Field(False, description="compile the backbone; pays for long extractions")
+    batch_size: int | None = Field(
+        None, ge=1, description="images per forward pass; left out: 32 on a CPU, 128 on a GPU"
+    )
+    threads: int | None = Field(
+        None, ge=1, description="threads of each worker that decode; left out: its CPUs, at least 2"
+    )
+    mode: Literal["resume", "overwrite", "extend"] = Field(
+        "resume",
+        description="resume makes what is missing; overwrite makes all anew; extend takes over "
+        "images that earlier features of another listing or limit hold under the same key",
+    )
+    retry_failed: bool = Field(False, description="read images again that could not be read")
+    verify: bool = Field(False, description="only compare every shard with its checksum")
+    repair: bool = Field(False, description="verify, and make damaged shards again")
     shard_size: int = Field(256, ge=1, description="images per tar shard")
     max_failures: float = Field(
         0.01, ge=0, le=1, description="fraction of unreadable images above which the stage fails"
@@ -107,13 +159,20 @@ class Config(BaseSettings):
     dataset: str = Field(
         "shapes", description="shapes (embedded, nothing to download) or coco (COCO-format tree)"
     )
-    root: Path | None = Field(None, description="folder of the dataset, where it lives on disk")
+    root: PathOrURL | None = Field(
+        None, description="folder of the dataset; coco, coco14 and coco17 take a URL as well"
+    )
     train_split: str = Field("train", description="split that is trained on")
     test_split: str = Field("test", description="split that is evaluated on")
     images: Literal["annotated", "all"] = Field(
         "annotated", description="leave out images without any annotation, or keep them"
     )
     output: Path = Field(Path("outputs"), description="folder that holds everything written")
+    features: PathOrURL | None = Field(
+        None,
+        description="folder or URL (s3://bucket/folder) of feature shards; left out: "
+        "<output>/features",
+    )
     backbone: str = Field(
         "tiny",
         description="tiny (ships with dclip), an open_clip name (RN101, ViT-B-16), or "

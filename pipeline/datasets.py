@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+from dclip.paths import AnyPath, as_path, has_folders, is_remote, remote_errors
 from pipeline.errors import StageError, UsageError
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ def parser() -> argparse.ArgumentParser:
     ):
         sub = commands.add_parser(command, help=what, description=what, allow_abbrev=False)
         sub.add_argument("name", help="registered name, folder:PATH, webdataset:URLS or PATH.json")
-        sub.add_argument("--root", type=Path, metavar="DIR", help="folder of the data set")
+        sub.add_argument(
+            "--root", type=_place, metavar="DIR", help="folder of the data set; may be a URL"
+        )
         sub.add_argument(
             "--split",
             action="append",
@@ -149,6 +152,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _place(text: str) -> AnyPath:
+    try:
+        return as_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, do it, and turn the outcome into an exit code.
 
@@ -156,7 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done and no problem found, 1 a problem was found or the work failed, 2 wrong usage, 130
         interrupted.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
     try:
         flags = parser().parse_args(argv)
         if flags.command == "list":
@@ -232,6 +243,7 @@ def table() -> str:
             "  folder:PATH       images and <split>.csv, .jsonl or .parquet with labels",
             "  webdataset:URLS   tars of images and labels; {split}, {000..009} and * are expanded",
             "  PATH.json         annotations in COCO's format; --root is the folder of the images",
+            "PATH, and --root of coco, coco14 and coco17, may be s3://, gs://, http:// or https://.",
         ]
     )
 
@@ -264,7 +276,7 @@ def _split_and_size(found: "Dataset", split: str | None) -> str:
 
 def check(
     name: str,
-    root: Path | None,
+    root: AnyPath | None,
     *,
     splits: Sequence[str] = (),
     options: Mapping[str, str] | None = None,
@@ -298,6 +310,8 @@ def check(
         try:
             root_of(found, root)
         except UsageError as error:
+            if root is not None and is_remote(root) and not found.takes_urls:
+                raise
             findings.add("problem", "", _told(error).partition(";")[0])
             _expectations(found, root, splits or _usual_splits(found) or ["{split}"], findings)
             return findings
@@ -305,10 +319,11 @@ def check(
     try:
         wanted = list(splits) or default_splits(name, root)
     except UsageError:
-        if found is None or root is None:
+        if found is None or root is None or not has_folders(root):
             raise
         findings.add("problem", "", f"no {found.layout[0][0].format(split='*')} under {root}")
-        _remedies(found, root, ["*"], findings)
+        if isinstance(root, Path):
+            _remedies(found, root, ["*"], findings)
         _expectations(found, root, ["{split}"], findings)
         return findings
     for split in wanted:
@@ -320,7 +335,8 @@ def check(
         _check_split(found, root, listings[split], split, chosen, limit, cache, findings)
     _check_overlap(listings, findings)
     if found is not None and root is not None and len(listings) < len(wanted):
-        _remedies(found, root, [split for split in wanted if split not in listings], findings)
+        if isinstance(root, Path):
+            _remedies(found, root, [split for split in wanted if split not in listings], findings)
         for split in listings if not splits else ():
             findings.add("remedy", "", f"to check {split!r} alone: --split {split}")
     if found is not None and root is not None and findings.problems:
@@ -335,29 +351,29 @@ def _told(error: ValueError) -> str:
     return str(error).partition(f"; {CHECK}")[0]
 
 
-def default_splits(name: str, root: Path | None) -> list[str]:
+def default_splits(name: str, root: AnyPath | None) -> list[str]:
     """Splits to look at when none is named.
 
     Raises:
         UsageError: The data set does not tell.
     """
+    from dclip.data.coco import coco_splits
     from dclip.data.folder import find_tables
-    from pipeline.listings import FOLDER, WEBDATASET
+    from pipeline.listings import FOLDER, WEBDATASET, path_of
 
     found = _registered(name)
     names: list[str] = []
     if found is not None and found.expected:
         names = _usual_splits(found)
     elif found is not None and root is not None:
-        files = sorted((root / "annotations").glob("instances_*.json"))
-        names = [path.stem.removeprefix("instances_") for path in files]
+        names = coco_splits(root)
     elif name.startswith(FOLDER):
-        folder = Path(name.removeprefix(FOLDER))
-        if not folder.is_dir():
+        folder = path_of(name.removeprefix(FOLDER))
+        if has_folders(folder) and not folder.is_dir():
             raise UsageError(f"no folder {folder}; give one that holds images and tables of labels")
-        names = [path.stem for path in find_tables(folder)]
-        if not names:
-            near = (folder.parent, *sorted(path for path in folder.iterdir() if path.is_dir()))
+        names = [path.stem for path in find_tables(folder)] if has_folders(folder) else []
+        if not names and has_folders(folder):
+            near = (folder.parent, *(path for path in folder.iterdir() if path.is_dir()))
             other = next((place for place in near if find_tables(place)), None)
             hint = f"; there are tables in {other}: is it folder:{other}?" if other else ""
             raise StageError(
@@ -379,7 +395,7 @@ def _usual_splits(found: "Dataset") -> list[str]:
 
 def _check_split(
     found: "Dataset | None",
-    root: Path | None,
+    root: AnyPath | None,
     listing: "AnyListing",
     split: str,
     options: Mapping[str, str],
@@ -439,7 +455,7 @@ def _split_of_that_size(found: "Dataset", images: int) -> str:
 
 
 def _check_signs(
-    found: "Dataset", root: Path | None, listing: "AnyListing", split: str, findings: Findings
+    found: "Dataset", root: AnyPath | None, listing: "AnyListing", split: str, findings: Findings
 ) -> None:
     """Whether names speak of another split than the one they were found in."""
     sign = _SIGNS.get(found.name, {}).get(split)
@@ -457,7 +473,7 @@ def _check_signs(
         return
     file = root / "annotations" / f"instances_{split}.json"
     if file.is_file():
-        with file.open("rb") as opened:
+        with file.open("rb") as opened, remote_errors(file):
             told = {match.decode() for match in _COCO_ADDRESS.findall(opened.read(_HEAD_BYTES))}
         if told and told != {split}:
             findings.add(
@@ -470,7 +486,11 @@ def _check_signs(
 
 def _check_files(listing: "AnyListing", split: str, findings: Findings) -> bool:
     """Whether the listed files are there, as far as the listing names files."""
-    paths = _image_paths(listing)
+    everything = _image_paths(listing)
+    paths = [path for path in everything if isinstance(path, Path)]
+    if len(paths) < len(everything):
+        findings.add("note", split, "remote images are asked for as they are read; --full: all")
+        return True
     missing = [path for path in paths if not path.is_file()]
     if not missing:
         return True
@@ -491,7 +511,7 @@ def _check_files(listing: "AnyListing", split: str, findings: Findings) -> bool:
     return len(missing) < len(paths)
 
 
-def _image_paths(listing: Any) -> Sequence[Path]:
+def _image_paths(listing: Any) -> Sequence[AnyPath]:
     """Image files, where each sample has one of its own."""
     from dclip.data.listing import ImageListing
 
@@ -534,7 +554,7 @@ def _check_images(
         try:
             listing.read(row)
             good.append(row)
-        except (ImageError, OSError) as error:
+        except ImageError as error:
             failures.append(" ".join(str(error).split()))
     if failures:
         shown = "; ".join(failures[:2]) + ("; ..." if len(failures) > 2 else "")
@@ -548,7 +568,7 @@ def _check_images(
 
 
 def _check_label_map(
-    root: Path | None,
+    root: AnyPath | None,
     listing: "AnyListing",
     split: str,
     rows: Sequence[int],
@@ -648,12 +668,12 @@ def _better_root(found: "Dataset", root: Path, splits: Sequence[str]) -> Path | 
 
 
 def _expectations(
-    found: "Dataset", root: Path | None, splits: Sequence[str], findings: Findings
+    found: "Dataset", root: AnyPath | None, splits: Sequence[str], findings: Findings
 ) -> None:
     """Which files are expected where, whether they are there, and whom to ask for them."""
     from pipeline.listings import layout_of
 
-    place = Path("DIR") if root is None else root
+    place: AnyPath = Path("DIR") if root is None else root
     rows = dict.fromkeys(row for split in splits for row in layout_of(found, place, split))
     findings.files += [
         f"{'found  ' if is_there and root is not None else 'MISSING'} {place}/{pattern}: {what}"
@@ -662,7 +682,7 @@ def _expectations(
     findings.files.append(f"to be obtained from its official page: {found.homepage}")
 
 
-def _show(name: str, root: Path | None, findings: Findings) -> str:
+def _show(name: str, root: AnyPath | None, findings: Findings) -> str:
     """Findings, a split after the other, and the files that are expected."""
     lines = [f"{name} at {root}" if root is not None else name]
     seen = ""
@@ -686,7 +706,7 @@ def _show(name: str, root: Path | None, findings: Findings) -> str:
 
 def stats(
     name: str,
-    root: Path | None,
+    root: AnyPath | None,
     *,
     splits: Sequence[str] = (),
     options: Mapping[str, str] | None = None,
@@ -825,7 +845,7 @@ def _registered(name: str) -> "Dataset | None":
 
 
 def _open(
-    name: str, root: Path | None, split: str, options: Mapping[str, str], cache: Path | None
+    name: str, root: AnyPath | None, split: str, options: Mapping[str, str], cache: Path | None
 ) -> "AnyListing":
     from pipeline.listings import open_listing, open_segmentation
 

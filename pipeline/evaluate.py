@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dclip.model import DCLIP
+    from dclip.reader import FeatureReader
     from pipeline.checkpoints import About
-    from pipeline.shards import FeatureReader
 
 log = logging.getLogger(__name__)
 
@@ -135,18 +135,17 @@ def evaluate(
     """
     from dclip.metrics import inter_class_cosine, similarity_report
     from pipeline.checkpoints import check_features, load_checkpoint
-    from pipeline.extract import plan_features
+    from pipeline.features import open_features, plan_features
     from pipeline.provenance import git_commit
-    from pipeline.shards import FeatureReader
 
     models = {}
     test_plan = plan_features(config, config.test_split)
-    test = FeatureReader(test_plan.folder)
+    test = open_features(test_plan.folders[:1], config.output)
     for path in checkpoints:
         model, texts, about = load_checkpoint(path)
         check_features(path, about, test.manifest)
         models[about.method] = (model, texts, about)
-    train = FeatureReader(plan_features(config, config.train_split).folder)
+    train = open_features(plan_features(config, config.train_split).folders[:1], config.output)
     systems = baseline_scores(config, train, test)
     similarity: dict[str, Any] = {}
     pairs, _ = test.text_features()
@@ -205,7 +204,7 @@ def table(report: Report) -> str:
 
 def run(config: Config) -> Report:
     """Score one checkpoint: the given one, or the one these settings train."""
-    from pipeline.extract import plan_features
+    from pipeline.features import plan_features
     from pipeline.train import checkpoint_path
 
     path = config.evaluate.checkpoint or checkpoint_path(
@@ -216,9 +215,10 @@ def run(config: Config) -> Report:
 
 def publish(config: Config, checkpoints: "list[Path]") -> Report:
     """Evaluate, draw, write report and figures, record them in MLflow, and print the table."""
+    from dclip.paths import write_text
+    from dclip.shards import digest
     from pipeline import figures
-    from pipeline.extract import plan_features
-    from pipeline.shards import digest, write_text
+    from pipeline.features import plan_features
     from pipeline.tracking import Tracker
 
     started = time.perf_counter()
@@ -266,7 +266,7 @@ def _metrics(report: Report) -> dict[str, float]:
 
 def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
-    from pipeline.extract import is_complete, plan_features
+    from pipeline.features import is_complete, plan_features
     from pipeline.train import checkpoint_path
 
     train = plan_features(config, config.train_split)

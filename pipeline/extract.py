@@ -1,27 +1,37 @@
 """Images to feature shards: what the frozen backbone sees, computed once.
 
-Ray actors load the backbone once each and make one deterministic shard per task. A shard appears
-under its final name only when it is whole; the manifest comes last. Starting again finishes what is
+Ray actors load the backbone once each and make one deterministic shard per task; inside each,
+threads decode ahead of the network and shards are written as features come. A shard appears under
+its final name only when it is whole; the manifest comes last. Starting again finishes what is
 missing and leaves alone what is there.
 """
 
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.cli import Report, main
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
+from pipeline.features import (
+    FeaturePlan,
+    describe_backbone,
+    finished,
+    is_complete,
+    open_backbone,
+    plan_features,
+)
 
 if TYPE_CHECKING:
-    from dclip.backbones import Backbone
-    from dclip.data.listing import Listing
-    from pipeline.shards import Manifest, Sidecar
+    import numpy as np
+
+    from dclip.extraction import Extractor
+    from dclip.paths import AnyPath
+    from dclip.shards import ImageRecord, Manifest, Sidecar
 
 log = logging.getLogger(__name__)
 
@@ -33,333 +43,383 @@ examples:
   python -m pipeline.extract                              the embedded dataset, nothing to download
   python -m pipeline.extract --dataset coco --root DIR --backbone RN101
   python -m pipeline.extract --split test --workers 2
-A second run does nothing; a run that was stopped goes on with the next shard."""
+  python -m pipeline.extract --features s3://bucket/features --storage int8
+  python -m pipeline.extract --verify                     compare every shard with its checksum
+A second run does nothing; a run that was stopped goes on with the next shard. On a cluster the
+same command runs everywhere: set RAY_ADDRESS."""
+
+_SAMPLE = 8  # images a dry run times where no shard is there to tell the speed
 
 
-@dataclass(frozen=True)
-class FeaturePlan:
-    """What the features of one split are, and where they go.
+class Task(NamedTuple):
+    """One shard to make.
 
     Attributes:
-        folder: Folder of the shards; its name holds the fingerprint, so that features of two
-            backbones, resolutions or listings never share a folder.
-        space: What gives the numbers their meaning; its hash is ``feature_space``.
-        source: What is read; with ``space`` it gives ``fingerprint``.
+        plan: Position of its plan in the list of plans.
+        number: Number of the shard.
     """
 
-    folder: Path
-    listing: "Listing"
-    space: Mapping[str, Any]
-    source: Mapping[str, Any]
-    feature_space: str
-    fingerprint: str
-    num_images: int
-    shard_size: int
-
-    @property
-    def num_shards(self) -> int:
-        """Number of shards the images fill."""
-        return -(-self.num_images // self.shard_size)
-
-    def rows(self, shard: int) -> range:
-        """Positions in the listing that belong to one shard."""
-        start = shard * self.shard_size
-        return range(start, min(start + self.shard_size, self.num_images))
+    plan: int
+    number: int
 
 
-def open_dataset(config: Config, split: str) -> "Listing":
-    """Images and labels of one split.
+class Source(NamedTuple):
+    """A finished shard that images may be taken over from."""
 
-    Raises:
-        UsageError: An unknown dataset or split, or a dataset that needs ``--root``.
-    """
-    from pipeline.listings import options_of
-
-    options = options_of(config.dataset, config.images, config.options)
-    cache = config.output.absolute() / "listings"
-    return _open_dataset(config.dataset, config.root, split, tuple(options.items()), cache)
-
-
-@lru_cache(maxsize=4)
-def _open_dataset(
-    dataset: str,
-    root: Path | None,
-    split: str,
-    options: tuple[tuple[str, str], ...],
-    cache: Path,
-) -> "Listing":
-    from pipeline.listings import open_listing
-
-    return open_listing(dataset, root, split, dict(options), cache=cache)
-
-
-def open_backbone(config: Config, *, device: str = "cpu") -> "Backbone":
-    """The frozen CLIP of the settings.
-
-    Raises:
-        UsageError: An unknown name, weights that cannot be had, or an unusable resolution.
-    """
-    return _open_backbone(
-        config.backbone,
-        config.pretrained,
-        config.resolution,
-        config.include_global_token,
-        device,
-    )
-
-
-@lru_cache(maxsize=2)
-def _open_backbone(
-    name: str,
-    pretrained: str | None,
-    resolution: int | None,
-    include_global_token: bool | None,
-    device: str,
-) -> "Backbone":
-    from dclip.backbones import load_backbone
-
-    try:
-        return load_backbone(
-            name,
-            pretrained=pretrained,
-            resolution=resolution,
-            include_global_token=include_global_token,
-            device=device,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def plan_features(config: Config, split: str) -> FeaturePlan:
-    """Identity and place of the features of one split, whether they exist yet or not."""
-    from dclip.prompts import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
-    from pipeline.shards import FORMAT, digest
-
-    listing = open_dataset(config, split)
-    backbone = open_backbone(config)
-    num_images = min(len(listing), config.extract.limit or len(listing))
-    space = {
-        "backbone": backbone.fingerprint(),
-        "kind": "value",
-        "resolution": backbone.resolution,
-        "include_global_token": backbone.include_global_token,
-        "resize": "square, bilinear, antialiased",
-        "mean": list(backbone.mean),
-        "std": list(backbone.std),
-        "dtype": "float16",
-    }
-    source = {
-        "format": FORMAT,
-        "listing": listing.identity(),
-        "num_images": num_images,
-        "prompts": [NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE],
-        "shard_size": config.extract.shard_size,
-    }
-    fingerprint = digest({"space": space, "source": source})
-    slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in backbone.name).strip("-").lower()
-    folder = config.output / "features" / config.dataset_slug / f"{slug}-{split}-{fingerprint[:12]}"
-    return FeaturePlan(
-        folder=folder.absolute(),
-        listing=listing,
-        space=space,
-        source=source,
-        feature_space=digest(space),
-        fingerprint=fingerprint,
-        num_images=num_images,
-        shard_size=config.extract.shard_size,
-    )
+    folder: "AnyPath"
+    number: int
+    sidecar: "Sidecar"
 
 
 def make_shard(
-    plan: FeaturePlan, number: int, backbone: "Backbone", *, device: str, batch_size: int
+    plan: FeaturePlan,
+    number: int,
+    extractor: "Extractor",
+    sources: Sequence[Source] = (),
+    done: dict[Any, int] | None = None,
 ) -> "Sidecar":
-    """Read, encode and write the images of one shard; unreadable ones are recorded and left out."""
-    import numpy as np
-    import torch
+    """Read, encode and write the images of one shard; unreadable ones are recorded and left out.
 
-    from dclip.data.images import ImageError, image_to_tensor
-    from pipeline.shards import Failure, ImageRecord, write_shard
+    Args:
+        plan: What is made.
+        number: Which shard of it.
+        extractor: The backbone.
+        sources: Shards whose images are taken over instead of computed.
+        done: Number of finished images of the shard, kept up to date under its number.
 
-    seconds = dict.fromkeys(("read", "encode", "total"), 0.0)
-    records: list[ImageRecord] = []
+    Raises:
+        OSError: Images or shards cannot be reached or written.
+    """
+    from dataclasses import asdict
+
+    from dclip.extraction import Seconds
+    from dclip.shards import Failure, write_shard
+
+    seconds, started = Seconds(), time.perf_counter()
     failures: list[Failure] = []
-    started = time.perf_counter()
-    rows = plan.rows(number)
-    for first in range(rows.start, rows.stop, batch_size):
-        lap = time.perf_counter()
-        images, labels, keys = [], [], []
-        for row in range(first, min(first + batch_size, rows.stop)):
-            try:
-                sample = plan.listing.read(row)
-            except (ImageError, OSError) as error:
-                reason = " ".join(str(error).split())
-                failures.append(Failure(key=plan.listing.key(row), error=reason))
-                continue
-            images.append(
-                image_to_tensor(sample.image, backbone.resolution, backbone.mean, backbone.std)
-            )
-            labels.append(sample.labels)
-            keys.append((plan.listing.key(row), row))
-        seconds["read"] += time.perf_counter() - lap
-        if not images:
+    spent: dict[str, float] = {}
+
+    def records() -> "Iterator[ImageRecord]":
+        found = _records(plan, number, extractor, sources, failures, seconds)
+        for count, record in enumerate(found, start=1):
+            yield record
+            if done is not None:
+                done[plan.folder, number] = count
+        spent.update(asdict(seconds), total=time.perf_counter() - started)
+
+    try:
+        return write_shard(
+            plan.folder,
+            number,
+            records(),
+            failures,
+            fingerprint=plan.fingerprint,
+            compute=extractor.compute,
+            seconds=spent,
+        )
+    finally:
+        if done is not None:
+            done.pop((plan.folder, number), None)
+
+
+def _records(
+    plan: FeaturePlan,
+    number: int,
+    extractor: "Extractor",
+    sources: Sequence[Source],
+    failures: list[Any],
+    seconds: Any,
+) -> "Iterator[ImageRecord]":
+    """Images of a shard in the order of the listing: taken over where possible, else computed."""
+    from dataclasses import replace
+
+    from dclip.shards import Failure, read_records
+
+    listing = plan.listing
+    keys = {listing.key(row): row for row in plan.rows(number)}
+    known = {
+        keys[record.key]: record
+        for source in sources
+        for record in read_records(source.folder, source.number, source.sidecar, keys)
+    }
+    rows = [row for row in plan.rows(number) if row not in known]
+    batches = extractor.encode(listing, rows, view=plan.view, seed=plan.view_seed, seconds=seconds)
+    computed: deque[ImageRecord] = deque()
+    failed: set[int] = set()
+    for row in plan.rows(number):
+        if row in known:
+            positives, unknown = _columns(_labels(listing, row))
+            yield replace(known[row], index=row, labels=positives, unknown=unknown)
             continue
-        lap = time.perf_counter()
-        features = backbone.encode_images(torch.stack(images).to(device))
-        local = features.local.to(torch.float16).cpu().numpy()
-        embedding = features.embedding.float().cpu().numpy()
-        seconds["encode"] += time.perf_counter() - lap
-        if not np.isfinite(local).all():
-            raise StageError(
-                f"the backbone gives features beyond float16 for image {keys[0][0]!r} or one of "
-                "the next; check its weights"
-            )
-        records += [
-            ImageRecord(
-                key,
-                row,
-                tuple(np.flatnonzero(labels[i] == 1).tolist()),
-                tuple(np.flatnonzero(labels[i] == -1).tolist()),
-                local[i],
-                embedding[i],
-            )
-            for i, (key, row) in enumerate(keys)
-        ]
-    seconds["total"] = time.perf_counter() - started
-    return write_shard(
-        plan.folder, number, records, failures, fingerprint=plan.fingerprint, seconds=seconds
-    )
+        while row not in failed and not computed:
+            batch = next(batches)
+            failed.update(lost for lost, _ in batch.failures)
+            failures += [
+                Failure(key=listing.key(lost), index=lost, error=why)
+                for lost, why in batch.failures
+            ]
+            computed.extend(_encoded(plan, batch))
+        if row not in failed:
+            yield computed.popleft()
 
 
-def extract(config: Config, plans: "Sequence[FeaturePlan]") -> "list[tuple[Manifest, int]]":
-    """Make what is missing of some splits.
+def _encoded(plan: FeaturePlan, batch: Any) -> "Iterator[ImageRecord]":
+    """Records of a batch, quantised where the plan says so."""
+    from dclip.reader import quantise
+    from dclip.shards import ImageRecord
 
-    Returns:
-        For each plan its manifest, and the number of shards made now.
+    values, scale = batch.local, None
+    if plan.storage == "int8":
+        values, scales = quantise(batch.local.float())
+        scale = scales.numpy()
+    local, embedding = values.numpy(), batch.embedding.numpy()
+    for place, row in enumerate(batch.rows):
+        yield ImageRecord(
+            plan.listing.key(row),
+            row,
+            *_columns(batch.labels[place]),
+            local[place],
+            embedding[place],
+            None if scale is None else scale[place],
+        )
+
+
+def _labels(listing: Any, row: int) -> "np.ndarray":
+    listed = getattr(listing, "labels", None)
+    labels: np.ndarray = listing.read(row).labels if listed is None else listed[row]
+    return labels
+
+
+def _columns(labels: "np.ndarray") -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Columns of the positives, and of the labels that are unknown."""
+    return tuple((labels == 1).nonzero()[0].tolist()), tuple((labels == -1).nonzero()[0].tolist())
+
+
+class Extracted(NamedTuple):
+    """What became of one plan."""
+
+    plan: FeaturePlan
+    manifest: "Manifest"
+    made: int
+
+
+def extract(config: Config, plans: Sequence[FeaturePlan]) -> list[Extracted]:
+    """Make what is missing of some plans.
 
     Raises:
         StageError: Too many images could not be read, or a worker failed.
     """
-    from pipeline.shards import read_manifest
+    from dclip.shards import read_manifest
 
-    missing = {}
-    for plan in plans:
+    sources: dict[int, Mapping[str, Source]] = {}
+    tasks: list[Task] = []
+    made: Counter[int] = Counter()
+    for position, plan in enumerate(plans):
         if plan.num_images == 0:
             raise StageError(f"split {plan.listing.split!r} of {config.dataset} holds no images")
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        missing[plan.folder] = [n for n, done in enumerate(_finished(plan)) if done is None]
-    if any(missing.values()):
-        _make_shards(config, [(plan, n) for plan in plans for n in missing[plan.folder]])
+        if config.extract.mode == "overwrite":
+            _remove(plan, range(plan.num_shards))
+        elif is_complete(plan) and not config.extract.retry_failed:
+            continue
+        there = finished(plan)
+        missing = [
+            number
+            for number, sidecar in enumerate(there)
+            if sidecar is None or (config.extract.retry_failed and sidecar.failures)
+        ]
+        if config.extract.retry_failed:
+            sources[position] = {
+                key: Source(plan.folder, number, sidecar)
+                for number, sidecar in enumerate(there)
+                if sidecar is not None and sidecar.failures
+                for key in sidecar.keys
+            }
+        if config.extract.mode == "extend" and missing:
+            sources[position] = {**_earlier(plan), **sources.get(position, {})}
+        tasks += [Task(position, number) for number in missing]
+        made[position] = len(missing)
+    if tasks:
+        _make_shards(config, plans, tasks, sources)
     results = []
-    for plan in plans:
-        made = len(missing[plan.folder])
-        if made == 0 and is_complete(plan):
+    for position, plan in enumerate(plans):
+        if not made[position] and is_complete(plan):
             log.info("extract: nothing to do, %s is complete", plan.folder)
-            results.append((read_manifest(plan.folder), 0))
+            results.append(Extracted(plan, read_manifest(plan.folder), 0))
         else:
-            results.append((_publish(config, plan), made))
+            manifest = _publish(config, plan)
+            results.append(Extracted(plan, manifest, made[position]))
     return results
 
 
-def is_complete(plan: FeaturePlan) -> bool:
-    """Whether every shard and the manifest stand."""
-    from pipeline.shards import MANIFEST
+def _remove(plan: FeaturePlan, shards: Sequence[int]) -> None:
+    """Delete shards; the manifest first, so that the folder does not pass for complete."""
+    from dclip.shards import MANIFEST, shard_name
 
-    return (plan.folder / MANIFEST).is_file() and all(_finished(plan))
-
-
-def _finished(plan: FeaturePlan) -> "list[Sidecar | None]":
-    from pipeline.shards import read_sidecar
-
-    return [read_sidecar(plan.folder, n, plan.fingerprint) for n in range(plan.num_shards)]
+    names = [Path(shard_name(number)) for number in shards]
+    for name in [MANIFEST, *(str(n.with_suffix(s)) for n in names for s in (".json", ".tar"))]:
+        (plan.folder / name).unlink(missing_ok=True)
 
 
-def _make_shards(config: Config, tasks: "Sequence[tuple[FeaturePlan, int]]") -> None:
-    """Make shards on a pool of actors; two in flight per actor, results in any order."""
+def _earlier(plan: FeaturePlan) -> dict[str, Source]:
+    """Images of folders that have another listing or limit, all else being equal."""
+    from dclip.shards import ShardError, read_manifest, read_sidecars
+
+    found: dict[str, Source] = {}
+    parent = plan.folder.parent
+    names = sorted(path.name for path in parent.iterdir()) if parent.is_dir() else []
+    kept = ("storage", "view", "view_seed", "augmentation")
+    for folder in (parent / name for name in names if name != plan.folder.name):
+        try:
+            manifest = read_manifest(folder)
+        except (ShardError, NotADirectoryError):
+            continue
+        if manifest.feature_space != plan.feature_space or any(
+            manifest.spec.get(name) != plan.source.get(name) for name in kept
+        ):
+            continue
+        for number, sidecar in enumerate(
+            read_sidecars(folder, len(manifest.shards), manifest.fingerprint)
+        ):
+            if sidecar is not None:
+                found |= dict.fromkeys(sidecar.keys, Source(folder, number, sidecar))
+    if found:
+        log.info("extract: %s: up to %d images are taken over", plan.name, len(found))
+    return found
+
+
+def _sources(plan: FeaturePlan, number: int, found: Mapping[str, Source]) -> list[Source]:
+    """The shards that hold images of one shard."""
+    chosen: dict[tuple[str, int], Source] = {}
+    for row in plan.rows(number):
+        source = found.get(plan.listing.key(row))
+        if source is not None:
+            chosen[str(source.folder), source.number] = source
+    return list(chosen.values())
+
+
+def _make_shards(
+    config: Config,
+    plans: Sequence[FeaturePlan],
+    tasks: Sequence[Task],
+    sources: Mapping[int, Mapping[str, Source]],
+) -> None:
+    """Make shards on a pool of actors, results in any order."""
     from pipeline import cluster
+    from pipeline.pool import Pool
     from pipeline.progress import progress
 
-    device, why = cluster.choose_device(config.device)
-    log.info("extract: %d shards to make on %s (%s)", len(tasks), device, why)
-    images = sum(len(plan.rows(number)) for plan, number in tasks)
+    for plan in plans:
+        if isinstance(plan.folder, Path):
+            plan.folder.mkdir(parents=True, exist_ok=True)
+    images = sum(len(plans[task.plan].rows(task.number)) for task in tasks)
     with cluster.ray_session(config), progress("extract", images, "images") as bar:
         import ray
 
-        resource = "GPU" if device == "cuda" else "CPU"
-        available = int(ray.cluster_resources().get(resource, 1))
-        workers = min(config.extract.workers or available, len(tasks))
-        options = {"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
-        actor = ray.remote(max_restarts=-1, max_task_retries=-1, **options)(_Extractor)
-        pool = [actor.remote(config, device) for _ in range(workers)]
-        shared = {plan.folder: ray.put(plan) for plan, _ in tasks}
-        queue = list(tasks)
-        running: dict[Any, tuple[FeaturePlan, int, Any]] = {}
-        failed = 0
+        device, why = cluster.choose_device(config.device)
+        cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
+        share = max(1, cpus // gpus) if device == "cuda" and gpus else 1
 
-        def give(worker: Any) -> None:
-            if queue:
-                plan, number = queue.pop(0)
-                running[worker.make.remote(shared[plan.folder], number)] = (plan, number, worker)
+        def workers() -> int:
+            there = int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
+            return config.extract.workers or max(1, there)
 
-        try:
-            for worker in pool * 2:
-                give(worker)
-            while running:
-                ready, _ = ray.wait(list(running), num_returns=1)
-                plan, number, worker = running.pop(ready[0])
-                failed += ray.get(ready[0])
-                bar.advance(len(plan.rows(number)), f"{failed} unreadable" if failed else "")
-                give(worker)
-        except ray.exceptions.RayError as error:
-            reason = " ".join(str(cluster.cause(error)).split())
-            raise StageError(f"a worker failed: {reason}; finished shards are kept") from None
-        finally:
-            for worker in pool:
-                ray.kill(worker)
-
-
-class _Extractor:
-    """Actor that holds the backbone."""
-
-    def __init__(self, config: Config, device: str) -> None:
-        import torch
-
-        if device == "cpu":
-            torch.set_num_threads(1)
-        self.device, self.batch_size = device, config.extract.batch_size
-        self.backbone = open_backbone(config, device=device)
-
-    def make(self, plan: FeaturePlan, number: int) -> int:
-        """Make one shard; number of images that could not be read."""
-        sidecar = make_shard(
-            plan, number, self.backbone, device=self.device, batch_size=self.batch_size
+        log.info(
+            "extract: %d shards to make by %d workers on %s (%s)",
+            len(tasks),
+            min(workers(), len(tasks)),
+            device,
+            why,
         )
+        # Ray takes the number of threads of OpenMP from num_cpus; decoding adds to it
+        options = {"num_cpus": share, "num_gpus": 1 if device == "cuda" else 0}
+        threads = config.extract.threads or max(2, share)
+        actor = ray.remote(max_concurrency=3, **options)(_Worker)
+        shared = [ray.put(plan) for plan in plans]
+
+        def submit(worker: Any, task: Task) -> Any:
+            found = _sources(plans[task.plan], task.number, sources.get(task.plan, {}))
+            return worker.make.remote(shared[task.plan], task.number, found)
+
+        pool: Pool[Task] = Pool(lambda: actor.remote(config, device, threads), submit, workers)
+        finished_images = unreadable = 0
+        try:
+            for event in pool.run(tasks):
+                if isinstance(event, int):
+                    bar.show(finished_images + event)
+                    continue
+                task, failures = event
+                unreadable += failures
+                finished_images += len(plans[task.plan].rows(task.number))
+                bar.show(finished_images, f"{unreadable} unreadable" if unreadable else "")
+        except StageError as error:
+            raise StageError(f"a worker failed: {error}; finished shards are kept") from None
+
+
+class _Worker:
+    """Actor that holds the backbone; makes two shards at once, so that the network never waits."""
+
+    def __init__(self, config: Config, device: str, threads: int) -> None:
+        from dclip.extraction import Extractor
+
+        self._done: dict[Any, int] = {}
+        wanted = config.extract
+        self._extractor = Extractor(
+            open_backbone(config, device=device),
+            device=device,
+            kind=wanted.kind,
+            precision=wanted.precision,
+            batch_size=wanted.batch_size,
+            threads=threads,
+            compile=wanted.compile,
+        )
+
+    def ready(self) -> None:
+        """Answer as soon as the backbone is loaded."""
+
+    def progress(self) -> int:
+        """Images done of shards that are not finished."""
+        return sum(self._done.values())
+
+    def make(self, plan: FeaturePlan, number: int, sources: Sequence[Source]) -> int:
+        """Make one shard; number of images that could not be read."""
+        sidecar = make_shard(plan, number, self._extractor, sources, self._done)
         return len(sidecar.failures)
 
 
 def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
-    """Write text features, the samples table, and last the manifest."""
-    from dclip import encode_class_names, encode_prompt_pairs
-    from dclip.prompts import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
-    from pipeline import shards
+    """Write text features, the samples table, the failures, and last the manifest."""
+    from dclip import encode_class_names, encode_prompt_pairs, shards
+    from dclip.paths import write_text
+    from dclip.reader import write_text_features
+    from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
     from pipeline.provenance import git_commit
 
-    sidecars = [sidecar for sidecar in _finished(plan) if sidecar is not None]
+    there = finished(plan)
+    if None in there:
+        raise StageError(
+            f"shard {there.index(None)} of {plan.folder} was made but is not to be seen; if the "
+            "folder is on a network file system that caches, run the same command again"
+        )
+    sidecars = [sidecar for sidecar in there if sidecar is not None]
     failures = [failure for sidecar in sidecars for failure in sidecar.failures]
+    listed = plan.folder / shards.FAILURES
+    write_text(listed, "".join(failure.model_dump_json() + "\n" for failure in failures))
     good = plan.num_images - len(failures)
     if failures:
         named = "; ".join(f"{failure.key}: {failure.error}" for failure in failures[:5])
         more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
         text = f"{len(failures)} of {plan.num_images} images left out: {named}{more}"
-        log.warning("extract: %s", text)
+        log.warning("extract: %s: %s (all in %s)", plan.name, text, listed)
     if len(failures) > config.extract.max_failures * plan.num_images or good == 0:
         raise StageError(
-            f"{len(failures)} of {plan.num_images} images of {plan.listing.split!r} are unreadable "
-            f"(first: {failures[0].key}: {failures[0].error}); --extract.max-failures allows "
-            f"{config.extract.max_failures:g}; shards are kept, repair the images or raise it"
+            f"{len(failures)} of {plan.num_images} images of {plan.name!r} are unreadable (first: "
+            f"{failures[0].key}: {failures[0].error}; all in {listed}); --extract.max-failures "
+            f"allows {config.extract.max_failures:g}. Shards are kept: repair the images and add "
+            "--retry-failed, or raise it"
         )
     backbone = open_backbone(config)
     class_names = plan.listing.class_names
-    shards.write_text_features(
+    write_text_features(
         plan.folder / shards.TEXT,
         encode_prompt_pairs(backbone, class_names).float().cpu(),
         encode_class_names(backbone, class_names).float().cpu(),
@@ -372,6 +432,9 @@ def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
     )
     shards.write_samples(plan.folder / shards.SAMPLES, sidecars)
     grid = backbone.grid(backbone.resolution, backbone.resolution)
+    seconds: Counter[str] = Counter()
+    for sidecar in sidecars:
+        seconds.update(sidecar.seconds)
     manifest = shards.Manifest(
         format=shards.FORMAT,
         fingerprint=plan.fingerprint,
@@ -380,13 +443,16 @@ def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
         split=plan.listing.split,
         class_names=list(class_names),
         num_images=good,
-        kind="value",
-        dtype="float16",
+        kind=plan.space["kind"],
+        view=plan.view,
+        storage=plan.storage,
         locations=grid[0] * grid[1] + int(backbone.include_global_token),
         dim=backbone.embed_dim,
         grid=grid,
         include_global_token=backbone.include_global_token,
         spec={"backbone_name": backbone.name, **plan.space, **plan.source},
+        compute=sorted({sidecar.compute for sidecar in sidecars}),
+        seconds={name: round(value, 3) for name, value in seconds.items()},
         shards=[
             shards.ShardEntry(
                 name=shards.shard_name(n), count=s.count, bytes=s.bytes, sha256=s.sha256
@@ -395,14 +461,90 @@ def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
         ],
         failures=failures,
         files={
-            name: shards.file_digest(plan.folder / name) for name in (shards.TEXT, shards.SAMPLES)
+            name: shards.file_digest(plan.folder / name)
+            for name in (shards.TEXT, shards.SAMPLES, shards.FAILURES)
         },
         commit=git_commit(),
     )
-    shards.write_text(plan.folder / shards.MANIFEST, manifest.model_dump_json(indent=1))
-    for abandoned in plan.folder.glob(".shard-*.tmp"):  # of workers that were killed
-        abandoned.unlink(missing_ok=True)
+    write_text(plan.folder / shards.MANIFEST, manifest.model_dump_json(indent=1))
+    if isinstance(plan.folder, Path):
+        for abandoned in plan.folder.glob(".*.tmp"):  # of workers that were killed
+            abandoned.unlink(missing_ok=True)
     return manifest
+
+
+def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> dict[str, int]:
+    """Read every byte of all shards and compare it with the checksum it was written with.
+
+    Args:
+        plans: What to look at.
+        repair: Delete what is damaged, to be made again, instead of raising.
+
+    Returns:
+        Number of damaged or missing shards by folder; all 0 unless ``repair``.
+
+    Raises:
+        StageError: A shard is damaged or missing; the message names the first ones.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from dclip.shards import check_shard, read_manifest, shard_name
+    from pipeline.progress import progress
+
+    bad: dict[str, int] = {}
+    lines: list[str] = []
+    for plan in plans:
+        sidecars = finished(plan)
+        with (
+            progress(f"verify {plan.name}", plan.num_shards, "shards") as bar,
+            ThreadPoolExecutor(4) as threads,
+        ):
+            found: list[int] = []
+            checks = threads.map(
+                check_shard, [plan.folder] * len(sidecars), range(len(sidecars)), sidecars
+            )
+            for number, problem in enumerate(checks):
+                if problem:
+                    found.append(number)
+                    lines.append(f"{plan.folder / shard_name(number)}: {problem}")
+                bar.advance(1)
+        bad[str(plan.folder)] = len(found)
+        if not found and not is_complete(plan):
+            lines.append(f"{plan.folder}: the manifest is missing or of another run")
+        elif not found:
+            manifest = read_manifest(plan.folder)
+            lines += _damaged_files(plan.folder, manifest.files)
+        if repair and found:
+            _remove(plan, found)
+        elif repair and lines:
+            _remove(plan, [])
+    if lines and not repair:
+        shown = "\n  ".join(lines[:10]) + (f"\n  and {len(lines) - 10} more" * (len(lines) > 10))
+        raise StageError(f"damaged or missing:\n  {shown}\n--repair makes them again")
+    for line in lines:
+        log.warning("extract: %s; it is made again", line)
+    return bad
+
+
+def _damaged_files(folder: "AnyPath", files: Mapping[str, str]) -> list[str]:
+    from dclip.shards import file_digest
+
+    lines = []
+    for name, sha256 in files.items():
+        try:
+            if file_digest(folder / name) != sha256:
+                lines.append(f"{folder / name}: its checksum differs from the manifest's")
+        except FileNotFoundError:
+            lines.append(f"{folder / name}: missing")
+    return lines
+
+
+def all_plans(config: Config) -> list[FeaturePlan]:
+    """Plans of all splits that the settings ask for, views of the training split after the rest."""
+    if config.extract.verify and config.extract.mode == "overwrite":
+        raise UsageError("--verify looks at what is there, --mode overwrite deletes it; choose one")
+    plans = [plan_features(config, split) for split in splits(config)]
+    return plans + [view for plan in plans for view in plan.views]
 
 
 def splits(config: Config) -> list[str]:
@@ -415,10 +557,17 @@ def splits(config: Config) -> list[str]:
 def run(config: Config) -> Report:
     """Make the features of all splits the settings ask for; the report names their folders."""
     started = time.perf_counter()
-    plans = [plan_features(config, split) for split in splits(config)]
+    plans = all_plans(config)
     report: Report = {"stage": "extract", "splits": {}}
-    for plan, (manifest, made) in zip(plans, extract(config, plans), strict=True):
-        report["splits"][manifest.split] = {
+    if config.extract.verify or config.extract.repair:
+        verify(plans, repair=config.extract.repair)
+        if not config.extract.repair:
+            shards = sum(plan.num_shards for plan in plans)
+            sys.stdout.write(f"{shards} shards are as they were written\n")
+            return {**report, "verified": shards}
+    results = extract(config, plans)
+    for plan, manifest, made in results:
+        row = {
             "folder": str(plan.folder),
             "images": manifest.num_images,
             "unreadable": len(manifest.failures),
@@ -426,31 +575,144 @@ def run(config: Config) -> Report:
             "bytes": sum(entry.bytes for entry in manifest.shards),
             "shape": [manifest.locations, manifest.dim],
             "feature_space": manifest.feature_space,
+            "seconds": manifest.seconds,
         }
+        report["splits"][plan.name] = row
+        lost = f", {row['unreadable']} unreadable" if row["unreadable"] else ""
         sys.stdout.write(
-            f"{manifest.split}: {manifest.num_images} images, {manifest.locations} x "
-            f"{manifest.dim} {manifest.dtype}, {made} of {len(manifest.shards)} shards made now, "
+            f"{plan.name}: {manifest.num_images} images{lost}, {manifest.locations} x "
+            f"{manifest.dim} {manifest.storage}, {made} of {len(manifest.shards)} shards made now, "
             f"at {plan.folder}\n"
         )
     report["seconds"] = round(time.perf_counter() - started, 2)
+    if any(made for _, _, made in results):
+        _track(config, [result for result in results if result.made])
     return report
+
+
+def _track(config: Config, results: Sequence[Extracted]) -> None:
+    """Record what was made in MLflow; features that are complete do not depend on it."""
+    from pipeline.tracking import Tracker, flat
+
+    try:
+        tracker = Tracker(config)
+    except StageError as error:
+        log.warning("extract: features are complete, but not recorded in MLflow: %s", error)
+        return
+    for plan, manifest, _ in results:
+        tags = {"dclip.stage": "extract"}
+        with tracker.run(f"extract {plan.name}", key=plan.fingerprint, tags=tags) as run:
+            run.params(
+                {
+                    "dataset": config.dataset,
+                    "split": plan.listing.split,
+                    "backbone": manifest.spec["backbone_name"],
+                    "compute": ", ".join(manifest.compute),
+                    "folder": str(plan.folder),
+                    "features": plan.fingerprint[:12],
+                    **flat({"extract": config.extract.model_dump(mode="json")}),
+                }
+            )
+            total = manifest.seconds.get("total", 0.0)
+            run.metrics(
+                {
+                    "images": manifest.num_images,
+                    "unreadable": len(manifest.failures),
+                    "bytes": sum(entry.bytes for entry in manifest.shards),
+                    "images_per_worker_second": manifest.num_images / total if total else 0.0,
+                    **{f"seconds/{name}": spent for name, spent in manifest.seconds.items()},
+                }
+            )
+            lines = "".join(failure.model_dump_json() + "\n" for failure in manifest.failures)
+            run.text(lines, "failures.jsonl")
 
 
 def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
-    plans = [plan_features(config, split) for split in splits(config)]
-    backbone = open_backbone(config)
-    rows, columns = backbone.grid(backbone.resolution, backbone.resolution)
-    per_image = (rows * columns + int(backbone.include_global_token)) * backbone.embed_dim * 2
-    lines = [f"backbone {backbone.name} at {backbone.resolution} px, {per_image} bytes an image"]
+    plans = all_plans(config)
+    backbone = describe_backbone(config)
+    each = backbone.embed_dim * 2 if config.extract.storage == "float16" else backbone.embed_dim + 2
+    per_image = backbone.locations * each
+    lines = [
+        f"backbone {backbone.name} at {backbone.resolution} px: {backbone.locations} x "
+        f"{backbone.embed_dim} {config.extract.storage}, {per_image} bytes an image"
+    ]
+    images_left = 0
+    known: list[Sidecar] = []
     for plan in plans:
-        done = sum(sidecar is not None for sidecar in _finished(plan))
-        size = plan.num_images * per_image / 1e6
+        there = finished(plan)
+        known += [sidecar for sidecar in there if sidecar is not None]
+        left = sum(len(plan.rows(n)) for n, sidecar in enumerate(there) if sidecar is None)
+        images_left += left
         lines.append(
-            f"{plan.listing.split}: {plan.num_images} images in {plan.num_shards} shards, about "
-            f"{size:.0f} MB, {done} shards done, to {plan.folder}"
+            f"{plan.name}: {plan.num_images} images in {plan.num_shards} shards, about "
+            f"{plan.num_images * per_image / 1e6:.0f} MB; {len(there) - there.count(None)} shards "
+            f"done, {there.count(None)} to do ({left} images), to {plan.folder}"
         )
+    if images_left:
+        lines.append(_estimate(config, plans[0], known, images_left))
     return "\n".join(lines)
+
+
+def _estimate(
+    config: Config, plan: FeaturePlan, known: "Sequence[Sidecar]", images_left: int
+) -> str:
+    """Expected time, by the speed of finished shards or of a few images encoded now."""
+    import os
+
+    from pipeline import cluster
+
+    if os.environ.get("RAY_ADDRESS"):
+        workers, source = config.extract.workers or 1, "one worker"
+        per = "a worker" if config.extract.workers is None else f"{workers} workers"
+    else:
+        device, _ = cluster.choose_device(config.device)
+        workers = config.extract.workers or (1 if device == "cuda" else os.cpu_count() or 1)
+        per = f"{workers} workers"
+    spent = sum(sidecar.seconds.get("total", 0.0) for sidecar in known)
+    count = sum(sidecar.count for sidecar in known)
+    source = "the shards that are done"
+    if not count or not spent:
+        spent, count, source = *_time_sample(config, plan), f"{_SAMPLE} images encoded now"
+    seconds = images_left * spent / count / workers
+    return (
+        f"estimated time: {_duration(seconds)} by {per}, start-up aside (from {source}: "
+        f"{count / spent:.3g} images/s a worker)"
+    )
+
+
+def _time_sample(config: Config, plan: FeaturePlan) -> tuple[float, int]:
+    """Seconds one worker takes for a few images of a plan, the first of them as a warm-up."""
+    import torch
+
+    from dclip.extraction import Extractor
+    from pipeline import cluster
+
+    device, _ = cluster.choose_device(config.device)
+    extractor = Extractor(
+        open_backbone(config, device=device),
+        device=device,
+        kind=config.extract.kind,
+        precision=config.extract.precision,
+        batch_size=_SAMPLE,
+    )
+    rows = range(min(_SAMPLE, plan.num_images))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        list(extractor.encode(plan.listing, rows))
+        started = time.perf_counter()
+        list(extractor.encode(plan.listing, rows))
+        return time.perf_counter() - started, len(rows)
+    finally:
+        torch.set_num_threads(threads)
+        extractor.close()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 if __name__ == "__main__":

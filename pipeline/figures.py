@@ -16,15 +16,17 @@ from torch.nn import functional as F
 from dclip.data.images import ImageError
 from dclip.logits import similarity_maps
 from dclip.metrics import cosine_matrix
+from dclip.paths import atomic_write
+from dclip.reader import FeatureReader
 from pipeline.config import Config
-from pipeline.shards import FeatureReader, atomic_write
+from pipeline.features import open_features
 
 if TYPE_CHECKING:
     from dclip.model import DCLIP
     from pipeline.checkpoints import About
     from pipeline.cli import Report
     from pipeline.evaluate import Scores
-    from pipeline.extract import FeaturePlan
+    from pipeline.features import FeaturePlan
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ def draw_all(
     models: Models,
 ) -> list[Path]:
     """Draw every picture of a report; the files, in the order to look at them."""
-    test = FeatureReader(plan.folder, verify=False)
+    test = open_features(plan.folders[:1], config.output, verify=False)
     pairs, classes = test.text_features()
     texts = {"clip": pairs[len(pairs) // 2 :]}
     for method, (model, pairs_of, _) in models.items():

@@ -1,15 +1,18 @@
 """From what a user calls a data set to a listing: registered names, own folders, tars, COCO files.
 
 Listings that take long to make are kept as Parquet, under a name that holds a hash of everything
-they follow from: annotation files (path, size, time of change), split, options.
+they follow from: annotation files (path, size, and time of change or the checksum a remote store
+tells), split, options.
 """
 
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from dclip.paths import AnyPath, RemotePath, as_path, has_folders, is_remote
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ OWN_DATA = "folder:PATH, webdataset:URLS, PATH.json (COCO format)"
 
 def open_listing(
     dataset: str,
-    root: Path | None,
+    root: AnyPath | None,
     split: str,
     options: Mapping[str, str] | None = None,
     *,
@@ -53,7 +56,7 @@ def open_listing(
     Args:
         dataset: A registered name; ``folder:PATH`` (`dclip.data.folder`); ``webdataset:URLS``
             (`dclip.data.webdataset_listing`); or the path of an annotation file in COCO's format,
-            in which ``{split}`` stands for the split.
+            in which ``{split}`` stands for the split. A path may be a URL (`dclip.paths`).
         root: Folder of a registered data set, or of the images of an annotation file.
         split: Which part of it.
         options: Settings of the data set by name; those left out take their default.
@@ -62,11 +65,12 @@ def open_listing(
     Raises:
         UsageError: An unknown data set, split or option, or a root that is missing or of no use.
         ValueError: What is on disk cannot be used; the message names file and remedy.
+        OSError: A file cannot be read, or a remote store not be reached.
     """
     chosen = dict(options or {})
     if dataset.startswith(FOLDER):
         _refuse_root(dataset, root)
-        return _open_folder(Path(dataset.removeprefix(FOLDER)), split, chosen)
+        return _open_folder(path_of(dataset.removeprefix(FOLDER)), split, chosen)
     if dataset.startswith(WEBDATASET):
         _refuse_root(dataset, root)
         return _open_webdataset(dataset.removeprefix(WEBDATASET), split, chosen, cache)
@@ -76,7 +80,7 @@ def open_listing(
     settled = settle_options(found, chosen)
     folder = root_of(found, root)
     if found.task == "segmentation":
-        return _open_labels_of_masks(found, folder, split, settled, cache)
+        return _open_labels_of_masks(found, cast("Path", folder), split, settled, cache)
 
     def make() -> "Listing":
         return cast("Listing", _open_registered(found, folder, split, settled))
@@ -86,7 +90,7 @@ def open_listing(
 
 
 def open_segmentation(
-    dataset: str, root: Path | None, split: str, options: Mapping[str, str] | None = None
+    dataset: str, root: AnyPath | None, split: str, options: Mapping[str, str] | None = None
 ) -> "SegmentationListing":
     """Images and masks of one split of a registered data set.
 
@@ -104,6 +108,18 @@ def open_segmentation(
     return cast(
         "SegmentationListing", _open_registered(found, root_of(found, root), split, settled)
     )
+
+
+def path_of(place: str) -> AnyPath:
+    """A path or URL that a user gave.
+
+    Raises:
+        UsageError: A URL that cannot be opened.
+    """
+    try:
+        return as_path(place)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def find_dataset(name: str) -> "Dataset":
@@ -147,11 +163,12 @@ def settle_options(found: "Dataset", options: Mapping[str, str]) -> dict[str, st
     return _settle(found.options, options)
 
 
-def root_of(found: "Dataset", root: Path | None) -> Path:
+def root_of(found: "Dataset", root: AnyPath | None) -> AnyPath:
     """The root, which only a data set without files can do without.
 
     Raises:
-        UsageError: It is needed and not given, or no folder.
+        UsageError: It is needed and not given, no folder, or remote where it cannot be.
+        OSError: A remote store cannot be reached.
     """
     if not found.layout:
         return Path()
@@ -161,15 +178,23 @@ def root_of(found: "Dataset", root: Path | None) -> Path:
         raise UsageError(
             f"dataset {found.name!r} needs --root DIR, the folder that has {expected}; {tells}"
         )
-    if not root.is_dir():
+    if is_remote(root) and not found.takes_urls:
+        raise UsageError(
+            f"dataset {found.name!r} cannot be read from {root}; download it, or mount the store as"
+            " a folder, and give that to --root"
+        )
+    if has_folders(root) and not root.is_dir():
         raise UsageError(
             f"--root {root} is no folder; {found.name} needs one that has {expected}; {tells}"
         )
     return root.absolute()
 
 
-def layout_of(found: "Dataset", root: Path, split: str) -> list[tuple[str, str, bool]]:
-    """The files one split of a data set needs: pattern, what they are, whether one is there."""
+def layout_of(found: "Dataset", root: AnyPath, split: str) -> list[tuple[str, str, bool]]:
+    """The files one split of a data set needs: pattern, what they are, whether one is there.
+
+    A web server is not asked for patterns: they count as there.
+    """
     patterns = [
         (pattern.format(split=split), what.format(split=split)) for pattern, what in found.layout
     ]
@@ -180,17 +205,23 @@ def layout_of(found: "Dataset", root: Path, split: str) -> list[tuple[str, str, 
         places = [pattern, *(f"{top}/{pattern}" for top in ("VOCdevkit", "images", "annotations"))]
         if len(tops) == 1:
             places.append(pattern.partition("/")[2])
-        is_there = any(next(root.glob(place), None) is not None for place in places)
+        is_there = any(_is_there(root, place) for place in places)
         rows.append((pattern, what, is_there))
     return rows
 
 
+def _is_there(root: AnyPath, pattern: str) -> bool:
+    if has_folders(root):
+        return next(iter(root.glob(pattern)), None) is not None
+    return "*" in pattern or (root / pattern).is_file()
+
+
 def _open_registered(
-    found: "Dataset", folder: Path, split: str, options: Mapping[str, str]
+    found: "Dataset", folder: AnyPath, split: str, options: Mapping[str, str]
 ) -> "Listing | SegmentationListing":
     """Open; a split or root that does not hold what it should is the user's mistake."""
     try:
-        return found.open(folder, split, options)
+        return found.open(cast("Path", folder), split, options)  # root_of refuses wrong kinds
     except ValueError as error:
         is_whole = all(is_there for _, _, is_there in layout_of(found, folder, split))
         if is_whole and (not found.expected or split in found.expected):
@@ -263,17 +294,17 @@ def labels_of_masks(
         for number, row in enumerate(rows):
             try:
                 labels[number] = mask_labels(listing.read_mask(row), names)
-            except (ImageError, OSError) as error:
+            except ImageError as error:
                 failures[number] = " ".join(str(error).split())
             bar.advance(1)
     return labels, failures
 
 
-def _open_folder(folder: Path, split: str, options: Mapping[str, str]) -> "Listing":
+def _open_folder(folder: AnyPath, split: str, options: Mapping[str, str]) -> "Listing":
     from dclip.data.folder import read_folder
 
     _known_options("folder:", options, ("separator",))
-    if not folder.is_dir():
+    if has_folders(folder) and not folder.is_dir():
         raise UsageError(f"no folder {folder}; give one that holds images and a table of labels")
     return read_folder(folder.absolute(), split, separator=options.get("separator", ";"))
 
@@ -289,52 +320,50 @@ def _open_webdataset(
         tars = expand_tars(urls, split)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    tars = tuple(tar if "://" in tar else str(Path(tar).absolute()) for tar in tars)
-    is_local = not any("://" in tar for tar in tars)
+    paths = [as_path(tar).absolute() for tar in tars]
+    tars = tuple(map(str, paths))
     names_file = options.get("class_names")
-    if names_file is None and not is_local:
-        raise UsageError(f"{urls!r} needs the option class_names=FILE, one class a line")
-    names = Path(names_file) if names_file else Path(tars[0]).parent / CLASS_NAMES_FILE
+    names = path_of(names_file) if names_file else paths[0].parent / CLASS_NAMES_FILE
     if not names.is_file():
         raise UsageError(
             f"no class names at {names}; write them there, one class a line in column order, or"
             " name another file with the option class_names=FILE"
         )
-    sources = [*map(Path, tars), names] if is_local else None
     return _cached(
         lambda: read_webdataset(tars, split, read_class_names_file(names)),
         "webdataset",
         names.parent,
         split,
         options,
-        sources,
+        [*paths, names],
         cache,
     )
 
 
 def _open_coco_file(
-    pattern: str, root: Path | None, split: str, options: Mapping[str, str], cache: Path | None
+    pattern: str, root: AnyPath | None, split: str, options: Mapping[str, str], cache: Path | None
 ) -> "Listing":
     from dataclasses import replace
 
-    from dclip.data.coco import read_coco
+    from dclip.data.coco import find_images, read_coco
 
-    file = Path(pattern.replace("{split}", split))
+    file = path_of(pattern.replace("{split}", split))
     if not file.is_file():
         raise UsageError(f"no annotation file {file}")
     chosen = _settle({"images": ("annotated", "all")}, options)
-    folder = (root or file.parent).absolute()
-    folder = folder / split if (folder / split).is_dir() else folder
+    top = (root or file.parent).absolute()
+    folder = top / split if (top / split).is_dir() else top
 
     def make() -> "Listing":
         images: Any = chosen["images"]
         listing = read_coco(file, folder, images=images)
-        return replace(listing, split=split, options=chosen)
+        listing = replace(listing, split=split, options=chosen)
+        return listing if has_folders(top) else find_images(listing, (top / split, top))
 
     return _cached(make, "coco", folder, split, chosen, [file], cache)
 
 
-def _refuse_root(dataset: str, root: Path | None) -> None:
+def _refuse_root(dataset: str, root: AnyPath | None) -> None:
     if root is not None:
         raise UsageError(f"dataset {dataset!r} says where it is; leave out --root {root}")
 
@@ -359,7 +388,7 @@ def _known_options(what: str, options: Mapping[str, str], known: Sequence[str]) 
 # ---------------------------------------------------------------------------------------------
 
 
-def _annotation_files(found: "Dataset", folder: Path, split: str) -> list[Path] | None:
+def _annotation_files(found: "Dataset", folder: AnyPath, split: str) -> list[AnyPath] | None:
     """The files a listing follows from, where a few JSON files say it all; else None."""
     patterns = [pattern for pattern, _ in found.layout if pattern.endswith(".json")]
     files = [folder / pattern.format(split=split) for pattern in patterns]
@@ -369,29 +398,31 @@ def _annotation_files(found: "Dataset", folder: Path, split: str) -> list[Path] 
 def _cached(
     make: "Callable[[], Listing]",
     dataset: str,
-    folder: Path,
+    folder: AnyPath,
     split: str,
     options: Mapping[str, str],
-    sources: Sequence[Path] | None,
+    sources: Sequence[AnyPath] | None,
     cache: Path | None,
 ) -> "Listing":
     """The listing from the cache, or made and put there; made anew where that cannot be done."""
-    from pipeline.shards import digest
+    from dclip.shards import digest
 
     if cache is None or sources is None:
         return make()
     try:
-        stats = [(str(path.absolute()), path.stat()) for path in sources]
+        with ThreadPoolExecutor(16) as pool:  # a remote store takes its time for each
+            states = list(pool.map(_state, sources))
     except OSError:
         return make()  # which says what is wrong
-    signs: Any = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    if None in states:
+        return make()
     about = {
         "format": FORMAT,
         "dataset": dataset,
         "folder": str(folder.absolute()),
         "split": split,
         "options": dict(options),
-        "sources": signs if len(signs) <= _NAMED_SOURCES else digest(signs),
+        "sources": states if len(states) <= _NAMED_SOURCES else digest({"files": states}),
     }
     slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{dataset}-{split}")
     path = cache / f"{slug[:80]}-{digest(about)[:16]}.parquet"
@@ -406,6 +437,20 @@ def _cached(
     return listing
 
 
+def _state(path: AnyPath) -> list[str | int] | None:
+    """What changes when a file does: path, size, and time of change or what a store has for it.
+
+    None if the store has nothing.
+    """
+    if not isinstance(path, RemotePath):
+        stat = path.stat()
+        return [str(path.absolute()), stat.st_size, stat.st_mtime_ns]
+    info = path.info()
+    keys = ("ETag", "etag", "LastModified", "Last-Modified")
+    mark = next((str(info[key]) for key in keys if info.get(key)), None)
+    return None if mark is None else [str(path), info["size"], mark]
+
+
 def _write_cache(path: Path, listing: "Listing", about: Mapping[str, Any]) -> None:
     """Write a listing, one row a sample; kinds that do not follow from their rows are left out."""
     import numpy as np
@@ -414,7 +459,7 @@ def _write_cache(path: Path, listing: "Listing", about: Mapping[str, Any]) -> No
 
     from dclip.data.listing import ImageListing
     from dclip.data.webdataset_listing import WebdatasetListing
-    from pipeline.shards import atomic_write
+    from dclip.paths import atomic_write
 
     if not isinstance(listing, ImageListing | WebdatasetListing):
         return
@@ -500,13 +545,13 @@ def _load_cache(path: Path) -> "Listing | None":
             name=head["name"],
             split=head["split"],
             class_names=names,
-            image_dir=Path(head["image_dir"]),
+            image_dir=as_path(head["image_dir"]),
             keys=keys,
             file_names=tuple(table["file_name"].to_pylist()),
             labels=labels,
             options=head["options"],
         )
-        if not listing.image_dir.is_dir():
+        if has_folders(listing.image_dir) and not listing.image_dir.is_dir():
             return None  # the adapter knows where else to look, and what to say
     if listing.identity() != head["identity"]:
         raise ValueError("its content changed since it was written")

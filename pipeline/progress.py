@@ -28,15 +28,21 @@ class Progress:
         self._started: float | None = None
         self._last_line = 0.0
         self._first = done
+        self._shown = 0
         self._bar = (
             tqdm(desc=label, total=total, unit=f" {unit}", initial=done, dynamic_ncols=True)
             if sys.stderr.isatty()
             else None
         )
 
+    def show(self, done: int, note: str = "") -> None:
+        """Set the number of units finished in this run, if it is more than before."""
+        self.advance(max(0, done - self._shown), note)
+
     def advance(self, units: int, note: str = "") -> None:
         """Add finished units, and show a short note beside the count."""
         self._done += units
+        self._shown += units
         now = time.monotonic()
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)

@@ -1,5 +1,6 @@
 """Where a result comes from: the commit of the code."""
 
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -7,10 +8,13 @@ from pathlib import Path
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the checkout this package runs from, with ``+`` if files were changed, or None."""
+    """Commit of the checkout this package runs from, with ``+`` if files were changed, or None.
+
+    Outside a checkout (an image, a Ray job) it is what ``DCLIP_COMMIT`` says.
+    """
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists():
-        return None
+        return os.environ.get("DCLIP_COMMIT") or None
 
     def git(*words: str) -> str:
         done = subprocess.run(

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline import evaluate, extract, train
 from pipeline.cli import Report, main
 from pipeline.config import Config
+from pipeline.features import is_complete, plan_features
 
 DESCRIPTION = """\
 Extract features, train DCLIP and its ASL-only ablation, and compare both with frozen CLIP.
@@ -67,10 +68,10 @@ def run(config: Config) -> Report:
 
 def _is_pending(config: Config) -> bool:
     """Whether any stage has work for Ray."""
-    plans = [extract.plan_features(config, split) for split in extract.splits(config)]
-    source = extract.plan_features(config, config.train_split)
+    plans = [*extract.all_plans(config)]
+    source = plan_features(config, config.train_split)
     paths = [train.checkpoint_path(settings, source) for settings in methods(config)]
-    return not (all(map(extract.is_complete, plans)) and all(path.is_file() for path in paths))
+    return not (all(map(is_complete, plans)) and all(path.is_file() for path in paths))
 
 
 def describe(config: Config) -> str:

@@ -19,7 +19,7 @@ from pipeline.config import Config, SweepConfig
 from pipeline.errors import StageError, UsageError
 
 if TYPE_CHECKING:
-    from pipeline.extract import FeaturePlan
+    from pipeline.features import FeaturePlan
     from pipeline.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -79,12 +79,13 @@ def points(config: SweepConfig, *, seed: int) -> list[dict[str, float | int]]:
 
 def sweep_name(config: Config, plan: "FeaturePlan") -> str:
     """Name of a sweep; a hash of features, recipe, space and seed."""
-    from pipeline.shards import digest
+    from dclip.shards import digest
 
     swept = {"redundancy_weight", "mfi_weight", "output_dim", "epochs"}
     identity = digest(
         {
             "features": plan.fingerprint,
+            **({"views": [view.fingerprint for view in plan.views]} if plan.views else {}),
             "train": config.train.model_dump(exclude=swept),
             "sweep": config.sweep.model_dump(exclude={"concurrency"}),
             "seed": config.seed,
@@ -96,15 +97,14 @@ def sweep_name(config: Config, plan: "FeaturePlan") -> str:
 def run(config: Config) -> Report:
     """Run all trials, write table and picture, and print where to compare them."""
     from pipeline import cluster
-    from pipeline.extract import plan_features
-    from pipeline.shards import FeatureReader
+    from pipeline.features import open_features, plan_features
     from pipeline.tracking import Tracker
 
     started = time.perf_counter()
     if config.train.val_fraction == 0:
         raise UsageError("a sweep ranks trials by val/map; --train.val-fraction must be above 0")
     plan = plan_features(config, config.train_split)
-    FeatureReader(plan.folder)  # verifies the files once; trials then trust them
+    open_features(plan.folders, config.output)  # verifies the files once; trials then trust them
     name = sweep_name(config, plan)
     folder = config.output.absolute() / "sweeps" / name
     tracker = Tracker(config)
@@ -156,7 +156,8 @@ def _run_trials(
     device, why = cluster.choose_device(config.device)
     settings = {
         "train": {**config.train.model_dump(), "epochs": config.sweep.epochs},
-        "features": str(plan.folder),
+        "features": plan.folders,
+        "output": str(config.output.absolute()),
         "seed": config.seed,
         "device": device,
     }
@@ -216,8 +217,8 @@ def _run_trials(
 
 def _write_results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Table of all trials as CSV, and its picture."""
+    from dclip.paths import atomic_write
     from pipeline import figures
-    from pipeline.shards import atomic_write
 
     table = folder / "trials.csv"
     with (
@@ -255,7 +256,7 @@ def _print_results(
 
 def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
-    from pipeline.extract import is_complete, plan_features
+    from pipeline.features import is_complete, plan_features
 
     plan = plan_features(config, config.train_split)
     space = points(config.sweep, seed=config.seed)

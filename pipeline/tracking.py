@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import mlflow
@@ -18,6 +18,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.provenance import git_commit
+
+if TYPE_CHECKING:
+    from dclip.paths import AnyPath
 
 KEY = "dclip.key"
 
@@ -56,9 +59,9 @@ class TrackedRun:
         """Store a text as an artifact."""
         self._client.log_text(self.run_id, text, name)
 
-    def dataset(self, name: str, folder: Path, digest: str, context: str) -> None:
+    def dataset(self, name: str, folder: "AnyPath", digest: str, context: str) -> None:
         """Record which features the run read, by the digest of their manifest."""
-        source = json.dumps({"uri": folder.as_uri()})
+        source = json.dumps({"uri": folder.as_uri() if isinstance(folder, Path) else str(folder)})
         data = Dataset(name=name, digest=digest[:36], source_type="local", source=source)
         tag = InputTag("mlflow.data.context", context)
         self._client.log_inputs(self.run_id, [DatasetInput(data, [tag])])

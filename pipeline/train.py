@@ -20,7 +20,7 @@ from pipeline.config import Config, TrainConfig
 from pipeline.errors import StageError
 
 if TYPE_CHECKING:
-    from pipeline.extract import FeaturePlan
+    from pipeline.features import FeaturePlan
     from pipeline.tracking import TrackedRun
 
 log = logging.getLogger(__name__)
@@ -46,11 +46,12 @@ def checkpoint_path(config: Config, plan: "FeaturePlan") -> Path:
 
 def run_name(config: Config, plan: "FeaturePlan") -> str:
     """Name of a training: the method, and a hash of features, recipe and seed."""
-    from pipeline.shards import digest
+    from dclip.shards import digest
 
     identity = digest(
         {
             "features": plan.fingerprint,
+            **({"views": [view.fingerprint for view in plan.views]} if plan.views else {}),
             "recipe": config.train.model_dump(exclude=_PLACEMENT),
             "seed": config.seed,
         }
@@ -61,7 +62,7 @@ def run_name(config: Config, plan: "FeaturePlan") -> str:
 def run(config: Config) -> Report:
     """Train the projectors of these settings, unless their checkpoint stands."""
     from pipeline.checkpoints import read_about
-    from pipeline.extract import plan_features
+    from pipeline.features import plan_features
 
     started = time.perf_counter()
     plan = plan_features(config, config.train_split)
@@ -96,11 +97,11 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
     from dclip.training import build_model, build_optimizer, check_recipe
     from pipeline import cluster
     from pipeline.checkpoints import FORMAT, About, read_state, write_checkpoint
+    from pipeline.features import open_features
     from pipeline.provenance import git_commit
-    from pipeline.shards import FeatureReader
     from pipeline.tracking import Tracker
 
-    reader = FeatureReader(plan.folder)
+    reader = open_features(plan.folders, config.output)
     check_recipe(config.train, len(reader.class_names))
     name = run_name(config, plan)
     folder = config.output.absolute() / "train" / name
@@ -108,7 +109,8 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
     settings = {
         "train": config.train.model_dump(),
         "seed": config.seed,
-        "features": str(plan.folder),
+        "features": plan.folders,
+        "output": str(config.output.absolute()),
         "folder": str(folder),
     }
     tracker = Tracker(config)
@@ -203,6 +205,7 @@ def _worker(settings: dict[str, Any]) -> str | None:
     import ray.train
     import ray.train.torch
 
+    from dclip.paths import write_text
     from dclip.training import (
         DivergenceError,
         EpochReport,
@@ -212,13 +215,13 @@ def _worker(settings: dict[str, Any]) -> str | None:
         hold_out,
     )
     from pipeline.checkpoints import read_state, write_state
-    from pipeline.shards import FeatureReader, write_text
+    from pipeline.features import open_features
 
     config = TrainConfig.model_validate(settings["train"])
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    reader = FeatureReader(Path(settings["features"]), verify=False)
+    reader = open_features(settings["features"], Path(settings["output"]), verify=False)
     texts = reader.text_features()[0].to(device)
     rows, val_rows = hold_out(len(reader), config.val_fraction, seed=settings["seed"])
     model = build_model(config, reader.manifest.dim, seed=settings["seed"]).to(device)
@@ -322,13 +325,13 @@ def metric_names(line: Mapping[str, float]) -> dict[str, float]:
 
 def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
+    from dclip.shards import MANIFEST
     from dclip.training import build_model
-    from pipeline.extract import open_backbone, plan_features
-    from pipeline.shards import MANIFEST
+    from pipeline.features import describe_backbone, plan_features
 
     plan = plan_features(config, config.train_split)
     path = checkpoint_path(config, plan)
-    model = build_model(config.train, open_backbone(config).embed_dim, seed=config.seed)
+    model = build_model(config.train, describe_backbone(config).embed_dim, seed=config.seed)
     held = round(plan.num_images * config.train.val_fraction)
     features = "complete" if (plan.folder / MANIFEST).is_file() else "not extracted yet"
     return "\n".join(

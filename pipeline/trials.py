@@ -18,8 +18,8 @@ from dclip.training import (
 )
 from pipeline.checkpoints import read_state, write_state
 from pipeline.config import Config, TrainConfig
+from pipeline.features import open_features
 from pipeline.progress import Progress
-from pipeline.shards import FeatureReader
 from pipeline.tracking import TrackedRun, Tracker, flat
 from pipeline.train import metric_names
 
@@ -37,7 +37,7 @@ def trial(space: dict[str, Any], settings: Mapping[str, Any]) -> None:
         DivergenceError: The loss left the finite numbers; Tune records the trial as failed.
     """
     config = TrainConfig.model_validate({**settings["train"], **space[POINT]})
-    reader = FeatureReader(Path(settings["features"]), verify=False)
+    reader = open_features(settings["features"], Path(settings["output"]), verify=False)
     texts = reader.text_features()[0].to(settings["device"])
     rows, val_rows = hold_out(len(reader), config.val_fraction, seed=settings["seed"])
     model = build_model(config, reader.manifest.dim, seed=settings["seed"]).to(texts.device)

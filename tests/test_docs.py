@@ -16,7 +16,7 @@ COMMAND = re.compile(r"python -m pipeline\.(\w+)([^\n`|#]*)")
 
 def commands() -> list[tuple[str, str]]:
     found = []
-    for path in [*PAGES, *sorted(conf_folder().glob("*.yaml"))]:
+    for path in [*PAGES, *sorted(conf_folder().glob("*.yaml")), *sorted(ROOT.glob("docker/*"))]:
         for stage, words in COMMAND.findall(path.read_text(encoding="utf-8")):
             found.append((stage, words.split(" && ")[0].strip().rstrip(";).:,")))
     return sorted(set(found))

@@ -46,6 +46,8 @@ class Backbone(Protocol):
         mean: Channel means subtracted from RGB values in [0, 1].
         std: Channel deviations divided by.
         include_global_token: Whether ``local[:, 0]`` is the mean over all locations.
+        kinds: The kinds of local features on offer, ``"value"`` first: the one to train on, and
+            the only one a backbone has to have. The names of docs/method.md, or names of its own.
     """
 
     name: str
@@ -55,9 +57,24 @@ class Backbone(Protocol):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     include_global_token: bool
+    kinds: tuple[str, ...]
 
-    def encode_images(self, images: Float[Tensor, "images 3 height width"]) -> ImageFeatures:
-        """Global embedding and local features of images already normalised by mean and std."""
+    def encode_images(
+        self, images: Float[Tensor, "images 3 height width"], *, kind: str = "value"
+    ) -> ImageFeatures:
+        """Global embedding and local features of images already normalised by mean and std.
+
+        Raises:
+            ValueError: If ``kind`` is none of ``kinds``.
+        """
+        ...
+
+    def feature_path(self, kind: str) -> str:
+        """How local features of a kind are made, in a few words and a version.
+
+        Two forms of one kind differ here, so that what was stored of one is never taken for the
+        other.
+        """
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
@@ -69,7 +86,10 @@ class Backbone(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights and the architecture; equal when the features are equal."""
+        """SHA-256 of the weights and the architecture, the same for every kind.
+
+        Equal when the features of the value kind are equal.
+        """
         ...
 
     def to(self, device: torch.device | str) -> "Backbone":

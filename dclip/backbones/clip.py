@@ -7,8 +7,11 @@ The trunk runs once an image; both the global embedding and the local features a
 * ViT: all blocks as they are, then the final layer norm and the projection on every token. The
   class token gives the global embedding, the patch tokens the local features.
 
-The positional embedding is resized bicubically for each call and never written back, so images of
-any size, square or not, may follow one another.
+The other kinds of local features change the pool, or what the last blocks make of the patch tokens
+(`dclip.backbones.vv_attention`).
+
+The positional embedding is resized for each call and never written back, so images of any size,
+square or not, may follow one another. It is resized bicubically, for ``vv`` bilinearly.
 """
 
 import functools
@@ -26,7 +29,7 @@ import open_clip
 import torch
 from jaxtyping import Float
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from dclip.backbones import DEFAULT_RESOLUTION, ImageFeatures
@@ -36,6 +39,7 @@ from dclip.backbones.value_projection import (
     resize_positional_embedding,
     value_projection,
 )
+from dclip.backbones.vv_attention import NEIGHBOURHOOD, VV_BLOCKS, attention_pool_vv, run_blocks
 from dclip.backbones.weights import load_strictly, read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -45,8 +49,18 @@ RANDOM_SEED = 0
 
 TEXT_BATCH = 256
 
-# Part of every fingerprint. Change it whenever the same weights come to give other features.
-_FEATURE_PATH = "value path, bicubic positions, v1"
+# Change a line whenever the same weights come to give other features of that kind. That of "value"
+# is part of every fingerprint.
+_FEATURE_PATHS = {
+    "value": "value path, bicubic positions, v1",
+    "vv": f"v-v attention in the pool or {VV_BLOCKS} blocks, bilinear positions, v1",
+    "sclip": "q-q and k-k attention in the last block, bicubic positions, v1",
+    "clearclip": "q-q attention of the last block alone, bicubic positions, v1",
+    "naclip": (
+        f"k-k attention of the last block alone, neighbourhood {NEIGHBOURHOOD:g}, bicubic"
+        " positions, v1"
+    ),
+}
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -56,6 +70,10 @@ class OpenCLIPBackbone:
 
     The model is put into eval mode and its parameters are frozen, in place. `encode_images` and
     `encode_texts` record no gradient.
+
+    A ResNet offers the kinds ``value`` and ``vv``; a ViT also ``sclip``, ``clearclip`` and
+    ``naclip``, unless its blocks are of open_clip's variants (``qk_norm`` and the like), for which
+    those formulas are not defined: then ``value`` only.
 
     Args:
         model: An ``open_clip.CLIP`` with a ``ModifiedResNet`` or ``VisionTransformer`` image tower.
@@ -93,11 +111,15 @@ class OpenCLIPBackbone:
             locations = len(tower.attnpool.positional_embedding) - 1
             native_rows = native_columns = round(locations**0.5)
             has_mean_token = True
+            kinds = ["value", "vv"]
         elif isinstance(tower, VisionTransformer):
             _check_vision_transformer(tower, name)
             self.stride = tower.patch_size[0]
             native_rows, native_columns = tower.grid_size
             has_mean_token = False
+            blocks = tower.transformer.resblocks
+            is_plain = all(isinstance(block, ResidualAttentionBlock) for block in blocks)
+            kinds = list(_FEATURE_PATHS) if is_plain else ["value"]
         else:
             raise ValueError(
                 f"{name}: an image tower of type {type(tower).__name__} is not supported;"
@@ -113,6 +135,7 @@ class OpenCLIPBackbone:
 
         self.name = name
         self.model = model.eval().requires_grad_(False)
+        tower.to(memory_format=torch.channels_last)  # convolutions are up to half as fast again
         self.tokenizer = tokenizer
         self.native_grid: tuple[int, int] = (native_rows, native_columns)
         self.embed_dim = int(tower.output_dim)
@@ -120,6 +143,7 @@ class OpenCLIPBackbone:
         self.include_global_token = (
             has_mean_token if include_global_token is None else include_global_token
         )
+        self.kinds: tuple[str, ...] = tuple(kinds)
         self.mean = mean
         self.std = std
         self._fingerprint: str | None = None
@@ -153,32 +177,40 @@ class OpenCLIPBackbone:
                 )
         return height // stride, width // stride
 
-    def encode_images(self, images: Float[Tensor, "images 3 height width"]) -> ImageFeatures:
+    def encode_images(
+        self, images: Float[Tensor, "images 3 height width"], *, kind: str = "value"
+    ) -> ImageFeatures:
         """Global embedding and local features of normalised images.
 
         Args:
             images: RGB, of any size that `grid` takes, minus `mean` and over `std`.
+            kind: Kind of the local features, one of `kinds`.
 
         Returns:
-            Features in the weights' dtype and on their device, not normalised. At the resolution
-            the tower was built for, ``embedding`` is open_clip's ``encode_image``.
+            Features in the weights' dtype and on their device, not normalised. ``embedding`` is
+            CLIP's own for every kind: at the resolution the tower was built for, open_clip's
+            ``encode_image``. At others a ViT's differs slightly between ``vv`` and the rest, since
+            its positions enter before the trunk and CLIP Surgery resizes them bilinearly.
 
         Raises:
-            ValueError: If a side is not a multiple of the stride.
+            ValueError: If the kind is unknown or a side is not a multiple of the stride.
 
         References:
-            DCLIP, arXiv:2502.02977, section 3 and appendix D.4 (ViT).
+            DCLIP, arXiv:2502.02977, section 3 and appendix D.4 (ViT); for the kinds other than
+            ``value`` see `dclip.backbones.vv_attention`.
         """
+        self._check_kind(kind)
         grid = self.grid(*images.shape[-2:])
         images = images.to(self.device, self.model.logit_scale.dtype)
+        images = images.contiguous(memory_format=torch.channels_last)
         tower = self.model.visual
         with torch.no_grad():
             if isinstance(tower, ModifiedResNet):
-                embedding, local = _encode_by_resnet(tower, images, self.native_grid, grid)
+                embedding, local = _encode_by_resnet(tower, images, self.native_grid, grid, kind)
                 if not self.include_global_token:
                     local = local[:, 1:]
                 return ImageFeatures(embedding, local)
-            return ImageFeatures(*_encode_by_vit(tower, images, self.native_grid, grid))
+            return ImageFeatures(*_encode_by_vit(tower, images, self.native_grid, grid, kind))
 
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts dim"]:
         """One embedding a text, as open_clip's ``encode_text`` gives it, not normalised.
@@ -208,15 +240,31 @@ class OpenCLIPBackbone:
             ]
             return torch.cat(batches)
 
+    def feature_path(self, kind: str) -> str:
+        """How local features of a kind are made: attention, interpolation of positions, version.
+
+        Raises:
+            ValueError: If the kind is unknown.
+        """
+        self._check_kind(kind)
+        return _FEATURE_PATHS[kind]
+
+    def _check_kind(self, kind: str) -> None:
+        """Refuse a kind that is not on offer, naming those that are."""
+        if kind not in self.kinds:
+            raise ValueError(
+                f"unknown kind of features {kind!r}; {self.name} offers {', '.join(self.kinds)}"
+            )
+
     def fingerprint(self) -> str:
-        """SHA-256, in hex, of the weights, the architecture and the path to the local features.
+        """SHA-256, in hex, of the weights, the architecture and the value path.
 
         Weights enter by name, dtype, shape and bytes; the architecture by the types of the modules
         and their numbers of heads, which weights do not tell (GELU and QuickGELU have the same).
         Computed once: the weights are taken to be frozen.
         """
         if self._fingerprint is None:
-            digest = hashlib.sha256(_FEATURE_PATH.encode())
+            digest = hashlib.sha256(_FEATURE_PATHS["value"].encode())
             for name, module in sorted(self.model.named_modules()):
                 heads = getattr(module, "num_heads", "")
                 digest.update(f"\n{name} {type(module).__name__} {heads}".encode())
@@ -332,18 +380,22 @@ def _encode_by_resnet(
     images: Float[Tensor, "images 3 height width"],
     native_grid: tuple[int, int],
     grid: tuple[int, int],
+    kind: str,
 ) -> tuple[Float[Tensor, "images dim"], Float[Tensor, "images tokens dim"]]:
-    """Attention pool and value path over one and the same last map."""
+    """Attention pool, and value path or v-v attention, over one and the same last map."""
     feature_map = tower.stem(images)
     for layer in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
         feature_map = layer(feature_map)
     pool = tower.attnpool
-    positions = resize_positional_embedding(
-        pool.positional_embedding, native_grid=native_grid, grid=grid
+    resize = functools.partial(
+        resize_positional_embedding, pool.positional_embedding, native_grid=native_grid, grid=grid
     )
-    tokens = attention_pool_tokens(feature_map, positions)
-    local = value_projection(tokens, value=pool.v_proj, output=pool.c_proj)
-    return attention_pool(tokens, pool), local
+    tokens = attention_pool_tokens(feature_map, resize())
+    embedding = attention_pool(tokens, pool)
+    if kind == "vv":
+        tokens = attention_pool_tokens(feature_map, resize(mode="bilinear"))
+        return embedding, attention_pool_vv(tokens, pool)
+    return embedding, value_projection(tokens, value=pool.v_proj, output=pool.c_proj)
 
 
 def _encode_by_vit(
@@ -351,15 +403,22 @@ def _encode_by_vit(
     images: Float[Tensor, "images 3 height width"],
     native_grid: tuple[int, int],
     grid: tuple[int, int],
+    kind: str,
 ) -> tuple[Float[Tensor, "images dim"], Float[Tensor, "images patches dim"]]:
     """Final layer norm and projection on every token: class token first, patch tokens after it."""
     patches = tower.conv1(images).flatten(2).transpose(1, 2)
     class_token = tower.class_embedding.expand(len(images), 1, -1)
     positions = resize_positional_embedding(
-        tower.positional_embedding, native_grid=native_grid, grid=grid
+        tower.positional_embedding,
+        native_grid=native_grid,
+        grid=grid,
+        mode="bilinear" if kind == "vv" else "bicubic",
     )
-    tokens = torch.cat([class_token, patches], dim=1) + positions
-    tokens = tower.transformer(tower.ln_pre(tokens))
+    tokens = tower.ln_pre(torch.cat([class_token, patches], dim=1) + positions)
+    if kind == "value":
+        tokens = tower.transformer(tokens)
+    else:
+        tokens = run_blocks(list(tower.transformer.resblocks), tokens, kind=kind, grid=grid)
     # the norm is token by token, so that it does not matter whether open_clip pools before or after
     projected = tower.ln_post(tokens) @ tower.proj
     return projected[:, 0], projected[:, 1:]

@@ -15,7 +15,7 @@ References:
     "Efficiently Disentangling CLIP for Multi-Object Perception" (DCLIP), arXiv:2502.02977.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,13 +31,15 @@ def resize_positional_embedding(
     *,
     native_grid: tuple[int, int],
     grid: tuple[int, int],
+    mode: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> Float[Tensor, "resized width"]:
-    """A positional embedding for another grid: row 0 kept, the others interpolated bicubically.
+    """A positional embedding for another grid: row 0 kept, the others interpolated.
 
     Args:
         embedding: Row 0 for the class or mean token, then one row a location, row by row.
         native_grid: Rows and columns the embedding was learnt for.
         grid: Rows and columns wanted, each at least 1.
+        mode: How to interpolate between locations.
 
     Returns:
         The embedding itself where the grids agree, otherwise a new tensor.
@@ -59,7 +61,7 @@ def resize_positional_embedding(
         return embedding
     global_row, local_rows = embedding[:1], embedding[1:]
     as_image = local_rows.T.reshape(1, -1, *native_grid)
-    resized = F.interpolate(as_image, size=grid, mode="bicubic", align_corners=False)
+    resized = F.interpolate(as_image, size=grid, mode=mode, align_corners=False)
     return torch.cat([global_row, resized.flatten(2)[0].T])
 
 

@@ -3,10 +3,10 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -14,39 +14,64 @@ from pycocotools.coco import COCO
 
 from dclip.data.dataset import Dataset, read_class_names, settle
 from dclip.data.listing import ImageListing, check_key
+from dclip.paths import AnyPath, has_folders
 
 _PREFIX = "instances_"
 
 
-def find_coco_split(root: Path, split: str) -> tuple[Path, Path]:
+def find_coco_split(root: AnyPath, split: str) -> tuple[AnyPath, AnyPath]:
     """Annotation file and image folder of a split, by COCO's layout.
 
     The annotations are ``<root>/annotations/instances_<split>.json``, the images lie in
-    ``<root>/<split>`` or ``<root>/images/<split>``.
+    ``<root>/<split>`` or ``<root>/images/<split>``. A web server does not tell which; the first is
+    returned, and `find_images` looks for an image.
 
     Raises:
         ValueError: If one of them is missing; the message lists the splits that are there.
+        OSError: If a remote store cannot be reached.
     """
     annotation_file = root / "annotations" / f"{_PREFIX}{split}.json"
     if not annotation_file.is_file():
-        found = sorted((root / "annotations").glob(f"{_PREFIX}*.json"))
-        splits = ", ".join(repr(path.stem.removeprefix(_PREFIX)) for path in found)
+        splits = ", ".join(map(repr, coco_splits(root)))
+        seen = f"splits there are {splits}" if splits else "nor annotations of any other split"
         raise ValueError(
-            f"no split {split!r} under {root}: there is no {annotation_file}; "
-            + (f"splits there are {splits}" if splits else "nor annotations of any other split")
+            f"no split {split!r} under {root}: there is no {annotation_file}"
+            + (f"; {seen}" if has_folders(root) else "")
         )
-    folders = (root / split, root / "images" / split)
+    folders = _image_folders(root, split)
     for folder in folders:
-        if folder.is_dir():
+        if not has_folders(root) or folder.is_dir():
             return annotation_file, folder
     raise ValueError(
         f"no images of split {split!r} under {root}: neither {folders[0]} nor {folders[1]} is there"
     )
 
 
+def coco_splits(root: AnyPath) -> list[str]:
+    """Splits of which there are annotations, by COCO's layout; none are found on a web server."""
+    if not has_folders(root):
+        return []
+    found = (root / "annotations").glob(f"{_PREFIX}*.json")
+    return sorted(path.stem.removeprefix(_PREFIX) for path in found)
+
+
+def find_images(listing: ImageListing, folders: Sequence[AnyPath]) -> ImageListing:
+    """The listing with the first of some folders that has its first image.
+
+    Raises:
+        ValueError: If none has.
+        OSError: If a remote store cannot be reached.
+    """
+    for folder in folders:
+        if (folder / listing.file_names[0]).is_file():
+            return replace(listing, image_dir=folder)
+    places = " nor ".join(str(folder / listing.file_names[0]) for folder in folders)
+    raise ValueError(f"no images of split {listing.split!r}: there is no {places}")
+
+
 def read_coco(
-    annotation_file: Path,
-    image_dir: Path,
+    annotation_file: AnyPath,
+    image_dir: AnyPath,
     *,
     images: Literal["annotated", "all"] = "annotated",
 ) -> ImageListing:
@@ -65,8 +90,9 @@ def read_coco(
         ValueError: If a file or folder is missing, the JSON is malformed, an annotation refers to
             an image or category that is not listed, an image id or file name is not fit for use, or
             no image is left.
+        OSError: If a file cannot be read, or a remote store not be reached.
     """
-    if not image_dir.is_dir():
+    if has_folders(image_dir) and not image_dir.is_dir():
         raise ValueError(f"no image folder {image_dir}")
     coco = index_coco(annotation_file)
     try:
@@ -77,7 +103,7 @@ def read_coco(
         ) from error
 
 
-def index_coco(annotation_file: Path, *, outlines: bool = False) -> COCO:
+def index_coco(annotation_file: AnyPath, *, outlines: bool = False) -> COCO:
     """The annotations as pycocotools indexes them, without what it prints.
 
     Args:
@@ -125,7 +151,9 @@ def _without_outline(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _listing(coco: COCO, annotation_file: Path, image_dir: Path, *, keep_all: bool) -> ImageListing:
+def _listing(
+    coco: COCO, annotation_file: AnyPath, image_dir: AnyPath, *, keep_all: bool
+) -> ImageListing:
     """Images and label vectors from pycocotools' index."""
     category_ids = sorted(coco.cats)
     class_names = tuple(str(coco.cats[category]["name"]) for category in category_ids)
@@ -196,7 +224,7 @@ _LAYOUT = (
 )
 
 
-def open_coco_format(root: Path, split: str, options: Mapping[str, str]) -> ImageListing:
+def open_coco_format(root: AnyPath, split: str, options: Mapping[str, str]) -> ImageListing:
     """A split of any data set in COCO's format and layout; class names are those of the file.
 
     Raises:
@@ -205,7 +233,7 @@ def open_coco_format(root: Path, split: str, options: Mapping[str, str]) -> Imag
     return _open(root, split, options, name="coco", class_names=())
 
 
-def open_coco14(root: Path, split: str, options: Mapping[str, str]) -> ImageListing:
+def open_coco14(root: AnyPath, split: str, options: Mapping[str, str]) -> ImageListing:
     """A split of COCO 2014.
 
     Raises:
@@ -215,7 +243,7 @@ def open_coco14(root: Path, split: str, options: Mapping[str, str]) -> ImageList
     return _open(root, split, options, name="coco14", class_names=COCO14.class_names)
 
 
-def open_coco17(root: Path, split: str, options: Mapping[str, str]) -> ImageListing:
+def open_coco17(root: AnyPath, split: str, options: Mapping[str, str]) -> ImageListing:
     """A split of COCO 2017.
 
     Raises:
@@ -226,7 +254,12 @@ def open_coco17(root: Path, split: str, options: Mapping[str, str]) -> ImageList
 
 
 def _open(
-    root: Path, split: str, options: Mapping[str, str], *, name: str, class_names: tuple[str, ...]
+    root: AnyPath,
+    split: str,
+    options: Mapping[str, str],
+    *,
+    name: str,
+    class_names: tuple[str, ...],
 ) -> ImageListing:
     """Find, read, and compare the categories with those that are known."""
     chosen = settle(_OPTIONS, options)
@@ -234,10 +267,17 @@ def _open(
     images: Literal["annotated", "all"] = "all" if chosen["images"] == "all" else "annotated"
     listing = read_coco(annotation_file, image_dir, images=images)
     check_categories(listing.class_names, class_names, annotation_file)
+    if not has_folders(root):
+        listing = find_images(listing, _image_folders(root, split))
     return replace(listing, name=name, options=chosen)
 
 
-def check_categories(found: tuple[str, ...], known: tuple[str, ...], source: Path) -> None:
+def _image_folders(root: AnyPath, split: str) -> tuple[AnyPath, ...]:
+    """Where the images of a split may be."""
+    return (root / split, root / "images" / split)
+
+
+def check_categories(found: tuple[str, ...], known: tuple[str, ...], source: AnyPath) -> None:
     """Compare the categories of a file, in order, with published ones, if those are given.
 
     Raises:
@@ -270,6 +310,7 @@ COCO_FORMAT = Dataset(
     homepage="https://cocodataset.org/#format-data",
     layout=_LAYOUT,
     open=open_coco_format,
+    takes_urls=True,
     notes="Classes are the categories of the annotation file, ascending by id.",
 )
 
@@ -287,6 +328,7 @@ COCO14 = Dataset(
     homepage="https://cocodataset.org/#download",
     layout=_LAYOUT,
     open=open_coco14,
+    takes_urls=True,
     notes="Images without an object are left out, as in the published numbers; images=all keeps"
     " them. A crowd counts as an object. Columns ascend by category id.",
 )

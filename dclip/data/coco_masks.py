@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,6 +20,7 @@ from dclip.data.segmentation import (
     check_sizes,
 )
 from dclip.data.stuff import THING_IDS, find_stuff_maps, pixel_map
+from dclip.paths import AnyPath
 
 _OPTIONS = {"classes": ("object81", "object80"), "masks": ("area", "file", "stuff")}
 _THINGS, _BACKGROUND = read_class_names("coco80"), read_class_names("background")
@@ -61,7 +62,7 @@ class PaintedListing:
     name: str
     split: str
     phrasings: tuple[tuple[str, ...], ...] = field(repr=False)
-    image_dir: Path
+    image_dir: AnyPath
     keys: tuple[str, ...] = field(repr=False)
     file_names: tuple[str, ...] = field(repr=False)
     sizes: tuple[tuple[int, int], ...] = field(repr=False)
@@ -78,7 +79,8 @@ class PaintedListing:
     @property
     def image_paths(self) -> tuple[Path, ...]:
         """Image file of each sample."""
-        return tuple(self.image_dir / name for name in self.file_names)
+        folder = cast("Path", self.image_dir)  # the data sets with masks take no URL
+        return tuple(folder / name for name in self.file_names)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -172,7 +174,7 @@ def open_coco17_seg(
 
 
 def paint_instances(
-    annotation_file: Path, image_dir: Path, *, split: str, by: str = "area"
+    annotation_file: AnyPath, image_dir: AnyPath, *, split: str, by: str = "area"
 ) -> PaintedListing:
     """All images of an annotation file with their instances, crowds included.
 

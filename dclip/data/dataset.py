@@ -28,8 +28,10 @@ class Dataset:
         homepage: Official page a user obtains it from.
         layout: Path patterns below the root, ``{split}`` standing for the split, and what each is.
         open: Opens a split: folder, split, options (those left out take their first value).
-            Raises ValueError for what a user can repair: a missing file, an unknown split.
+            Raises ValueError for what a user can repair: a missing file, an unknown split; and
+            OSError for what cannot be reached.
         notes: What to know before comparing numbers.
+        takes_urls: Whether ``open`` takes a remote folder as well as a local one.
         expected_with: Images of each split with one option changed, by ``"option=value"``.
         expected_also: Another number of images that is published for a split.
     """
@@ -47,6 +49,7 @@ class Dataset:
     layout: tuple[tuple[str, str], ...]
     open: Callable[[Path, str, Mapping[str, str]], Listing | SegmentationListing]
     notes: str
+    takes_urls: bool = False
     expected_with: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     expected_also: Mapping[str, int] = field(default_factory=dict)
 

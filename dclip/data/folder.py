@@ -7,13 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from io import BytesIO, StringIO
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
 from dclip.data.dataset import parse_class_names
 from dclip.data.listing import ImageListing, check_key
+from dclip.paths import AnyPath, has_folders
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 """Kinds of label tables, the one that is preferred first."""
@@ -33,7 +35,7 @@ class _Row(NamedTuple):
     labels: Mapping[str, int]  # class to 1 or -1; in a table of class columns also to 0
 
 
-def read_folder(folder: Path, split: str, *, separator: str = ";") -> ImageListing:
+def read_folder(folder: AnyPath, split: str, *, separator: str = ";") -> ImageListing:
     """The images that ``<folder>/<split>.csv`` (or ``.jsonl``, ``.parquet``) lists, in its order.
 
     The table has a column ``file``, the path of an image relative to the folder, and either a
@@ -46,7 +48,8 @@ def read_folder(folder: Path, split: str, *, separator: str = ";") -> ImageListi
     not fit for a key, or not unique, it is made so with a hash.
 
     Args:
-        folder: Holds the tables and the images.
+        folder: Holds the tables and the images; local or remote. On a web server, where tables
+            cannot be listed, it needs the file of class names.
         split: Stem of the table.
         separator: Between the labels of a string, not empty.
 
@@ -54,8 +57,9 @@ def read_folder(folder: Path, split: str, *, separator: str = ";") -> ImageListi
         ValueError: If the folder or table is missing, or what it says cannot be used: a column that
             is missing, a label that is no class, a file listed twice or outside the folder. The
             message names table and row.
+        OSError: If a file cannot be read, or a remote store not be reached.
     """
-    if not folder.is_dir():
+    if has_folders(folder) and not folder.is_dir():
         raise ValueError(f"no folder {folder}")
     if not separator:
         raise ValueError("separator '' separates nothing; use ';'")
@@ -87,49 +91,63 @@ def read_folder(folder: Path, split: str, *, separator: str = ";") -> ImageListi
     )
 
 
-def find_tables(folder: Path) -> list[Path]:
-    """Files of a folder that may be label tables, by suffix, sorted by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES)
+def find_tables(folder: AnyPath) -> list[AnyPath]:
+    """Files of a folder that may be label tables, by suffix, sorted by name.
+
+    On a web server there are none to be found.
+    """
+    if not has_folders(folder):
+        return []
+    found = [path for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES]
+    return sorted(found, key=str)
 
 
-def read_class_names_file(path: Path) -> tuple[str, ...]:
+def read_class_names_file(path: AnyPath) -> tuple[str, ...]:
     """Display names of a user's class-name file: one class a line, further phrasings after commas.
 
     Raises:
         ValueError: If the file is missing or not UTF-8, a name is empty, or there twice.
+        OSError: If it cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ValueError(f"no file of class names {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"cannot read class names {path}: {error}") from error
     return tuple(names[0] for names in parse_class_names(text, str(path)))
 
 
-def _find_table(folder: Path, split: str) -> Path:
+def _find_table(folder: AnyPath, split: str) -> AnyPath:
     """The one table of a split."""
-    found = [path for path in find_tables(folder) if path.stem == split]
+    places = [folder / f"{split}{suffix}" for suffix in TABLE_SUFFIXES]
+    found = [path for path in places if path.is_file()]
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         raise ValueError(f"split {split!r} of {folder} is in {names}; keep one of them")
     if not found:
         others = ", ".join(repr(path.stem) for path in find_tables(folder))
-        wanted = " or ".join(f"{split}{suffix}" for suffix in TABLE_SUFFIXES)
+        wanted = " or ".join(path.name for path in places)
+        seen = f"; splits there are {others}" if others else " nor a table of any other split"
         raise ValueError(
             f"no split {split!r} in {folder}: there is no {wanted}"
-            + (f"; splits there are {others}" if others else " nor a table of any other split")
+            + (seen if has_folders(folder) else "")
         )
     return found[0]
 
 
 def _class_names(
-    folder: Path, table: Path, rows: Sequence[_Row], separator: str
+    folder: AnyPath, table: AnyPath, rows: Sequence[_Row], separator: str
 ) -> tuple[str, ...]:
     """From the file of class names; else all labels of all tables, so that splits agree."""
     path = folder / CLASS_NAMES_FILE
     if path.is_file():
         return read_class_names_file(path)
+    if not has_folders(folder):
+        raise ValueError(
+            f"no class names at {path}; a web server does not tell which tables there are, so"
+            " write them there, one class a line in column order"
+        )
     names = {label for row in rows for label in row.labels}
     for other in find_tables(folder):
         if other != table and "file" in _columns(other):
@@ -139,7 +157,7 @@ def _class_names(
     return tuple(sorted(names))
 
 
-def _read_table(path: Path, separator: str) -> Iterator[_Row]:
+def _read_table(path: AnyPath, separator: str) -> Iterator[_Row]:
     """Rows of a table of any kind."""
     first: Mapping[str, object] | None = None
     for where, record in _records(path):
@@ -150,7 +168,7 @@ def _read_table(path: Path, separator: str) -> Iterator[_Row]:
         yield _row(record, f"{path}, {where}", where, separator)
 
 
-def _records(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+def _records(path: AnyPath) -> Iterator[tuple[str, Mapping[str, object]]]:
     """Each row as a mapping, with the words that say where it is."""
     try:
         if path.suffix == ".csv":
@@ -161,42 +179,42 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
             yield from _parquet_records(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _csv_records(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        names = None
+def _csv_records(path: AnyPath) -> Iterator[tuple[str, Mapping[str, object]]]:
+    reader = csv.DictReader(_text(path), strict=True)
+    try:
+        names = reader.fieldnames or []
+        if len(set(names)) < len(names) or not all(name.strip() for name in names):
+            raise ValueError(f"{path} has a column twice or without a name: {', '.join(names)}")
+        for record in reader:
+            where = f"line {reader.line_num}"
+            if None in record or None in record.values():
+                raise ValueError(f"{path}, {where}: not as many fields as the header has")
+            yield where, record
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _jsonl_records(path: AnyPath) -> Iterator[tuple[str, Mapping[str, object]]]:
+    for number, line in enumerate(_text(path), start=1):
+        if not line.strip():
+            continue
         try:
-            names = reader.fieldnames or []
-            if len(set(names)) < len(names) or not all(name.strip() for name in names):
-                raise ValueError(f"{path} has a column twice or without a name: {', '.join(names)}")
-            for record in reader:
-                where = f"line {reader.line_num}"
-                if None in record or None in record.values():
-                    raise ValueError(f"{path}, {where}: not as many fields as the header has")
-                yield where, record
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number}: not a JSON object: {line.strip()[:60]}")
+        yield f"line {number}", record
 
 
-def _jsonl_records(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}, line {number}: not a JSON object: {line.strip()[:60]}")
-            yield f"line {number}", record
+def _text(path: AnyPath) -> StringIO:
+    """The lines of a file, as they end there."""
+    return StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
 
 
-def _parquet_records(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+def _parquet_records(path: AnyPath) -> Iterator[tuple[str, Mapping[str, object]]]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -204,7 +222,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
         raise ValueError(f"{path} needs pyarrow: pip install pyarrow") from None
     number = 0
     try:
-        with pq.ParquetFile(path) as table:
+        with pq.ParquetFile(BytesIO(path.read_bytes())) as table:
             for batch in table.iter_batches():
                 for record in batch.to_pylist():
                     number += 1
@@ -213,7 +231,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
         raise ValueError(f"{path} is not Parquet, or damaged: {error}") from error
 
 
-def _columns(path: Path) -> frozenset[str]:
+def _columns(path: AnyPath) -> frozenset[str]:
     """Column names, of JSON lines those of the first; none if it is no table."""
     try:
         return frozenset(next(iter(_records(path)), ("", {}))[1])
@@ -272,7 +290,7 @@ def _unknown_label(label: str, class_names: Sequence[str], place: str) -> ValueE
     return ValueError(f"{place}: unknown label {label!r}; {hint}classes are {known}")
 
 
-def _inside(row: _Row, table: Path) -> str:
+def _inside(row: _Row, table: AnyPath) -> str:
     """The path of an image, plain, relative to the folder and inside of it."""
     path = PurePosixPath(row.file)
     if path.is_absolute() or ".." in path.parts or "\\" in row.file or "\0" in row.file:

@@ -1,17 +1,21 @@
-"""Image files to tensors: read with care, since they come from anywhere, and resize plainly."""
+"""Image files to pixels: read with care, since they come from anywhere, and resize plainly."""
 
 import struct
+import threading
+import time
 from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+
+from dclip.paths import AnyPath, RemotePath
 
 MAX_PIXELS = 64_000_000
 """An image of more pixels than this is refused before any of them is decoded."""
+
+MAX_BYTES = 1 << 28
+"""An image file of more bytes is refused."""
 
 # Formats photographs come in. Others are left out, as some of them hold programs (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -45,11 +49,14 @@ DECODING_ERRORS = (
 """What Pillow's decoders raise on files that are cut short or damaged."""
 
 
+_clock = threading.local()
+
+
 class ImageError(ValueError):
     """An image that cannot be read; the message names the source and the reason."""
 
 
-def read_image(source: Path | bytes | BufferedReader | BytesIO) -> Image.Image:
+def read_image(source: AnyPath | bytes | BufferedReader | BytesIO) -> Image.Image:
     """An image as upright 8-bit RGB, fully decoded.
 
     Grey, palette and CMYK images are converted; 16-bit grey keeps its upper 8 bits. Transparency is
@@ -58,7 +65,8 @@ def read_image(source: Path | bytes | BufferedReader | BytesIO) -> Image.Image:
     frame is taken.
 
     Args:
-        source: A path, the bytes of a file, or a file open for reading, which stays open.
+        source: A path, local or remote; the bytes of a file; or a file open for reading, which
+            stays open.
 
     Returns:
         An image that depends on no open file.
@@ -66,25 +74,29 @@ def read_image(source: Path | bytes | BufferedReader | BytesIO) -> Image.Image:
     Raises:
         ImageError: If the file is missing, no image, damaged or cut short, has more than
             `MAX_PIXELS` pixels, or keeps its pixels as floats or 32-bit integers.
+        OSError: If a remote store cannot be reached, or refuses.
     """
-    if isinstance(source, Path):
+    if isinstance(source, Path | RemotePath):
+        started = time.perf_counter()
         try:
-            with source.open("rb") as file:
-                return _decode(file, str(source))
-        except OSError as error:
-            raise ImageError(f"cannot open {source}: {error.strerror or error}") from error
+            data = _read(source)
+        finally:
+            _clock.seconds = reading_seconds() + time.perf_counter() - started
+        if len(data) > MAX_BYTES:
+            raise ImageError(f"{source} has more than {MAX_BYTES} bytes")
+        return _decode(BytesIO(data), str(source))
     if isinstance(source, bytes):
         return _decode(BytesIO(source), f"an image of {len(source)} bytes")
     return _decode(source, str(getattr(source, "name", "the image")))
 
 
-def image_to_tensor(
-    image: Image.Image,
-    resolution: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-) -> Float[Tensor, "3 resolution resolution"]:
-    """A normalised square, as CLIP wants it: resized without keeping the aspect, nothing cropped.
+def reading_seconds() -> float:
+    """Seconds this thread has spent so far on getting the bytes of image files."""
+    return getattr(_clock, "seconds", 0.0)
+
+
+def resize_image(image: Image.Image, resolution: int) -> Image.Image:
+    """A square, the aspect not kept and nothing cropped.
 
     Bilinear with antialiasing, that is, torchvision's ``Resize((resolution, resolution))`` of a
     Pillow image: the preparation DualCoOp and DCLIP train and test with.
@@ -92,17 +104,26 @@ def image_to_tensor(
     Args:
         image: RGB.
         resolution: Side of the square in pixels, at least 1.
-        mean: Channel means to subtract from values in [0, 1].
-        std: Channel deviations to divide by, positive.
 
     Raises:
         ValueError: If the image is not RGB.
     """
     if image.mode != "RGB":
         raise ValueError(f"an image in mode {image.mode!r}; convert it to RGB, as read_image does")
-    resized = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
-    return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    return image.resize((resolution, resolution), Image.Resampling.BILINEAR)
+
+
+def _read(source: AnyPath) -> bytes:
+    """The bytes of a file; of a local one at most one more than are allowed."""
+    try:
+        if isinstance(source, RemotePath):
+            return source.read_bytes()
+        with source.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        if isinstance(source, RemotePath) and not isinstance(error, FileNotFoundError):
+            raise  # the store is out of reach, which says nothing of the image
+        raise ImageError(f"cannot open {source}: {error.strerror or error}") from error
 
 
 def _decode(file: BufferedReader | BytesIO, name: str) -> Image.Image:

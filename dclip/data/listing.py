@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 
 from dclip.data import shapes
 from dclip.data.images import ImageError, read_image
+from dclip.paths import AnyPath
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -61,7 +61,12 @@ class Listing(Protocol):
         ...
 
     def read(self, index: int) -> Sample:
-        """Image and labels of sample ``index``; an unreadable image is an ``ImageError``."""
+        """Image and labels of sample ``index``.
+
+        Raises:
+            ImageError: If this image is missing or damaged; others may be well.
+            OSError: If the place of all images cannot be reached.
+        """
         ...
 
     def identity(self) -> dict[str, str | int]:
@@ -77,7 +82,7 @@ class ImageListing:
         name: The data set.
         split: Which part of it.
         class_names: In column order.
-        image_dir: Folder of the images.
+        image_dir: Folder of the images, local or remote.
         keys: One per sample, unique.
         file_names: Relative to ``image_dir``.
         labels: Label vectors of all samples: 1, 0, or -1 for unknown.
@@ -87,7 +92,7 @@ class ImageListing:
     name: str
     split: str
     class_names: tuple[str, ...]
-    image_dir: Path
+    image_dir: AnyPath
     keys: tuple[str, ...] = field(repr=False)
     file_names: tuple[str, ...] = field(repr=False)
     labels: UInt8[np.ndarray, "images classes"] | Int8[np.ndarray, "images classes"] = field(
@@ -107,11 +112,13 @@ class ImageListing:
 
         Raises:
             ImageError: If the file is missing or cannot be decoded.
+            OSError: If a remote store cannot be reached, or refuses.
         """
-        path = self.image_dir / self.file_names[index]
-        if not path.is_file():
-            raise ImageError(f"image {self.keys[index]} is listed but there is no file {path}")
-        return Sample(read_image(path), self.labels[index])
+        try:
+            image = read_image(self.image_dir / self.file_names[index])
+        except ImageError as error:
+            raise ImageError(f"image {self.keys[index]}: {error}") from error
+        return Sample(image, self.labels[index])
 
     def identity(self) -> dict[str, str | int]:
         """Split, options, and a hash of class names, keys, file names and labels."""

@@ -9,9 +9,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from jaxtyping import Int32, Int64, UInt8
 
 from dclip.data.images import ImageError, read_image
 from dclip.data.listing import Sample, check_key, digest
-from dclip.paths import REMOTE, remote_errors
+from dclip.paths import RemotePath, as_path, is_remote, remote_errors
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 """Members that are images; a key has one of them."""
@@ -74,6 +72,7 @@ class WebdatasetListing:
         Raises:
             ImageError: If the tar is gone, was cut since it was listed, or the image cannot be
                 decoded.
+            OSError: If the tar cannot be read, or a remote store not be reached.
         """
         tar = self.tars[self.tar_of[index]]
         start, size = int(self.offsets[index]), int(self.sizes[index])
@@ -82,8 +81,8 @@ class WebdatasetListing:
             raise ImageError(f"{where} has {size} bytes, more than {_MAX_IMAGE_BYTES}")
         try:
             data = _read_range(tar, start, size)
-        except (OSError, ValueError) as error:
-            raise ImageError(f"cannot read {where}: {error}") from error
+        except FileNotFoundError as error:
+            raise ImageError(f"cannot read {where}: {error.strerror}") from error
         if len(data) != size:
             raise ImageError(f"{where} is cut short: {len(data)} of {size} bytes are there")
         try:
@@ -108,22 +107,19 @@ def expand_tars(urls: str, split: str) -> tuple[str, ...]:
         split: Replaces ``{split}``.
 
     Raises:
-        ValueError: If a protocol is not one of these (``pipe:`` would run a program), a range is
-            empty, there are more than 100,000 tars, or no local file matches.
+        ValueError: If a protocol is not one of these (``pipe:`` would run a program) or its package
+            is missing, a range is empty, there are more than 100,000 tars, or no local file
+            matches.
 
     Example:
         >>> expand_tars("s3://bucket/{split}-{08..10}.tar", "val")
         ('s3://bucket/val-08.tar', 's3://bucket/val-09.tar', 's3://bucket/val-10.tar')
     """
-    pattern = urls.replace("{split}", split).removeprefix("file:")
-    protocol = re.match(r"([A-Za-z0-9_+.-]*)::?", pattern)
-    if protocol and (protocol[1] not in REMOTE or "::" in pattern):
-        raise ValueError(
-            f"{urls!r} cannot be opened; use a local path or {', '.join(f'{p}://' for p in REMOTE)}"
-        )
+    place = as_path(urls.replace("{split}", split))
+    pattern = str(place)
     tars = []
     for path in itertools.islice(_expand_braces(pattern), _MAX_TARS + 1):
-        if protocol is None and glob.has_magic(path):
+        if not is_remote(place) and glob.has_magic(path):
             found = sorted(glob.glob(path))  # noqa: PTH207 - absolute or not
             if not found:
                 raise ValueError(f"no file matches {path}")
@@ -155,6 +151,7 @@ def read_webdataset(
     Raises:
         ValueError: If a tar is missing, compressed, damaged or cut short; a key is unfit, or there
             twice; an image has no labels, or labels no image; a label is no class.
+        OSError: If a remote store cannot be reached, or refuses.
     """
     column = {name: index for index, name in enumerate(class_names)}
     if not column or len(column) < len(class_names):
@@ -224,8 +221,9 @@ def _index(tar: str) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[str, b
     """Places of the images and contents of the labels of one tar, by key."""
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, tuple[str, bytes]] = {}
+    path = as_path(tar)
     try:
-        with _open(tar) as file:
+        with path.open("rb") as file, remote_errors(path):
             for member in _members(file, tar):
                 folder, slash, base = member.name.removeprefix("./").rpartition("/")
                 stem, _, suffix = base.partition(".")
@@ -252,6 +250,8 @@ def _index(tar: str) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[str, b
     except FileNotFoundError:
         raise ValueError(f"no tar {tar}") from None
     except (tarfile.TarError, OSError, MemoryError, OverflowError) as error:
+        if isinstance(error, OSError) and is_remote(path):
+            raise
         raise ValueError(
             f"cannot read {tar}: {error}; it must be a whole tar, not compressed"
         ) from error
@@ -312,32 +312,10 @@ def _columns(values: Sequence[Any], column: dict[str, int], where: str) -> list[
     return columns
 
 
-@contextmanager
-def _open(tar: str) -> Iterator[Any]:
-    """A tar, local or remote, open for reading and seeking."""
-    if "://" not in tar:
-        with Path(tar).open("rb") as file:
-            yield file
-        return
-    with remote_errors(tar):
-        filesystem, path = _filesystem(tar)
-        with filesystem.open(path, "rb") as file:
-            yield file
-
-
 def _read_range(tar: str, start: int, size: int) -> bytes:
-    if "://" not in tar:
-        with Path(tar).open("rb") as file:
-            file.seek(start)
-            return file.read(size)
-    with remote_errors(tar):
-        filesystem, path = _filesystem(tar)
-        data = filesystem.cat_file(path, start=start, end=start + size)
-    return bytes(data)
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    import fsspec.core  # type: ignore[import-untyped]
-
-    filesystem, path = fsspec.core.url_to_fs(url)
-    return filesystem, path
+    path = as_path(tar)
+    if isinstance(path, RemotePath):
+        return path.read_range(start, size)
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(size)

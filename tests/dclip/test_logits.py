@@ -1,6 +1,7 @@
 """Logits against a plain loop over the equation, and in the limits where they are known."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -69,6 +70,48 @@ def test_equal_locations_give_what_one_of_them_gives() -> None:
     texts = torch.randn(6, 4, dtype=torch.float64)
     repeated = images.expand(3, 7, 4)
     torch.testing.assert_close(pair_logits(repeated, texts), pair_logits(images, texts))
+
+
+def some_dropped(images: int, locations: int) -> Tensor:
+    """Locations to drop: another choice in every image, the last location always kept."""
+    dropped = torch.rand(images, locations) < 0.5
+    dropped[:, -1] = False
+    assert dropped.any()
+    return dropped
+
+
+def test_dropped_locations_might_as_well_not_be_there(device: torch.device) -> None:
+    images = torch.randn(4, 7, 5, dtype=torch.float64)
+    texts = torch.randn(6, 5, dtype=torch.float64)
+    dropped = some_dropped(4, 7)
+    images[dropped] *= 1e30
+    given = images.to(device), texts.to(device)
+    logits = pair_logits(*given, dropped=dropped.to(device)).cpu()
+    pooled = pool_locations(*given, dropped=dropped.to(device)).cpu()
+    for number, gone in enumerate(dropped):
+        kept = images[number, ~gone][None]
+        torch.testing.assert_close(logits[number], pair_logits(kept, texts)[0])
+        torch.testing.assert_close(pooled[number], pool_locations(kept, texts)[0])
+
+
+def test_dropping_nothing_changes_no_bit() -> None:
+    images, texts = torch.randn(3, 5, 4), torch.randn(6, 4)
+    nothing = torch.zeros(3, 5, dtype=torch.bool)
+    assert torch.equal(pair_logits(images, texts, dropped=nothing), pair_logits(images, texts))
+    assert torch.equal(
+        pool_locations(images, texts, dropped=nothing), pool_locations(images, texts)
+    )
+
+
+@pytest.mark.parametrize("pool", [pair_logits, pool_locations])
+def test_dropped_locations_get_no_gradient_and_others_a_finite_one(pool: Callable) -> None:  # type: ignore[type-arg]
+    images = torch.randn(4, 7, 5, requires_grad=True)
+    dropped = some_dropped(4, 7)
+    pool(images, torch.randn(6, 5), dropped=dropped).square().sum().backward()
+    assert images.grad is not None
+    assert (images.grad[dropped] == 0).all()
+    assert (images.grad[~dropped] != 0).any()
+    assert images.grad.isfinite().all()
 
 
 def test_a_flat_softmax_averages_the_cosines() -> None:

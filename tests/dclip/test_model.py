@@ -5,7 +5,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from dclip.logits import pair_logits, pool_locations, similarity_maps
-from dclip.model import DCLIP
+from dclip.model import DCLIP, Aggregation
 from dclip.projectors import PROJECTOR_PRESETS, ProjectorSizes
 
 SMALL = ProjectorSizes(embed_dim=6, hidden_dim=5, output_dim=3)
@@ -43,6 +43,17 @@ def test_both_orders_of_pooling_agree_at_a_single_location() -> None:
     torch.testing.assert_close(
         first(local, texts).pair_logits, second(local, texts).pair_logits, atol=1e-4, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("aggregation", ["project_then_pool", "pool_then_project"])
+def test_dropped_locations_take_no_part_in_either_order(aggregation: Aggregation) -> None:
+    model = DCLIP(SMALL, aggregation=aggregation)
+    local, texts = torch.randn(2, 5, 6), torch.randn(4, 6)
+    dropped = torch.tensor([[False, True, False, False, True], [True, False, True, True, False]])
+    logits = model(local, texts, dropped).pair_logits
+    for number, gone in enumerate(dropped):
+        alone = model(local[number, ~gone][None], texts).pair_logits[0]
+        torch.testing.assert_close(logits[number], alone)
 
 
 def test_pooling_first_looks_where_clip_looks() -> None:

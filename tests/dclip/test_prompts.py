@@ -21,11 +21,12 @@ class HashingBackbone:
     mean = (0.0, 0.0, 0.0)
     std = (1.0, 1.0, 1.0)
     include_global_token = False
+    kinds = ("value",)
 
     def __init__(self) -> None:
         self.weight = torch.nn.Parameter(torch.tensor(7.0))
 
-    def encode_images(self, images: Tensor) -> ImageFeatures:
+    def encode_images(self, images: Tensor, *, kind: str = "value") -> ImageFeatures:
         raise NotImplementedError
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -38,6 +39,9 @@ class HashingBackbone:
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         return height, width
+
+    def feature_path(self, kind: str) -> str:
+        return f"hashing {kind}"
 
     def fingerprint(self) -> str:
         return "0" * 64

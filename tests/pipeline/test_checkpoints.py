@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from dclip.recipe import Recipe
+from dclip.shards import read_manifest
 from dclip.training import build_model
 from pipeline.checkpoints import (
     FORMAT,
@@ -19,7 +20,6 @@ from pipeline.checkpoints import (
     write_checkpoint,
 )
 from pipeline.errors import StageError
-from pipeline.shards import read_manifest
 
 from .test_shards import CLASSES, DIM, write_folder
 

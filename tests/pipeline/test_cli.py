@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dclip.data.registry import DATASETS
+from dclip.paths import RemotePath
 from pipeline import cli
 from pipeline.config import Config, conf_folder, known_keys
 from pipeline.errors import UsageError
@@ -75,6 +76,8 @@ def test_keys_of_the_stage_need_no_prefix_and_both_dashes_do() -> None:
         (["--preset", "best"], "preset"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--options", "difficult"], "options"),
+        (["--root", "ftp://host/x"], "root: cannot open 'ftp://host/x'"),
+        (["--root", "simplecache::s3://b"], "root: cannot open"),
     ],
 )
 def test_wrong_usage_is_one_line_that_names_it(
@@ -136,6 +139,22 @@ def test_unknown_names_are_usage_errors(
 ) -> None:
     assert cli.main("extract", [*words, "--dry-run"]) == 2
     assert words[1] in capsys.readouterr().err
+
+
+def test_a_root_may_be_a_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert parse("--root", "https://host/x").root == RemotePath("https://host/x")
+    assert cli.main("train", ["--root", "https://host/x", "--print-config"]) == 0
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert parse("--config", str(file)).root == RemotePath("https://host/x")
+    monkeypatch.setenv("DCLIP_ROOT", "data/x")
+    assert parse("--config", str(file)).root == Path("data/x")
+    file.write_text("root: 5\n")
+    monkeypatch.delenv("DCLIP_ROOT")
+    with pytest.raises(UsageError, match="root: a path or URL must be text, got 5"):
+        parse("--config", str(file))
 
 
 def test_every_key_has_a_description() -> None:

@@ -316,7 +316,7 @@ def test_check_and_stats_share_the_listings_of_the_stages(
     trees: ModuleType, tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pipeline.config import Config
-    from pipeline.extract import open_dataset
+    from pipeline.features import open_dataset
 
     root = write(trees, "coco14", tmp_path)
     assert main("check", "coco14", "--root", root) == 0

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 from dclip.data import shapes
+from dclip.reader import FeatureReader
+from dclip.shards import file_digest, read_manifest
 from pipeline import cli, evaluate, extract, run, sweep, train
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
-from pipeline.shards import FeatureReader, file_digest
 
 from .conftest import TOY, settings
 
@@ -69,7 +70,9 @@ def test_mlflow_holds_epochs_params_data_and_artifacts(finished) -> None:  # typ
     experiment = store.get_experiment_by_name("dclip-shapes")
     assert experiment is not None
     found = {run.info.run_name: run for run in store.search_runs([experiment.experiment_id])}
-    assert set(found) == {"asl_only", "dclip", "evaluate asl_only dclip"}
+    assert set(found) == {
+        "asl_only", "dclip", "evaluate asl_only dclip", "extract train", "extract test",
+    }  # fmt: skip
     assert all(run.info.status == "FINISHED" for run in found.values())
     trained = found["dclip"]
     history = store.get_metric_history(trained.info.run_id, "val/map")
@@ -94,7 +97,7 @@ def test_a_second_run_does_nothing_and_gives_the_same_numbers(finished) -> None:
 
 
 def test_features_are_those_of_the_backbone_itself(finished) -> None:  # type: ignore[no-untyped-def]
-    from dclip.data.images import image_to_tensor
+    from dclip.data.pixels import image_to_tensor
 
     config, _ = finished
     plan = extract.plan_features(config, "test")
@@ -275,8 +278,10 @@ def test_extract_killed_midway_and_started_again_gives_the_same_bytes(tmp_path: 
     ]
     assert tars(folders[0]) == tars(folders[1])
     assert len(tars(folders[0])) == 12
-    for name in ("samples.parquet", "text.safetensors", "manifest.json"):
+    for name in ("samples.parquet", "text.safetensors", "failures.jsonl"):
         assert file_digest(folders[0] / name) == file_digest(folders[1] / name)
+    untimed = [read_manifest(folder).model_copy(update={"seconds": {}}) for folder in folders]
+    assert untimed[0] == untimed[1]
     assert not [path for path in folders[1].iterdir() if path.suffix == ".tmp"]
 
 

@@ -20,18 +20,24 @@ class ToyBackbone:
     mean = (0.5, 0.5, 0.5)
     std = (0.25, 0.25, 0.25)
     include_global_token = True
+    kinds = ("value", "vv")
 
     def __init__(self, resolution: int | None, seed: int = 0) -> None:
         self.resolution = resolution or 96
         generator = torch.Generator().manual_seed(seed)
         self.weight = torch.randn(6, self.embed_dim, generator=generator)
 
-    def encode_images(self, images: Tensor) -> ImageFeatures:
+    def encode_images(self, images: Tensor, *, kind: str = "value") -> ImageFeatures:
+        if kind not in self.kinds:
+            raise ValueError(f"unknown kind {kind!r}; {self.name} offers {', '.join(self.kinds)}")
         mean = F.avg_pool2d(images, self.stride)
         square = F.avg_pool2d(images.square(), self.stride)
         local = torch.cat([mean, square], 1).flatten(2).transpose(1, 2) @ self.weight
         token = local.mean(1, keepdim=True)
-        return ImageFeatures(token[:, 0], torch.cat([token, local], 1))
+        tokens = torch.cat([token, local], 1)
+        if kind == "vv":
+            tokens = (tokens + token) / 2
+        return ImageFeatures(token[:, 0], tokens)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         rows = []
@@ -42,6 +48,9 @@ class ToyBackbone:
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         return height // self.stride, width // self.stride
+
+    def feature_path(self, kind: str) -> str:
+        return f"toy {kind}"
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.weight.numpy().tobytes()).hexdigest()

@@ -61,23 +61,34 @@ def _cubic(distance: float) -> float:
     return 0.0
 
 
-def _interpolation_matrix(new: int, old: int) -> Tensor:
+def _linear(distance: float) -> float:
+    """The triangle of linear interpolation."""
+    return max(0.0, 1 - abs(distance))
+
+
+KERNELS = {"bicubic": _cubic, "bilinear": _linear}
+
+
+def _interpolation_matrix(new: int, old: int, mode: str) -> Tensor:
     """Row i: weights of the old samples for new sample i; centres aligned, border repeated."""
     matrix = torch.zeros(new, old, dtype=torch.float64)
     for i in range(new):
         centre = (i + 0.5) * old / new - 0.5
         for j in range(-3, old + 3):
-            matrix[i, min(max(j, 0), old - 1)] += _cubic(centre - j)
+            matrix[i, min(max(j, 0), old - 1)] += KERNELS[mode](centre - j)
     return matrix
 
 
 def _resize_by_matrices(
-    embedding: Tensor, native_grid: tuple[int, int], grid: tuple[int, int]
+    embedding: Tensor,
+    native_grid: tuple[int, int],
+    grid: tuple[int, int],
+    mode: str = "bicubic",
 ) -> Tensor:
-    """Separable cubic convolution, written as two matrix products."""
+    """Separable convolution with the kernel of ``mode``, written as two matrix products."""
     image = embedding[1:].reshape(*native_grid, -1)
     down, across = (
-        _interpolation_matrix(new, old) for new, old in zip(grid, native_grid, strict=True)
+        _interpolation_matrix(new, old, mode) for new, old in zip(grid, native_grid, strict=True)
     )
     return torch.cat(
         [embedding[:1], torch.einsum("ah,bw,hwd->abd", down, across, image).flatten(0, 1)]
@@ -97,8 +108,8 @@ def build_model() -> Callable[..., open_clip.CLIP]:
 
 
 @pytest.fixture(scope="session")
-def resize_by_matrices() -> Callable[[Tensor, tuple[int, int], tuple[int, int]], Tensor]:
-    """Oracle for the positional embedding: from embedding, native grid and grid to the resized."""
+def resize_by_matrices() -> Callable[..., Tensor]:
+    """Oracle for the positional embedding: from embedding, native grid, grid and mode."""
     return _resize_by_matrices
 
 

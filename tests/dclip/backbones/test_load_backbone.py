@@ -48,11 +48,13 @@ class MinimalBackbone:
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
     include_global_token = False
+    kinds = ("value",)
 
     def __init__(self, resolution: int) -> None:
         self.resolution = resolution
 
-    def encode_images(self, images: Tensor) -> ImageFeatures:
+    def encode_images(self, images: Tensor, *, kind: str = "value") -> ImageFeatures:
+        assert kind == "value"
         rows, columns = self.grid(*images.shape[-2:])
         return ImageFeatures(torch.ones(len(images), 8), torch.ones(len(images), rows * columns, 8))
 
@@ -61,6 +63,9 @@ class MinimalBackbone:
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         return height // 16, width // 16
+
+    def feature_path(self, kind: str) -> str:
+        return f"minimal {kind}"
 
     def fingerprint(self) -> str:
         return "0" * 64

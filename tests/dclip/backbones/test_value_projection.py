@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -10,18 +11,25 @@ from dclip.backbones.value_projection import (
     value_projection,
 )
 
-Resize = Callable[[Tensor, tuple[int, int], tuple[int, int]], Tensor]
+Resize = Callable[..., Tensor]
 
 
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("grid", [(14, 14), (3, 9), (5, 2), (1, 1)])
-def test_resizing_is_bicubic_over_locations_and_keeps_the_global_row(
-    grid: tuple[int, int], resize_by_matrices: Resize
+def test_resizing_interpolates_over_locations_and_keeps_the_global_row(
+    grid: tuple[int, int], mode: Literal["bicubic", "bilinear"], resize_by_matrices: Resize
 ) -> None:
     embedding = torch.randn(1 + 4 * 5, 6, dtype=torch.float64)
-    resized = resize_positional_embedding(embedding, native_grid=(4, 5), grid=grid)
+    resized = resize_positional_embedding(embedding, native_grid=(4, 5), grid=grid, mode=mode)
     torch.testing.assert_close(
-        resized, resize_by_matrices(embedding, (4, 5), grid), rtol=0, atol=1e-12
+        resized, resize_by_matrices(embedding, (4, 5), grid, mode), rtol=0, atol=1e-12
     )
+
+
+def test_resizing_is_bicubic_unless_told_otherwise(resize_by_matrices: Resize) -> None:
+    embedding = torch.randn(1 + 3 * 3, 2, dtype=torch.float64)
+    resized = resize_positional_embedding(embedding, native_grid=(3, 3), grid=(4, 5))
+    torch.testing.assert_close(resized, resize_by_matrices(embedding, (3, 3), (4, 5), "bicubic"))
 
 
 def test_resizing_to_the_native_grid_changes_nothing() -> None:

@@ -71,7 +71,7 @@ def test_samples_are_read_by_index_also_from_a_pickle(root: Path) -> None:
 
 
 def test_a_missing_image_is_found_out_when_it_is_read(root: Path) -> None:
-    with pytest.raises(ImageError, match=r"image 000000000010 .* no file .*10\.png"):
+    with pytest.raises(ImageError, match=r"image 000000000010: .*10\.png: No such file"):
         read(root).read(2)
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torchvision.transforms import functional as transforms
 
-from dclip.data.images import MAX_PIXELS, ImageError, image_to_tensor, read_image
+from dclip.data.images import MAX_PIXELS, ImageError, read_image
+from dclip.data.pixels import image_to_tensor
 
 MEAN, STD = (0.48, 0.45, 0.40), (0.26, 0.27, 0.28)
 

@@ -1,0 +1,261 @@
+"""Images to local features at the speed of the frozen network.
+
+Threads read, decode and resize ahead while the backbone is at work; pixels travel to the device as
+bytes and are normalised there. What is ahead is bounded, so memory is too.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float16, Float32, UInt8
+from torch import Tensor
+
+from dclip.backbones import Backbone, ImageFeatures
+from dclip.data.images import ImageError, reading_seconds, resize_image
+from dclip.data.listing import Listing
+from dclip.data.pixels import normalise
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+BATCH_SIZES = {"cpu": 32, "cuda": 128}
+"""Images a forward pass where no number is given."""
+
+_AHEAD = 2  # batches that are being read while one is in the network
+
+
+class EncodedBatch(NamedTuple):
+    """Features of the images of a batch that could be read.
+
+    Attributes:
+        rows: Positions in the listing.
+        labels: Label vectors.
+        local: Local features.
+        embedding: Global embeddings.
+        failures: Position and reason of each image that could not be read.
+    """
+
+    rows: list[int]
+    labels: list[np.ndarray]
+    local: Float32[Tensor, "images locations dim"] | Float16[Tensor, "images locations dim"]
+    embedding: Float32[Tensor, "images dim"]
+    failures: list[tuple[int, str]]
+
+
+@dataclass
+class Seconds:
+    """Where the time went: thread-seconds of reading and decoding, seconds of the network.
+
+    Attributes:
+        read: Getting the bytes of image files.
+        decode: Decoding, augmenting and resizing.
+        wait: The network had nothing to do.
+        forward: The network, and moving features back.
+    """
+
+    read: float = 0.0
+    decode: float = 0.0
+    wait: float = 0.0
+    forward: float = 0.0
+
+
+class _Loaded(NamedTuple):
+    row: int
+    pixels: np.ndarray | None
+    labels: np.ndarray | None
+    failure: str
+    read: float
+    decode: float
+
+
+@dataclass
+class Extractor:
+    """A frozen backbone with threads that feed it; safe to use from several threads at once.
+
+    Args:
+        backbone: Already on the device.
+        device: ``"cpu"`` or ``"cuda"``.
+        kind: Which local features.
+        precision: In which the network computes. ``auto`` takes float16 on a GPU and float32 on a
+            CPU; it goes by the device alone, so that two runs on it give equal bytes.
+        batch_size: Images a forward pass; left out: by the device. Where a GPU has too little
+            memory for it, it is halved until it fits.
+        threads: Threads that read and decode.
+        compile: Compile the network: some tens of seconds, then faster.
+
+    Raises:
+        ValueError: A kind the backbone does not have.
+    """
+
+    backbone: Backbone
+    device: str = "cpu"
+    kind: str = "value"
+    precision: Precision = "auto"
+    batch_size: int | None = None
+    threads: int = 1
+    compile: bool = False
+    _pool: ThreadPoolExecutor = field(init=False, repr=False)
+    _turn: AbstractContextManager[Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in self.backbone.kinds:
+            raise ValueError(
+                f"{self.backbone.name} has no features of kind {self.kind!r}; it has "
+                + ", ".join(self.backbone.kinds)
+            )
+        if self.precision == "auto":
+            self.precision = "float16" if self.device == "cuda" else "float32"
+        self.batch_size = self.batch_size or BATCH_SIZES.get(self.device, 32)
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        # a GPU queues the work of several threads; on a CPU they would only crowd each other out
+        self._turn = Lock() if self.device == "cpu" else nullcontext()
+        self._encode = torch.compile(self._forward) if self.compile else self._forward
+
+    @property
+    def compute(self) -> str:
+        """Device and precision, such as ``"cuda float16"``."""
+        return f"{self.device} {self.precision}"
+
+    def encode(
+        self,
+        listing: Listing,
+        rows: Sequence[int],
+        *,
+        view: int = 0,
+        seed: int = 0,
+        seconds: Seconds | None = None,
+    ) -> Iterator[EncodedBatch]:
+        """Features of some images of a listing, batch after batch in the order given.
+
+        Args:
+            listing: Where images come from.
+            rows: Positions in it.
+            view: 0 for the images as they are; another number for one of their augmented views.
+            seed: Of the augmentation.
+            seconds: Times are added to it.
+
+        Raises:
+            OSError: The storage of the images failed as a whole; one unreadable image does not
+                raise, it is among the failures of its batch.
+            ValueError: Features are beyond the numbers float16 has.
+        """
+        spent = Seconds() if seconds is None else seconds
+        assert self.batch_size is not None
+        batches = [
+            rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)
+        ]
+        coming: list[list[Future[_Loaded]]] = []
+        try:
+            for number in range(len(batches)):
+                while len(coming) <= _AHEAD and number + len(coming) < len(batches):
+                    coming.append(
+                        [
+                            self._pool.submit(self._load, listing, row, view, seed)
+                            for row in batches[number + len(coming)]
+                        ]
+                    )
+                yield self._finish(listing, coming.pop(0), spent)
+        finally:
+            for futures in coming:
+                for future in futures:
+                    future.cancel()
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _load(self, listing: Listing, row: int, view: int, seed: int) -> _Loaded:
+        started, read_before = time.perf_counter(), reading_seconds()
+        try:
+            sample = listing.read(row)
+        except ImageError as error:
+            read = reading_seconds() - read_before
+            return _Loaded(row, None, None, " ".join(str(error).split()), read, 0.0)
+        read = reading_seconds() - read_before
+        square = resize_image(sample.image, self.backbone.resolution)
+        if view:
+            from dclip.data.augment import augment
+
+            square = augment(square, seed=[seed, view, *listing.key(row).encode()])
+        pixels = np.asarray(square)
+        spent = time.perf_counter() - started - read
+        return _Loaded(row, pixels, sample.labels, "", read, spent)
+
+    def _finish(
+        self, listing: Listing, futures: Sequence[Future[_Loaded]], spent: Seconds
+    ) -> EncodedBatch:
+        started = time.perf_counter()
+        loaded = [future.result() for future in futures]
+        spent.wait += time.perf_counter() - started
+        spent.read += sum(one.read for one in loaded)
+        spent.decode += sum(one.decode for one in loaded)
+        failures = [(one.row, one.failure) for one in loaded if one.pixels is None]
+        good = [one for one in loaded if one.pixels is not None]
+        pixels = (
+            torch.from_numpy(np.stack([one.pixels for one in good if one.pixels is not None]))
+            if good
+            else None
+        )
+        try:
+            features = self._features(pixels, spent)
+        except FloatingPointError:
+            keys = ", ".join(listing.key(one.row) for one in good[:3])
+            raise ValueError(
+                f"the features of {keys}, ... have values beyond float16; check the weights of"
+                f" {self.backbone.name}"
+            ) from None
+        return EncodedBatch(
+            [one.row for one in good],
+            [one.labels for one in good if one.labels is not None],
+            features.local,
+            features.embedding,
+            failures,
+        )
+
+    def _features(
+        self, pixels: UInt8[Tensor, "images height width 3"] | None, spent: Seconds
+    ) -> ImageFeatures:
+        """Features on the CPU, the local ones as float16."""
+        if pixels is None:
+            dim = self.backbone.embed_dim
+            return ImageFeatures(torch.zeros(0, dim), torch.zeros(0, 1, dim, dtype=torch.float16))
+        try:
+            return self._on_device(pixels, spent)
+        except torch.cuda.OutOfMemoryError:
+            if len(pixels) == 1:
+                raise
+            self.batch_size = max(1, min(self.batch_size or 1, len(pixels)) // 2)
+            torch.cuda.empty_cache()
+            halves = [self._features(half, spent) for half in pixels.chunk(2)]
+            return ImageFeatures(*map(torch.cat, zip(*halves, strict=True)))
+
+    def _on_device(
+        self, pixels: UInt8[Tensor, "images height width 3"], spent: Seconds
+    ) -> ImageFeatures:
+        if self.device == "cuda":
+            pixels = pixels.pin_memory()
+        pixels = pixels.to(self.device, non_blocking=True)
+        with self._turn, torch.inference_mode(), self._autocast():
+            started = time.perf_counter()
+            features = self._encode(pixels)
+            local = features.local.half()
+            if not torch.isfinite(local).all():
+                raise FloatingPointError
+            result = ImageFeatures(features.embedding.float().cpu(), local.cpu())
+            spent.forward += time.perf_counter() - started
+            return result
+
+    def _forward(self, pixels: UInt8[Tensor, "images height width 3"]) -> ImageFeatures:
+        images = normalise(pixels, self.backbone.mean, self.backbone.std)
+        return self.backbone.encode_images(images, kind=self.kind)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device, getattr(torch, self.precision))

@@ -1,0 +1,214 @@
+"""Features out of their shards: by offset, in any order, at the speed of a copy."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from jaxtyping import Float16, Float32, Int8, Int64
+from torch import Tensor
+
+from dclip.paths import AnyPath, atomic_write
+from dclip.shards import SAMPLES, TEXT, ShardError, file_digest, npy_header, read_manifest
+
+
+def quantise(
+    local: Float32[Tensor, "images locations dim"],
+) -> tuple[Int8[Tensor, "images locations dim"], Float16[Tensor, "images locations"]]:
+    """Local features as int8, with one scale a location.
+
+    The scale is a 127th of the largest magnitude of its location, so that the error of a value is
+    at most half a scale, and what float16 rounds off the scale.
+
+    Example:
+        >>> values, scale = quantise(torch.tensor([[[1.0, -127.0, 0.4]]]))
+        >>> values.tolist(), scale.tolist()
+        ([[[1, -127, 0]]], [[1.0]])
+    """
+    scale = (local.abs().amax(-1) / 127).half()
+    steps = local / scale.float().clamp_min(2**-24).unsqueeze(-1)
+    return steps.round().clamp(-127, 127).to(torch.int8), scale
+
+
+def dequantise(
+    values: Int8[Tensor, "images locations dim"], scale: Float16[Tensor, "images locations"]
+) -> Float16[Tensor, "images locations dim"]:
+    """Local features from int8 and the scales of their locations."""
+    return (values.float() * scale.float().unsqueeze(-1)).half()
+
+
+def write_text_features(
+    path: AnyPath,
+    pairs: Float32[Tensor, "pairs dim"],
+    classes: Float32[Tensor, "classes dim"],
+    about: Mapping[str, Any],
+) -> None:
+    """Write the text features of all classes; ``about`` (class names, templates) as metadata."""
+    with atomic_write(path) as temporary:
+        safetensors.torch.save_file(
+            {"pairs": pairs.contiguous(), "classes": classes.contiguous()},
+            temporary,
+            metadata={"about": json.dumps(about, sort_keys=True)},
+        )
+
+
+class FeatureReader:
+    """Random access to the features of one local folder of shards.
+
+    Tars are mapped into memory, so that reading costs a copy and the page cache is shared by all
+    processes of a machine.
+
+    Args:
+        folder: Folder written by ``pipeline.extract``.
+        views: Folders of augmented views of the same images.
+        verify: Compare the SHA-256 of every file with the manifest (about 2 GB/s).
+
+    Raises:
+        ShardError: A file is missing, truncated, changed, or belongs to other features.
+    """
+
+    def __init__(self, folder: Path, *, views: Sequence[Path] = (), verify: bool = True) -> None:
+        import pyarrow.parquet as pq
+
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        entries = [*((e.name, e.bytes, e.sha256) for e in self.manifest.shards)]
+        for name, size, sha256 in entries:
+            self._check(name, size, sha256 if verify else None)
+        for name, sha256 in self.manifest.files.items():
+            self._check(name, None, sha256)
+        table = pq.ParquetFile(folder / SAMPLES).read()  # read_table imports pandas: 2 s a process
+        if table.num_rows != self.manifest.num_images:
+            raise self._bad(SAMPLES, f"{table.num_rows} rows, not {self.manifest.num_images}")
+
+        def integers(column: str) -> npt.NDArray[np.int64]:
+            return np.array(table[column].to_pylist(), np.int64)
+
+        self.keys: list[str] = table["key"].to_pylist()
+        self.indices: npt.NDArray[np.int64] = integers("index")
+        self._shards = integers("shard")
+        self._local, self._global = integers("local_offset"), integers("global_offset")
+        self._scale = integers("scale_offset") if self.manifest.storage == "int8" else None
+        self.labels = torch.zeros(len(self), len(self.manifest.class_names), dtype=torch.int8)
+        for value, column in ((1, "labels"), (-1, "unknown")):
+            for row, marked in enumerate(table[column].to_pylist()):
+                self.labels[row, marked] = value
+        self._maps: dict[int, npt.NDArray[np.uint8]] = {}
+        self._views = [FeatureReader(view, verify=verify) for view in views]
+        for view in self._views:
+            ours, theirs = self.manifest, view.manifest
+            if view.keys != self.keys or ours.feature_space != theirs.feature_space:
+                raise ShardError(
+                    f"{view.folder} is no view of the images of {folder}: other images or another"
+                    " backbone; extract both again"
+                )
+
+    def __len__(self) -> int:
+        return self.manifest.num_images
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names in the column order of ``labels``."""
+        return tuple(self.manifest.class_names)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the locations."""
+        return self.manifest.grid
+
+    @property
+    def views(self) -> int:
+        """Number of views of every image, the clean one included."""
+        return 1 + len(self._views)
+
+    def local(
+        self,
+        rows: Int64[np.ndarray, " images"],
+        views: Int64[np.ndarray, " images"] | None = None,
+    ) -> Float16[Tensor, "images locations dim"]:
+        """Local features of some images, in the order given.
+
+        Args:
+            rows: Of the samples table.
+            views: View of each; left out: the clean one, 0.
+        """
+        if views is not None:
+            shape = (len(rows), self.manifest.locations, self.manifest.dim)
+            out = torch.empty(shape, dtype=torch.float16)
+            for view in np.unique(views):
+                source = self._views[view - 1] if view else self
+                out[views == view] = source.local(rows[views == view])
+            return out
+        values, scale = self.stored(rows)
+        return values if scale is None else dequantise(values, scale)
+
+    def stored(
+        self, rows: Int64[np.ndarray, " images"]
+    ) -> tuple[Tensor, Float16[Tensor, "images locations"] | None]:
+        """Local features as they are kept: float16 and None, or int8 and the scales."""
+        shape = (self.manifest.locations, self.manifest.dim)
+        values = np.empty((len(rows), *shape), self.manifest.storage)
+        self._fill(values, rows, self._local)
+        if self._scale is None:
+            return torch.from_numpy(values), None
+        scale = np.empty((len(rows), self.manifest.locations), np.float16)
+        self._fill(scale, rows, self._scale)
+        return torch.from_numpy(values), torch.from_numpy(scale)
+
+    def embeddings(
+        self, rows: Int64[np.ndarray, " images"] | None = None
+    ) -> Float32[Tensor, "images dim"]:
+        """Global embeddings of some images, or of all."""
+        rows = np.arange(len(self)) if rows is None else rows
+        out = np.empty((len(rows), self.manifest.dim), np.float32)
+        self._fill(out, rows, self._global)
+        return torch.from_numpy(out)
+
+    def text_features(self) -> tuple[Float32[Tensor, "pairs dim"], Float32[Tensor, "classes dim"]]:
+        """Prompt-pair features, negatives first, and normalised class features."""
+        tensors = safetensors.torch.load_file(self.folder / TEXT)
+        return tensors["pairs"], tensors["classes"]
+
+    def _fill(
+        self,
+        out: npt.NDArray[Any],
+        rows: Int64[np.ndarray, " images"],
+        offsets: npt.NDArray[np.int64],
+    ) -> None:
+        header = npy_header(out.shape[1:], out.dtype)
+        flat = out.reshape(len(rows), -1).view(np.uint8)
+        for target, row in zip(flat, rows, strict=True):
+            data = self._map(int(self._shards[row]))
+            start = int(offsets[row])
+            if data[start : start + len(header)].tobytes() != header:
+                name = self.manifest.shards[int(self._shards[row])].name
+                raise self._bad(name, f"no array of {out.shape[1:]} at offset {start}")
+            start += len(header)
+            target[:] = data[start : start + len(target)]
+
+    def _map(self, shard: int) -> npt.NDArray[np.uint8]:
+        if shard not in self._maps:
+            path = self.folder / self.manifest.shards[shard].name
+            self._maps[shard] = np.memmap(path, np.uint8, mode="r")
+        return self._maps[shard]
+
+    def _check(self, name: str, size: int | None, sha256: str | None) -> None:
+        path = self.folder / name
+        if Path(name).name != name:
+            raise self._bad(name, "not a plain file name")
+        if not path.is_file():
+            raise self._bad(name, "missing")
+        actual = path.stat().st_size
+        if size is not None and actual != size:
+            raise self._bad(name, f"{actual} bytes, not {size}: truncated or replaced")
+        if sha256 is not None and file_digest(path) != sha256:
+            raise self._bad(name, "its checksum differs from the manifest's: changed or foreign")
+
+    def _bad(self, name: str, why: str) -> ShardError:
+        return ShardError(
+            f"{self.folder / name}: {why}; run python -m pipeline.extract --repair to make it again"
+        )

@@ -1,0 +1,381 @@
+"""Frozen features as all stages see them: what they are, where they lie, how they are opened."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from pipeline.config import Config
+from pipeline.errors import StageError, UsageError
+
+if TYPE_CHECKING:
+    from dclip.backbones import Backbone
+    from dclip.data.listing import Listing
+    from dclip.paths import AnyPath, RemotePath
+    from dclip.reader import FeatureReader
+    from dclip.shards import Sidecar, Storage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """What the features of one view of a split are, and where they go.
+
+    Attributes:
+        folder: Folder of the shards, local or remote; its name holds the fingerprint, so that
+            features of two backbones, resolutions or listings never share a folder.
+        listing: Images and labels.
+        space: What gives the numbers their meaning; its hash is ``feature_space``.
+        source: What is read and how it is kept; with ``space`` it gives ``fingerprint``.
+        feature_space: Hash of ``space``.
+        fingerprint: Hash of both.
+        num_images: How many images of the listing, from the first on.
+        shard_size: Images a shard.
+        view: 0 for the images as they are, else which augmented view of them.
+        view_seed: Seed of the augmentation.
+        storage: ``"float16"`` or ``"int8"``.
+        views: Of a clean plan, the plans of its augmented views.
+    """
+
+    folder: "AnyPath"
+    listing: "Listing"
+    space: Mapping[str, Any]
+    source: Mapping[str, Any]
+    feature_space: str
+    fingerprint: str
+    num_images: int
+    shard_size: int
+    view: int
+    view_seed: int
+    storage: "Storage"
+    views: tuple["FeaturePlan", ...] = ()
+
+    @property
+    def folders(self) -> list[str]:
+        """Folder of the clean features, then those of the views."""
+        return [str(plan.folder) for plan in (self, *self.views)]
+
+    @property
+    def name(self) -> str:
+        """How messages call it: the split, and the view where it is an augmented one."""
+        return f"{self.listing.split} view {self.view}" if self.view else self.listing.split
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards the images fill."""
+        return -(-self.num_images // self.shard_size)
+
+    def rows(self, shard: int) -> range:
+        """Positions in the listing that belong to one shard."""
+        start = shard * self.shard_size
+        return range(start, min(start + self.shard_size, self.num_images))
+
+
+def open_dataset(config: Config, split: str) -> "Listing":
+    """Images and labels of one split.
+
+    Raises:
+        UsageError: An unknown dataset or split, or a dataset that needs ``--root``.
+    """
+    from pipeline.listings import options_of
+
+    options = options_of(config.dataset, config.images, config.options)
+    cache = config.output.absolute() / "listings"
+    return _open_dataset(config.dataset, config.root, split, tuple(options.items()), cache)
+
+
+@lru_cache(maxsize=4)
+def _open_dataset(
+    dataset: str,
+    root: "AnyPath | None",
+    split: str,
+    options: tuple[tuple[str, str], ...],
+    cache: Path,
+) -> "Listing":
+    from pipeline.listings import open_listing
+
+    return open_listing(dataset, root, split, dict(options), cache=cache)
+
+
+def open_backbone(config: Config, *, device: str = "cpu") -> "Backbone":
+    """The frozen CLIP of the settings.
+
+    Raises:
+        UsageError: An unknown name, weights that cannot be had, or an unusable resolution.
+    """
+    return _open_backbone(
+        config.backbone,
+        config.pretrained,
+        config.resolution,
+        config.include_global_token,
+        device,
+    )
+
+
+@lru_cache(maxsize=2)
+def _open_backbone(
+    name: str,
+    pretrained: str | None,
+    resolution: int | None,
+    include_global_token: bool | None,
+    device: str,
+) -> "Backbone":
+    from dclip.backbones import load_backbone
+
+    try:
+        return load_backbone(
+            name,
+            pretrained=pretrained,
+            resolution=resolution,
+            include_global_token=include_global_token,
+            device=device,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What planning needs to know of a backbone; kept on disk, so that none has to be loaded.
+
+    Attributes:
+        name: How reports call it.
+        fingerprint: Hash of its weights and architecture.
+        embed_dim: Dimension of the joint space.
+        resolution: Side of its images in pixels.
+        grid: Rows and columns of locations at that resolution.
+        include_global_token: Whether the mean token precedes them.
+        mean: Channel means subtracted from images.
+        std: Channel deviations divided by.
+        paths: How local features are made, by kind.
+    """
+
+    name: str
+    fingerprint: str
+    embed_dim: int
+    resolution: int
+    grid: tuple[int, int]
+    include_global_token: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    paths: dict[str, str]
+
+    @property
+    def locations(self) -> int:
+        """Local features of an image, the mean token included."""
+        return self.grid[0] * self.grid[1] + int(self.include_global_token)
+
+
+def describe_backbone(config: Config) -> BackboneInfo:
+    """Facts about the backbone of the settings, from an earlier run where nothing changed since.
+
+    Raises:
+        UsageError: An unknown name, weights that cannot be had, or an unusable resolution.
+    """
+    weights = config.pretrained if config.pretrained and Path(config.pretrained).is_file() else None
+    return _describe_backbone(
+        config.backbone,
+        config.pretrained,
+        config.resolution,
+        config.include_global_token,
+        _stamp(Path(weights)) if weights else "",
+        config.output.absolute() / "backbones",
+    )
+
+
+@lru_cache(maxsize=8)
+def _describe_backbone(
+    name: str,
+    pretrained: str | None,
+    resolution: int | None,
+    include_global_token: bool | None,
+    stamp: str,
+    cache: Path,
+) -> BackboneInfo:
+    from importlib.metadata import version
+
+    import dclip
+    from dclip.paths import write_text
+    from dclip.shards import digest
+
+    code = sorted((Path(dclip.__file__).parent / "backbones").glob("*.*"))
+    about = {
+        "settings": [name, pretrained, resolution, include_global_token, stamp],
+        "code": [_stamp(path) for path in code],
+        "open_clip": version("open_clip_torch"),
+    }
+    path = cache / f"{digest(about)[:24]}.json"
+    is_own = ":" in name  # code that cannot be told from a changed one
+    facts = TypeAdapter(BackboneInfo)
+    if not is_own:
+        try:
+            return facts.validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            pass  # there is none, or none that can be used: it is made anew
+    backbone = _open_backbone(name, pretrained, resolution, include_global_token, "cpu")
+    info = BackboneInfo(
+        name=backbone.name,
+        fingerprint=backbone.fingerprint(),
+        embed_dim=backbone.embed_dim,
+        resolution=backbone.resolution,
+        grid=backbone.grid(backbone.resolution, backbone.resolution),
+        include_global_token=backbone.include_global_token,
+        mean=backbone.mean,
+        std=backbone.std,
+        paths={kind: backbone.feature_path(kind) for kind in backbone.kinds},
+    )
+    if not is_own:
+        cache.mkdir(parents=True, exist_ok=True)
+        write_text(path, facts.dump_json(info, indent=1).decode())
+    return info
+
+
+def _stamp(path: Path) -> str:
+    """What changes when a file does."""
+    stat = path.stat()
+    return f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def plan_features(config: Config, split: str) -> FeaturePlan:
+    """Identity and place of the features of a split, whether they exist yet or not.
+
+    Augmented views are for the training split alone.
+
+    Raises:
+        UsageError: An unknown dataset, split, backbone or feature kind.
+    """
+    views = config.extract.views if split == config.train_split else 0
+    clean, *augmented = (_plan(config, split, view) for view in range(views + 1))
+    return replace(clean, views=tuple(augmented))
+
+
+def _plan(config: Config, split: str, view: int) -> FeaturePlan:
+    from dclip.shards import FORMAT, digest
+    from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
+
+    wanted = config.extract
+    listing = open_dataset(config, split)
+    backbone = describe_backbone(config)
+    if wanted.kind not in backbone.paths:
+        raise UsageError(
+            f"backbone {backbone.name} has no features of kind {wanted.kind!r}; it has "
+            + ", ".join(backbone.paths)
+        )
+    num_images = min(len(listing), wanted.limit or len(listing))
+    space = {
+        "backbone": backbone.fingerprint,
+        "kind": wanted.kind,
+        "path": backbone.paths[wanted.kind],
+        "resolution": backbone.resolution,
+        "include_global_token": backbone.include_global_token,
+        "resize": "square, bilinear, antialiased",
+        "mean": list(backbone.mean),
+        "std": list(backbone.std),
+    }
+    source: dict[str, Any] = {
+        "format": FORMAT,
+        "listing": listing.identity(),
+        "num_images": num_images,
+        "prompts": [NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE],
+        "shard_size": wanted.shard_size,
+        "storage": wanted.storage,
+    }
+    if view:
+        from dclip.data.augment import VERSION
+
+        source |= {"view": view, "view_seed": wanted.view_seed, "augmentation": VERSION}
+    fingerprint = digest({"space": space, "source": source})
+    words = [backbone.name, wanted.kind, split, *([f"view{view}"] if view else [])]
+    slug = "-".join(
+        "".join(c if c.isalnum() or c in "-_" else "-" for c in word).strip("-") for word in words
+    ).lower()
+    place = config.output.absolute() / "features" if config.features is None else config.features
+    return FeaturePlan(
+        folder=place / config.dataset_slug / f"{slug}-{fingerprint[:12]}",
+        listing=listing,
+        space=space,
+        source=source,
+        feature_space=digest(space),
+        fingerprint=fingerprint,
+        num_images=num_images,
+        shard_size=wanted.shard_size,
+        view=view,
+        view_seed=wanted.view_seed,
+        storage=wanted.storage,
+    )
+
+
+def is_complete(plan: FeaturePlan) -> bool:
+    """Whether the manifest stands, and every shard with the size it says."""
+    from dclip.shards import ShardError, read_manifest, shard_sizes
+
+    try:
+        manifest = read_manifest(plan.folder)
+    except ShardError:
+        return False
+    sizes = shard_sizes(plan.folder)
+    whole = all(sizes.get(entry.name) == entry.bytes for entry in manifest.shards)
+    return whole and manifest.fingerprint == plan.fingerprint
+
+
+def finished(plan: FeaturePlan) -> "list[Sidecar | None]":
+    """Sidecars of the finished shards of a plan, None for each that is missing."""
+    from dclip.shards import read_sidecars
+
+    return read_sidecars(plan.folder, plan.num_shards, plan.fingerprint)
+
+
+def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) -> "FeatureReader":
+    """Features for random access; remote ones are copied to the output folder first.
+
+    Args:
+        folders: Of complete plans: the clean one, then its views, if they are wanted.
+        output: The output folder.
+        verify: Compare every checksum.
+
+    Raises:
+        StageError: They are missing, damaged or foreign.
+    """
+    from dclip.paths import as_path
+    from dclip.reader import FeatureReader
+    from dclip.shards import ShardError
+
+    try:
+        places = [
+            place if isinstance(place, Path) else _local_copy(place, output / "features")
+            for place in map(as_path, folders)
+        ]
+        return FeatureReader(places[0], views=places[1:], verify=verify)
+    except ShardError as error:
+        raise StageError(str(error)) from None
+
+
+def _local_copy(folder: "RemotePath", cache: Path) -> Path:
+    """Copy what is not there yet of a remote folder; the manifest last, as in the original."""
+    from dclip.paths import atomic_write
+    from dclip.shards import MANIFEST, read_manifest
+    from pipeline.progress import progress
+
+    manifest = read_manifest(folder)
+    target = cache / folder.parent.name / folder.name
+    target.mkdir(parents=True, exist_ok=True)
+    sizes = {entry.name: entry.bytes for entry in manifest.shards}
+    missing = [
+        name
+        for name in [*sizes, *manifest.files, MANIFEST]
+        if not (target / name).is_file()
+        or (target / name).stat().st_size != sizes.get(name, (target / name).stat().st_size)
+    ]
+    if missing:
+        log.info("features: copying %d files of %s to %s", len(missing), folder, target)
+        with progress("copy", len(missing), "files") as bar:
+            for name in missing:
+                with atomic_write(target / name) as temporary:
+                    (folder / name).get(temporary)
+                bar.advance(1)
+    return target
