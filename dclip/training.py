@@ -94,7 +94,7 @@ class EpochReport(NamedTuple):
         asl: Mean asymmetric loss per step.
         mfi: Mean MFI loss per step.
         inter_class_cosine: Mean cosine of the projected positive texts after the epoch.
-        val_map: mAP on held-out rows after the epoch; nan without such rows.
+        val_map: mAP on held-out rows after the epoch; nan where none of them has a class.
         images_per_second: Images trained on per second, over all workers.
     """
 
@@ -322,7 +322,7 @@ def fit(
             )
         if on_epoch is not None:
             val_map = math.nan
-            if rank == 0 and val_rows is not None and len(val_rows):
+            if rank == 0 and val_rows is not None and (features.labels[val_rows] == 1).any():
                 scores = predict(core, features, val_rows, texts)
                 val_map = float(mean_average_precision(scores, features.labels[val_rows]))
             with torch.no_grad():

@@ -12,10 +12,11 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from dclip.paths import AnyPath, as_path, remote_errors
+from dclip.paths import AnyPath, as_path, has_folders, is_remote, remote_errors
 from pipeline.errors import StageError, UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ _LABELLED: Mapping[str, tuple[str, Mapping[str, str]]] = {
 # With fewer samples, where classes lie in the image is chance.
 _FAIR_SAMPLE = 24
 
+_LOOKED_AT = 1000
+"""How many entries of a folder are looked at in search of a better root."""
+
 _NAMED = 5
 """How many examples of a kind a message names."""
 
@@ -71,10 +75,13 @@ class Findings:
     """What a check found, in the order it looked.
 
     Attributes:
-        lines: Kind (``ok``, ``note`` or ``problem``), split, and what was found.
+        lines: Kind (``ok``, ``note``, ``problem`` or ``remedy``), split (empty: all of them),
+            and what was found.
+        files: Whether a file that is expected is there, where, and what it is.
     """
 
     lines: list[tuple[str, str, str]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
 
     def add(self, kind: str, split: str, text: str) -> None:
         """Keep one finding."""
@@ -126,6 +133,13 @@ def parser() -> argparse.ArgumentParser:
             help="setting of the data set, such as difficult=ignore; repeatable",
         )
         sub.add_argument("--json", action="store_true", help="end stdout with one line of JSON")
+        sub.add_argument(
+            "--output",
+            type=Path,
+            default=Path(os.environ.get("DCLIP_OUTPUT", "outputs")),
+            metavar="DIR",
+            help="folder of pictures and of listings that take long to make; default outputs",
+        )
         if command == "check":
             sub.add_argument("--full", action="store_true", help="read all images, not 32 a split")
         else:
@@ -134,13 +148,6 @@ def parser() -> argparse.ArgumentParser:
                 type=int,
                 default=1000,
                 help="samples to look at where labels are not listed (masks, shapes); default 1000",
-            )
-            sub.add_argument(
-                "--out",
-                type=Path,
-                default=Path("outputs/datasets"),
-                metavar="DIR",
-                help="folder of the pictures; default outputs/datasets",
             )
     return top
 
@@ -167,12 +174,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print(table())
             return 0
         options = _parse_options(flags.option)
+        cache = flags.output.absolute() / "listings"
         if flags.command == "check":
             limit = None if flags.full else 32
-            found = check(flags.name, flags.root, splits=flags.split, options=options, limit=limit)
+            found = check(
+                flags.name,
+                flags.root,
+                splits=flags.split,
+                options=options,
+                limit=limit,
+                cache=cache,
+            )
             _print(_show(flags.name, flags.root, found))
             if flags.json:
-                _print(json.dumps({"problems": found.problems, "findings": found.lines}))
+                shown = {"problems": found.problems, "findings": found.lines, "files": found.files}
+                _print(json.dumps(shown))
             if found.problems:
                 more = "s" if len(found.problems) > 1 else ""
                 raise StageError(f"{len(found.problems)} problem{more} with {flags.name}")
@@ -186,7 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 splits=flags.split,
                 options=options,
                 limit=flags.limit,
-                out=flags.out,
+                out=flags.output / "datasets",
+                cache=cache,
             ):
                 _print(_show_stats(report))
                 reports.append(report)
@@ -264,6 +281,7 @@ def check(
     splits: Sequence[str] = (),
     options: Mapping[str, str] | None = None,
     limit: int | None = 32,
+    cache: Path | None = None,
 ) -> Findings:
     """Compare a copy of a data set with what was published, and read images of it.
 
@@ -273,35 +291,64 @@ def check(
         splits: Which to look at; left out: those to train and report on.
         options: Settings of the data set.
         limit: Images to read of each split, evenly spread; None reads all.
+        cache: As for `pipeline.listings.open_listing`.
 
     Raises:
-        UsageError: An unknown data set or option, or no root where one is needed.
+        UsageError: An unknown data set, split or option.
     """
     from pipeline.listings import root_of, settle_options
 
     found = _registered(name)
     chosen = dict(options or {})
+    findings = Findings()
     if found is not None:  # what is wrong usage is told at once, what is wrong on disk is a finding
         settle_options(found, chosen)
-        root_of(found, root)
         unknown = sorted(set(splits) - found.expected.keys()) if found.expected else []
         if unknown:
             known = ", ".join(map(repr, found.expected))
             raise UsageError(f"unknown split {unknown[0]!r}; {name} has {known}")
-    findings = Findings()
+        try:
+            root_of(found, root)
+        except UsageError as error:
+            if root is not None and is_remote(root) and not found.takes_urls:
+                raise
+            findings.add("problem", "", _told(error).partition(";")[0])
+            _expectations(found, root, splits or _usual_splits(found) or ["{split}"], findings)
+            return findings
     listings: dict[str, AnyListing] = {}
-    wanted = list(splits) or default_splits(name, root)
+    try:
+        wanted = list(splits) or default_splits(name, root)
+    except UsageError:
+        if found is None or root is None or not has_folders(root):
+            raise
+        findings.add("problem", "", f"no {found.layout[0][0].format(split='*')} under {root}")
+        if isinstance(root, Path):
+            _remedies(found, root, ["*"], findings)
+        _expectations(found, root, ["{split}"], findings)
+        return findings
     for split in wanted:
         try:
-            listings[split] = _open(name, root, split, chosen)
+            listings[split] = _open(name, root, split, chosen, cache)
         except ValueError as error:
-            findings.add("problem", split, str(error))
+            findings.add("problem", split, _told(error))
             continue
-        _check_split(found, root, listings[split], split, chosen, limit, findings)
+        _check_split(found, root, listings[split], split, chosen, limit, cache, findings)
     _check_overlap(listings, findings)
     if found is not None and root is not None and len(listings) < len(wanted):
+        if isinstance(root, Path):
+            _remedies(found, root, [split for split in wanted if split not in listings], findings)
+        for split in listings if not splits else ():
+            findings.add("remedy", "", f"to check {split!r} alone: --split {split}")
+    if found is not None and root is not None and findings.problems:
         _expectations(found, root, wanted, findings)
     return findings
+
+
+def _told(error: ValueError) -> str:
+    """What an error says, without the advice to run this program."""
+    from pipeline.listings import CHECK
+
+    return str(error).partition(f"; {CHECK}")[0]
 
 
 def default_splits(name: str, root: AnyPath | None) -> list[str]:
@@ -317,17 +364,33 @@ def default_splits(name: str, root: AnyPath | None) -> list[str]:
     found = _registered(name)
     names: list[str] = []
     if found is not None and found.expected:
-        names = [split for split in (found.train_split, found.test_split) if split is not None]
+        names = _usual_splits(found)
     elif found is not None and root is not None:
         names = coco_splits(root)
     elif name.startswith(FOLDER):
         folder = path_of(name.removeprefix(FOLDER))
-        names = [path.stem for path in find_tables(folder)] if folder.is_dir() else []
+        if has_folders(folder) and not folder.is_dir():
+            raise UsageError(f"no folder {folder}; give one that holds images and tables of labels")
+        names = [path.stem for path in find_tables(folder)] if has_folders(folder) else []
+        if not names and has_folders(folder):
+            near = (folder.parent, *(path for path in folder.iterdir() if path.is_dir()))
+            other = next((place for place in near if find_tables(place)), None)
+            hint = f"; there are tables in {other}: is it folder:{other}?" if other else ""
+            raise StageError(
+                f"no table of labels in {folder}; expected there are train.csv and test.csv (or"
+                f" .jsonl, .parquet) with columns file and labels, see docs/datasets.md{hint}"
+            )
     elif "{split}" not in name and (name.startswith(WEBDATASET) or name.endswith(".json")):
         names = ["all"]
     if not names:
         raise UsageError(f"which split of {name!r}? Name it with --split")
     return names
+
+
+def _usual_splits(found: "Dataset") -> list[str]:
+    """The splits to train and report on, where they are known."""
+    pair = (found.train_split, found.test_split) if found.expected else ()
+    return [split for split in pair if split is not None]
 
 
 def _check_split(
@@ -337,6 +400,7 @@ def _check_split(
     split: str,
     options: Mapping[str, str],
     limit: int | None,
+    cache: Path | None,
     findings: Findings,
 ) -> None:
     """Everything that one split tells."""
@@ -348,7 +412,7 @@ def _check_split(
         return
     _check_labels(listing, split, findings)
     good = _check_images(listing, split, limit, findings)
-    _check_label_map(root, listing, split, good, findings)
+    _check_label_map(root, listing, split, good, cache, findings)
 
 
 def _check_count(
@@ -366,9 +430,14 @@ def _check_count(
         findings.add("ok", split, f"{counted}; there is no published count to compare with")
     elif images == expected:
         findings.add("ok", split, f"{counted}, as published")
+    elif images == found.expected_also.get(split):
+        findings.add("note", split, f"{counted}, as published; others have {expected:,}")
     else:
         like = _split_of_that_size(found, images)
-        hint = f"; {like} has as many, was one taken for the other?" if like else ""
+        if like:
+            hint = f"; {like} has as many, was one taken for the other?"
+        else:
+            hint = "; is the copy incomplete?" if images < expected else ""
         findings.add("problem", split, f"{counted}, but {expected:,} images are published{hint}")
 
 
@@ -417,7 +486,7 @@ def _check_signs(
 
 def _check_files(listing: "AnyListing", split: str, findings: Findings) -> bool:
     """Whether the listed files are there, as far as the listing names files."""
-    everything = list(_image_paths(listing))
+    everything = _image_paths(listing)
     paths = [path for path in everything if isinstance(path, Path)]
     if len(paths) < len(everything):
         findings.add("note", split, "remote images are asked for as they are read; --full: all")
@@ -442,12 +511,13 @@ def _check_files(listing: "AnyListing", split: str, findings: Findings) -> bool:
     return len(missing) < len(paths)
 
 
-def _image_paths(listing: Any) -> Iterator[AnyPath]:
+def _image_paths(listing: Any) -> Sequence[AnyPath]:
     """Image files, where each sample has one of its own."""
-    if hasattr(listing, "image_dir"):
-        yield from (listing.image_dir / name for name in listing.file_names)
-    else:
-        yield from getattr(listing, "image_paths", ())
+    from dclip.data.listing import ImageListing
+
+    if isinstance(listing, ImageListing):
+        return [listing.image_dir / name for name in listing.file_names]
+    return getattr(listing, "image_paths", ())
 
 
 def _check_labels(listing: "AnyListing", split: str, findings: Findings) -> None:
@@ -487,9 +557,10 @@ def _check_images(
         except ImageError as error:
             failures.append(" ".join(str(error).split()))
     if failures:
-        shown = "; ".join(failures[:_NAMED]) + ("; ..." if len(failures) > _NAMED else "")
+        shown = "; ".join(failures[:2]) + ("; ..." if len(failures) > 2 else "")
+        hint = "" if good else "; is this another format or numbering than the one below?"
         findings.add(
-            "problem", split, f"{len(failures):,} of {len(rows):,} cannot be read: {shown}"
+            "problem", split, f"{len(failures):,} of {len(rows):,} cannot be read: {shown}{hint}"
         )
     else:
         findings.add("ok", split, f"{len(good):,} read{'' if limit is None else ' as a sample'}")
@@ -497,14 +568,19 @@ def _check_images(
 
 
 def _check_label_map(
-    root: AnyPath | None, listing: "AnyListing", split: str, rows: Sequence[int], findings: Findings
+    root: AnyPath | None,
+    listing: "AnyListing",
+    split: str,
+    rows: Sequence[int],
+    cache: Path | None,
+    findings: Findings,
 ) -> None:
     """Signs that masks are read with a wrong label map."""
     from dclip.data.label_maps import label_map_doubts
     from dclip.data.listing import ImageListing
     from dclip.data.segmentation import SegmentationListing
 
-    if not isinstance(listing, SegmentationListing):
+    if not isinstance(listing, SegmentationListing) or not rows:
         return
     if len(rows) < _FAIR_SAMPLE:
         findings.add("note", split, f"{len(rows)} masks are too few to doubt the label map")
@@ -513,10 +589,19 @@ def _check_label_map(
     if listing.name in _LABELLED:
         name, options = _LABELLED[listing.name]
         try:
-            opened = _open(name, root, split, options)
+            opened = _open(name, root, split, options, cache)
             labelled = opened if isinstance(opened, ImageListing) else None
         except ValueError as error:
-            findings.add("note", split, f"no labels to compare the masks with: {error}")
+            findings.add("note", split, f"no labels to compare the masks with: {_told(error)}")
+    if labelled and not {labelled.key(row) for row in range(len(labelled))}.intersection(
+        listing.key(row) for row in rows
+    ):
+        findings.add(
+            "problem",
+            split,
+            f"no image is in {split} by the annotations of {labelled.name}; were the splits"
+            " exchanged?",
+        )
     doubts = label_map_doubts(listing, rows, labelled=labelled)
     for doubt in doubts[:_NAMED]:
         findings.add("problem", split, f"{doubt}; is the label map permuted?")
@@ -541,33 +626,76 @@ def _check_overlap(listings: "Mapping[str, AnyListing]", findings: Findings) -> 
                 )
 
 
+def _remedies(found: "Dataset", root: Path, missing: Sequence[str], findings: Findings) -> None:
+    """What to do about files that are not where they should be, as far as one can tell."""
+    from dclip.data.registry import DATASETS
+
+    if not all(_is_whole(found, root, split) for split in missing):
+        place = _better_root(found, root, missing)
+        if place is not None:
+            findings.add("remedy", "", f"the files are found from {place}: give --root {place}")
+        for other in DATASETS.values():
+            alike = other.task == found.task and other.expected and other.layout
+            if alike and all(_is_whole(other, root, split) for split in _usual_splits(other)):
+                findings.add(
+                    "remedy",
+                    "",
+                    f"the files of {other.name} ({other.title}) are there: is that what you have?",
+                )
+
+
+def _is_whole(found: "Dataset", root: Path, split: str) -> bool:
+    """Whether a file of every kind is there."""
+    from pipeline.listings import layout_of
+
+    return all(is_there for _, _, is_there in layout_of(found, root, split))
+
+
+def _better_root(found: "Dataset", root: Path, splits: Sequence[str]) -> Path | None:
+    """A folder above or below the root from which the files of some splits are found."""
+    folder = root.absolute()
+    below = [child for child in islice(folder.iterdir(), _LOOKED_AT) if child.is_dir()]
+    deeper = (
+        grandchild
+        for child in below[:_NAMED]
+        for grandchild in islice(child.iterdir(), _LOOKED_AT)
+        if grandchild.is_dir()
+    )
+    for place in (*list(folder.parents)[:2], *sorted(below), *sorted(deeper)):
+        if all(_is_whole(found, place, split) for split in splits):
+            return place
+    return None
+
+
 def _expectations(
-    found: "Dataset", root: AnyPath, splits: Sequence[str], findings: Findings
+    found: "Dataset", root: AnyPath | None, splits: Sequence[str], findings: Findings
 ) -> None:
     """Which files are expected where, whether they are there, and whom to ask for them."""
     from pipeline.listings import layout_of
 
-    rows = dict.fromkeys(row for split in splits for row in layout_of(found, root, split))
-    for pattern, what, is_there in rows:
-        word = "found  " if is_there else "MISSING"
-        findings.add("note", "", f"{word} {root}/{pattern}: {what}")
-    findings.add("note", "", f"to be obtained from its official page: {found.homepage}")
+    place: AnyPath = Path("DIR") if root is None else root
+    rows = dict.fromkeys(row for split in splits for row in layout_of(found, place, split))
+    findings.files += [
+        f"{'found  ' if is_there and root is not None else 'MISSING'} {place}/{pattern}: {what}"
+        for pattern, what, is_there in rows
+    ]
+    findings.files.append(f"to be obtained from its official page: {found.homepage}")
 
 
 def _show(name: str, root: AnyPath | None, findings: Findings) -> str:
-    """Findings, a split after the other."""
+    """Findings, a split after the other, and the files that are expected."""
     lines = [f"{name} at {root}" if root is not None else name]
-    seen = None
+    seen = ""
     for kind, split, text in findings.lines:
         if split != seen:
-            lines.append(f"  {split}:" if split else "  files that are expected:")
+            lines.append(f"  {split or 'all splits'}:")
             seen = split
-        lines.append(f"    {kind.upper() if kind == 'problem' else kind:8}{text}")
-    lines.append(
-        f"  {len(findings.problems)} problem{'s' if len(findings.problems) != 1 else ''}"
-        if findings.problems
-        else "  no problem found"
-    )
+        word = kind.upper() if kind in ("problem", "remedy") else kind
+        lines.append(f"    {word:8}{text}")
+    if findings.files:
+        lines += ["  files that are expected:", *(f"    {line}" for line in findings.files)]
+    count = len(findings.problems)
+    lines.append(f"  {count} problem{'' if count == 1 else 's'}" if count else "  no problem found")
     return "\n".join(lines)
 
 
@@ -584,6 +712,7 @@ def stats(
     options: Mapping[str, str] | None = None,
     limit: int = 1000,
     out: Path,
+    cache: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Count and draw each split.
 
@@ -594,6 +723,7 @@ def stats(
         options: Settings of the data set.
         limit: Samples to look at where labels are not listed, evenly spread.
         out: Folder of the pictures; made if missing.
+        cache: As for `pipeline.listings.open_listing`.
 
     Yields:
         For each split: images, images looked at, classes, and counts of labels.
@@ -602,8 +732,8 @@ def stats(
 
     out.mkdir(parents=True, exist_ok=True)
     for split in splits or default_splits(name, root):
-        listing = _open(name, root, split, options or {})
-        labels, unreadable = presence(listing, limit)
+        listing = _open(name, root, split, options or {}, cache)
+        class_names, labels, unreadable = presence(listing, limit)
         if not len(labels):
             raise StageError(f"no sample of {name} {split} can be read: {unreadable}")
         positives = labels == 1
@@ -611,8 +741,9 @@ def stats(
         slug = re.sub(r"[^A-Za-z0-9]+", "-", name.rpartition("/")[2]).strip("-")
         files = [out / f"{slug}-{split}-{what}.png" for what in ("classes", "cooccurrence")]
         counts = together.diagonal()
-        figures.save(figures.class_histogram(counts, listing.class_names), files[0])
-        figures.save(figures.cooccurrence(together, listing.class_names), files[1])
+        title = f"{name.rpartition('/')[2]} {split}, {len(labels):,} of {len(listing):,} images"
+        figures.save(figures.class_histogram(counts, class_names, title), files[0])
+        figures.save(figures.cooccurrence(together, class_names, title), files[1])
         per_image = positives.sum(axis=1)
         yield {
             "dataset": name,
@@ -620,7 +751,7 @@ def stats(
             "images": len(listing),
             "looked_at": len(labels),
             "unreadable": unreadable,
-            "classes": len(listing.class_names),
+            "classes": len(class_names),
             "labels_per_image": {
                 "mean": round(float(per_image.mean()), 4),
                 "min": int(per_image.min()),
@@ -628,43 +759,37 @@ def stats(
                 "none": int((per_image == 0).sum()),
             },
             "unknown": int((labels == -1).sum()),
-            "images_of_class": dict(zip(listing.class_names, counts.tolist(), strict=True)),
+            "images_of_class": dict(zip(class_names, counts.tolist(), strict=True)),
             "files": [str(file) for file in files],
         }
 
 
-def presence(listing: "AnyListing", limit: int) -> "tuple[np.ndarray, int]":
-    """Label vectors of a listing, and how many of its samples could not be read.
+def presence(listing: "AnyListing", limit: int) -> "tuple[tuple[str, ...], np.ndarray, int]":
+    """Class names and label vectors of a listing, and how many samples could not be read.
 
-    Listed ones are all taken; else they are read from as many samples as ``limit`` says. A class
-    that has a pixel in the mask is in the image.
+    Listed labels are all taken; else they are read from as many samples as ``limit`` says. Of masks
+    they are those `pipeline.listings.open_listing` has: background is none.
     """
     import numpy as np
 
-    from dclip.data.images import ImageError
-    from dclip.data.segmentation import SegmentationSample
+    from dclip.data.segmentation import SegmentationListing, label_names
+    from pipeline.listings import labels_of_masks
     from pipeline.progress import progress
 
     listed = getattr(listing, "labels", None)
     if listed is not None:
-        return cast("np.ndarray", listed), 0
-    classes = len(listing.class_names)
+        return listing.class_names, cast("np.ndarray", listed), 0
     rows = spread(len(listing), limit)
-    vectors: list[np.ndarray] = []
+    if isinstance(listing, SegmentationListing):
+        vectors, failures = labels_of_masks(listing, rows)
+        read = np.delete(vectors, list(failures), axis=0)
+        return label_names(listing.class_names), read, len(failures)
+    drawn = []
     with progress("stats", len(rows), "samples") as bar:
         for row in rows:
-            try:
-                sample = listing.read(row)
-            except ImageError:
-                continue
-            if isinstance(sample, SegmentationSample):
-                counts = np.bincount(sample.mask.ravel(), minlength=256)[:classes]
-                vectors.append((counts > 0).astype(np.int8))
-            else:
-                vectors.append(sample.labels.astype(np.int8))
+            drawn.append(listing.read(row).labels)
             bar.advance(1)
-    stacked = np.stack(vectors) if vectors else np.zeros((0, classes), np.int8)
-    return stacked, len(rows) - len(vectors)
+    return listing.class_names, np.stack(drawn), 0
 
 
 def spread(total: int, limit: int | None) -> list[int]:
@@ -719,13 +844,15 @@ def _registered(name: str) -> "Dataset | None":
     return None if is_own else find_dataset(name)
 
 
-def _open(name: str, root: AnyPath | None, split: str, options: Mapping[str, str]) -> "AnyListing":
+def _open(
+    name: str, root: AnyPath | None, split: str, options: Mapping[str, str], cache: Path | None
+) -> "AnyListing":
     from pipeline.listings import open_listing, open_segmentation
 
     found = _registered(name)
     if found is not None and found.task == "segmentation":
         return open_segmentation(name, root, split, options)
-    return open_listing(name, root, split, options)
+    return open_listing(name, root, split, options, cache=cache)
 
 
 def _parse_options(words: Sequence[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -137,16 +138,17 @@ def cosine_histogram(matrices: Mapping[str, np.ndarray]) -> Figure:
 
 
 def ap_bars(systems: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Figure:
-    """AP of every class by every system; classes sorted by the last system's AP."""
+    """AP of every class that occurs, by every system; sorted by the last system's AP."""
     last = list(systems.values())[-1]["ap"]
-    order = sorted(range(len(names)), key=lambda column: -(last[column] or 0.0))
+    order = [column for column in range(len(names)) if last[column] is not None]
+    order.sort(key=lambda column: -last[column])
     shown = order if len(order) <= 40 else order[:20] + order[-20:]
     figure = Figure(figsize=(max(7.0, 0.62 * len(shown) + 2), 4.4), layout="constrained")
     axis = figure.subplots()
     width = 0.85 / len(systems)
     for number, (system, row) in enumerate(systems.items()):
         places = np.arange(len(shown)) + (number - (len(systems) - 1) / 2) * width
-        heights = [100 * (row["ap"][column] or 0.0) for column in shown]
+        heights = [100 * row["ap"][column] for column in shown]
         axis.bar(
             places,
             heights,
@@ -177,7 +179,7 @@ def activation_maps(
     images with most classes come first. All maps of one system and image share one scale, so that
     a map which lights up for the wrong class shows.
     """
-    counts = test.labels.sum(dim=1)
+    counts = (test.labels == 1).sum(dim=1)
     rows = torch.argsort(counts, descending=True, stable=True)[:limit].tolist()
     systems = ["clip", *models]
     columns = 1 + min(_MAX_CLASSES_IN_MAPS, int(counts.max()))
@@ -194,13 +196,14 @@ def activation_maps(
         side = 256
         pixels = np.asarray(picture.resize((side, side)))
         grey = 64 + pixels.mean(axis=2) / 2
-        present = torch.nonzero(test.labels[row]).flatten().tolist()[: columns - 1]
+        present = torch.nonzero(test.labels[row] == 1).flatten().tolist()[: columns - 1]
         local = test.local(np.array([row])).float()
         if test.manifest.include_global_token:
             local = local[:, 1:]
         for line, system in enumerate(systems):
             maps = _maps(system, local, classes, models)[0]
-            low, high = float(maps[present].min()), float(maps[present].max())
+            shown = maps[present] if present else maps
+            low, high = float(shown.min()), float(shown.max())
             top = axes[block * len(systems) + line]
             top[0].imshow(pixels)
             top[0].set_title(_label(system), fontsize=9)
@@ -263,43 +266,47 @@ def sweep_trials(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def class_histogram(counts: np.ndarray, names: Sequence[str]) -> Figure:
+def class_histogram(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
     """Images of every class, the most frequent first; on a logarithmic axis if they differ much."""
     order = np.argsort(-counts, kind="stable")
-    size = max(6.0, 0.16 * len(names) + 1.5)
-    figure = Figure(figsize=(size, 4.2), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 0.17 * len(names) + 1.5), 4.8), layout="constrained")
     axis = figure.subplots()
     axis.bar(range(len(names)), counts[order], color="#0072b2", width=0.8)
     if counts.max() > 30 * max(counts.min(), 1):
         axis.set_yscale("symlog", linthresh=1)  # which has a place for 0
     axis.set_ylim(bottom=0)
     axis.set_xlim(-0.7, len(names) - 0.3)
-    font = 8 if len(names) <= 40 else 6
-    axis.set_xticks(range(len(names)), [names[i] for i in order], rotation=90, fontsize=font)
+    axis.set_xticks(range(len(names)), [names[i] for i in order], rotation=90, fontsize=8)
     axis.set_ylabel("images with the class")
+    axis.set_title(title, fontsize=10, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def cooccurrence(together: np.ndarray, names: Sequence[str]) -> Figure:
+def cooccurrence(together: np.ndarray, names: Sequence[str], title: str) -> Figure:
     """Of the images with the class of a row, the share that has the class of a column as well.
 
-    ``together[i, j]`` counts the images with both; on the diagonal, which is left grey, those with
-    the class.
+    ``together[i, j]`` counts the images with both; on the diagonal those with the class. The
+    diagonal, and rows of classes without any image, are left grey.
     """
-    share = together / np.maximum(together.diagonal(), 1)[:, None]
+    counts = together.diagonal()[:, None]
+    share = np.divide(together, counts, out=np.full(together.shape, np.nan), where=counts > 0)
     np.fill_diagonal(share, np.nan)
-    side = max(5.0, 0.14 * len(names) + 2.0)
+    side = max(5.0, 0.15 * len(names) + 2.0)
     figure = Figure(figsize=(side + 1.0, side), layout="constrained")
     axis = figure.subplots()
     axis.set_facecolor("#d9d9d9")
-    image = axis.imshow(share, vmin=0, vmax=1, cmap="viridis")
-    font = 8 if len(names) <= 40 else 5
-    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=font)
-    axis.set_yticks(range(len(names)), names, fontsize=font)
-    axis.set_xlabel("also has")
-    axis.set_ylabel("images with")
-    figure.colorbar(image, ax=axis, shrink=0.8, label="share of images")
+    # most shares are small; the square root keeps them apart
+    image = axis.imshow(share, norm=PowerNorm(0.5, vmin=0, vmax=1), cmap="viridis")
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_xlabel("share that also has ...")
+    axis.set_ylabel("of the images with ...")
+    axis.set_title(title, fontsize=10, loc="left")
+    bar = figure.colorbar(
+        image, ax=axis, shrink=min(0.8, 6 / side), anchor=(0, 1), label="share of the row's images"
+    )
+    bar.set_ticks([0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1])
     return figure
 
 

@@ -16,6 +16,9 @@ from dclip.paths import AnyPath, RemotePath, as_path, has_folders, is_remote
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Int8
+
     from dclip.data.dataset import Dataset
     from dclip.data.listing import Listing
     from dclip.data.segmentation import SegmentationListing
@@ -24,6 +27,12 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Goes up when the same annotations would give another listing; caches depend on it."""
+
+CHECK = "python -m pipeline.datasets check"
+"""The program that tells more of a data set that cannot be opened."""
+
+_NAMED_SOURCES = 100
+"""Of more files than that a cache keeps a hash, not names."""
 
 FOLDER, WEBDATASET = "folder:", "webdataset:"
 
@@ -40,6 +49,9 @@ def open_listing(
     cache: Path | None = None,
 ) -> "Listing":
     """Images and label vectors of one split; its paths are absolute, for workers elsewhere.
+
+    Of a data set with masks, the labels of an image are the classes that have a pixel; background
+    is none. That takes a pass over all masks, once where there is a cache.
 
     Args:
         dataset: A registered name; ``folder:PATH`` (`dclip.data.folder`); ``webdataset:URLS``
@@ -65,10 +77,10 @@ def open_listing(
     if dataset.endswith(".json"):
         return _open_coco_file(dataset, root, split, chosen, cache)
     found = find_dataset(dataset)
-    if found.task != "multilabel":
-        raise UsageError(f"dataset {dataset!r} has masks, no label vectors; it is for segmentation")
     settled = settle_options(found, chosen)
     folder = root_of(found, root)
+    if found.task == "segmentation":
+        return _open_labels_of_masks(found, cast("Path", folder), split, settled, cache)
 
     def make() -> "Listing":
         return cast("Listing", _open_registered(found, folder, split, settled))
@@ -160,16 +172,21 @@ def root_of(found: "Dataset", root: AnyPath | None) -> AnyPath:
     """
     if not found.layout:
         return Path()
+    expected = ", ".join(pattern for pattern, _ in found.layout)
+    tells = f"{CHECK} {found.name} --root {root or 'DIR'} tells more"
     if root is None:
-        expected = ", ".join(pattern for pattern, _ in found.layout)
-        raise UsageError(f"dataset {found.name!r} needs --root DIR, the folder that has {expected}")
+        raise UsageError(
+            f"dataset {found.name!r} needs --root DIR, the folder that has {expected}; {tells}"
+        )
     if is_remote(root) and not found.takes_urls:
         raise UsageError(
             f"dataset {found.name!r} cannot be read from {root}; download it, or mount the store as"
             " a folder, and give that to --root"
         )
     if has_folders(root) and not root.is_dir():
-        raise UsageError(f"--root {root} is no folder")
+        raise UsageError(
+            f"--root {root} is no folder; {found.name} needs one that has {expected}; {tells}"
+        )
     return root.absolute()
 
 
@@ -178,7 +195,9 @@ def layout_of(found: "Dataset", root: AnyPath, split: str) -> list[tuple[str, st
 
     A web server is not asked for patterns: they count as there.
     """
-    patterns = [(pattern.format(split=split), what) for pattern, what in found.layout]
+    patterns = [
+        (pattern.format(split=split), what.format(split=split)) for pattern, what in found.layout
+    ]
     tops = {pattern.partition("/")[0] for pattern, _ in patterns}
     rows = []
     for pattern, what in patterns:
@@ -207,7 +226,78 @@ def _open_registered(
         is_whole = all(is_there for _, _, is_there in layout_of(found, folder, split))
         if is_whole and (not found.expected or split in found.expected):
             raise
-        raise UsageError(str(error)) from None
+        more = f"{CHECK} {found.name} --root {folder} tells more"
+        raise UsageError(f"{error}; {more}") from None
+
+
+def _open_labels_of_masks(
+    found: "Dataset", folder: Path, split: str, options: Mapping[str, str], cache: Path | None
+) -> "Listing":
+    """Label vectors from masks; a warning names what could not be read."""
+    import numpy as np
+
+    from dclip.data.coco_masks import is_painted
+    from dclip.data.listing import ImageListing
+    from dclip.data.segmentation import with_labels
+
+    def open_masks() -> Any:
+        return _open_registered(found, folder, split, options)
+
+    painted = is_painted(options)  # then a file is all there is; opening it is what takes long
+    opened = None if painted else open_masks()
+
+    def make() -> "Listing":
+        masks = open_masks() if opened is None else opened
+        labels, failures = labels_of_masks(masks, range(len(masks)))
+        reasons = "; ".join(list(failures.values())[:3])
+        if 2 * len(failures) > len(masks):
+            raise ValueError(
+                f"{len(failures)} of {len(masks)} masks of {found.name} {split} cannot be read"
+                f" ({reasons}); is this another format? {CHECK} {found.name} --root {folder} tells"
+                " more"
+            )
+        if failures:
+            log.warning("masks that cannot be read: %s", reasons)
+        return with_labels(masks, labels, options)
+
+    sources = _annotation_files(found, folder, split) if opened is None else opened.mask_paths
+    listing = _cached(make, found.name, folder, split, options, sources, cache)
+    unknown = np.flatnonzero((cast("ImageListing", listing).labels == -1).all(axis=1))
+    if len(unknown):
+        log.warning(
+            "%s %s: %d of %d masks cannot be read, such as that of %s; the labels of these images"
+            " are unknown and left out of loss and metrics",
+            found.name,
+            split,
+            len(unknown),
+            len(listing),
+            listing.key(int(unknown[0])),
+        )
+    return listing
+
+
+def labels_of_masks(
+    listing: "SegmentationListing", rows: Sequence[int]
+) -> "tuple[Int8[np.ndarray, 'rows classes'], dict[int, str]]":
+    """Label vectors of some masks, -1 throughout where one cannot be read, and why it cannot."""
+    import numpy as np
+
+    from dclip.data.images import ImageError
+    from dclip.data.segmentation import label_names, mask_labels
+    from pipeline.progress import progress
+
+    names = listing.class_names
+    labels = np.full((len(rows), len(label_names(names))), -1, np.int8)
+    failures = {}
+    what = f"labels of {listing.name} {listing.split}"
+    with progress(what, len(rows), "masks") as bar:
+        for number, row in enumerate(rows):
+            try:
+                labels[number] = mask_labels(listing.read_mask(row), names)
+            except ImageError as error:
+                failures[number] = " ".join(str(error).split())
+            bar.advance(1)
+    return labels, failures
 
 
 def _open_folder(folder: AnyPath, split: str, options: Mapping[str, str]) -> "Listing":
@@ -332,7 +422,7 @@ def _cached(
         "folder": str(folder.absolute()),
         "split": split,
         "options": dict(options),
-        "sources": states,
+        "sources": states if len(states) <= _NAMED_SOURCES else digest({"files": states}),
     }
     slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{dataset}-{split}")
     path = cache / f"{slug[:80]}-{digest(about)[:16]}.parquet"

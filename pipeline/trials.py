@@ -1,5 +1,6 @@
 """What Ray Tune runs and calls back: the trial, and the one writer of its MLflow run."""
 
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,11 @@ def trial(space: dict[str, Any], settings: Mapping[str, Any]) -> None:
             done = read_state(Path(directory), model, optimizer)
 
     def on_epoch(report: EpochReport) -> None:
+        if math.isnan(report.val_map):
+            raise ValueError(
+                "none of the held-out images has a class to compare trials by; raise"
+                " --train.val-fraction"
+            )
         with tempfile.TemporaryDirectory() as directory:
             write_state(Path(directory), model, optimizer, report.epoch)
             tune.report(report._asdict(), checkpoint=tune.Checkpoint.from_directory(directory))

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+from jaxtyping import UInt8
 from pycocotools import mask as run_lengths
 
 from dclip.data.coco import check_categories, find_coco_split, index_coco, inner_file_name
@@ -75,6 +76,12 @@ class PaintedListing:
         """Display names in the order of mask values."""
         return tuple(names[0] for names in self.phrasings)
 
+    @property
+    def image_paths(self) -> tuple[Path, ...]:
+        """Image file of each sample."""
+        folder = cast("Path", self.image_dir)  # the data sets with masks take no URL
+        return tuple(folder / name for name in self.file_names)
+
     def __len__(self) -> int:
         return len(self.keys)
 
@@ -92,7 +99,12 @@ class PaintedListing:
         path = self.image_dir / self.file_names[index]
         if not path.is_file():
             raise ImageError(f"image {self.keys[index]} is listed but there is no file {path}")
-        image = read_image(path)
+        image, mask = read_image(path), self.read_mask(index)
+        check_sizes(image, mask, f"painted for {path}")
+        return SegmentationSample(image, mask)
+
+    def read_mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
+        """The painted mask alone."""
         width, height = self.sizes[index]
         first = int(self.with_background)
         mask = np.full((height, width), 0 if first else self.ignore_index, np.uint8)
@@ -100,8 +112,7 @@ class PaintedListing:
             runs = decode_runs(item.counts)  # down the columns, in turns outside and inside
             inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
             mask[inside] = first + item.column
-        check_sizes(image, mask, f"painted for {path}")
-        return SegmentationSample(image, mask)
+        return mask
 
     def identity(self) -> dict[str, str | int]:
         """Split, options, and a hash of class names, keys, sizes and instances."""
@@ -114,6 +125,11 @@ class PaintedListing:
             **self.options,
             "content": digest([self.class_names, self.keys, self.file_names, self.sizes, painted]),
         }
+
+
+def is_painted(options: Mapping[str, str]) -> bool:
+    """Whether these options of a data set paint masks from outlines; there are no files then."""
+    return options.get("masks") in ("area", "file")
 
 
 def open_coco17_seg(
@@ -297,7 +313,7 @@ COCO17_SEG = Dataset(
     name="coco17-seg",
     title="MS-COCO 2017 objects as masks",
     task="segmentation",
-    train_split=None,
+    train_split="train2017",
     test_split="val2017",
     expected={"train2017": 118_287, "val2017": 5_000},
     class_names=("background", *_NAMES),

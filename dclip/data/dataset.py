@@ -18,7 +18,7 @@ class Dataset:
         name: What it is called on the command line.
         title: What people call it.
         task: ``"multilabel"`` opens a `Listing`, ``"segmentation"`` a `SegmentationListing`.
-        train_split: Split DCLIP trains on; None where it is only used for tests.
+        train_split: Split DCLIP trains on; None where whoever made the data knows.
         test_split: Split results are reported on.
         expected: Images of each split as published, with the first value of every option.
         class_names: Display names in column order with the first value of every option; empty
@@ -33,6 +33,7 @@ class Dataset:
         notes: What to know before comparing numbers.
         takes_urls: Whether ``open`` takes a remote folder as well as a local one.
         expected_with: Images of each split with one option changed, by ``"option=value"``.
+        expected_also: Another number of images that is published for a split.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Dataset:
     notes: str
     takes_urls: bool = False
     expected_with: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    expected_also: Mapping[str, int] = field(default_factory=dict)
 
     def expected_images(self, split: str, options: Mapping[str, str]) -> int | None:
         """Images the split should have with these options; None where it is not known."""

@@ -1,20 +1,22 @@
 """What a segmentation split is to the rest of the project, and reading masks with care."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int8, UInt8
 from PIL import Image
 
 from dclip.data.images import DECODING_ERRORS, MAX_PIXELS, ImageError, read_image
-from dclip.data.listing import check_key, digest
+from dclip.data.listing import ImageListing, check_key, digest
 
 IGNORE_INDEX = 255
 """Value of the pixels of a mask that no measure counts."""
 
+BACKGROUND = "background"
+"""Name of the class of pixels that belong to no other; where there is one, it is the first."""
 
 _PNG_BIT_DEPTH = 24  # where the header says how many bits a number has
 
@@ -36,7 +38,7 @@ class SegmentationListing(Protocol):
     """One split of one data set with masks.
 
     Masks are in column order: value ``k`` stands for ``class_names[k]``. Where background is a
-    class of its own it is the first, named ``"background"``; where it is none, its pixels are
+    class of its own it is the first, named `BACKGROUND`; where it is none, its pixels are
     `IGNORE_INDEX`. As with `dclip.data.listing.Listing`, an implementation can be pickled and holds
     no open file.
     """
@@ -66,6 +68,11 @@ class SegmentationListing(Protocol):
         """Value of the pixels that are not counted, 255."""
         ...
 
+    @property
+    def image_paths(self) -> tuple[Path, ...]:
+        """Image file of each sample."""
+        ...
+
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> str:
@@ -74,6 +81,10 @@ class SegmentationListing(Protocol):
 
     def read(self, index: int) -> SegmentationSample:
         """Image and mask of sample ``index``; an unreadable one of them is an ``ImageError``."""
+        ...
+
+    def read_mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
+        """The mask alone; the image is not looked at."""
         ...
 
     def identity(self) -> dict[str, str | int]:
@@ -137,11 +148,18 @@ class MaskFolderListing:
             ImageError: If a file is missing or cannot be decoded, their sizes differ, or the mask
                 has a value that is no label of the data set.
         """
-        image = read_image(self.image_paths[index])
-        path = self.mask_paths[index]
-        mask = translate(read_indices(path), self.id_map, source=str(path), name=self.name)
-        check_sizes(image, mask, path)
+        image, mask = read_image(self.image_paths[index]), self.read_mask(index)
+        check_sizes(image, mask, self.mask_paths[index])
         return SegmentationSample(image, mask)
+
+    def read_mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
+        """The translated mask alone.
+
+        Raises:
+            ImageError: If it is missing, cannot be decoded, or has a value that is no label.
+        """
+        path = self.mask_paths[index]
+        return translate(read_indices(path), self.id_map, source=str(path), name=self.name)
 
     def identity(self) -> dict[str, str | int]:
         """Split, options, and a hash of class names, keys and the table of values."""
@@ -152,6 +170,68 @@ class MaskFolderListing:
             **self.options,
             "content": digest([self.class_names, self.keys, table]),
         }
+
+
+def label_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """The classes of masks that can be labels of an image: all but background.
+
+    Example:
+        >>> label_names(("background", "cat", "dog"))
+        ('cat', 'dog')
+    """
+    return tuple(class_names[int(class_names[0] == BACKGROUND) :])
+
+
+def mask_labels(
+    mask: UInt8[np.ndarray, "height width"], class_names: Sequence[str]
+) -> Int8[np.ndarray, " classes"]:
+    """Label vector of a mask: 1 for a class that has a pixel, be it one, and 0 for the others.
+
+    Args:
+        mask: Position in ``class_names`` of every pixel's class, or `IGNORE_INDEX`.
+        class_names: In the order of mask values.
+
+    Returns:
+        One entry for each of ``label_names(class_names)``: background has none.
+
+    Example:
+        >>> mask_labels(np.array([[0, 2], [0, 255]], np.uint8), ("background", "cat", "dog"))
+        array([0, 1], dtype=int8)
+    """
+    has_pixel = np.bincount(mask.ravel(), minlength=256)[: len(class_names)] > 0
+    return has_pixel[-len(label_names(class_names)) :].astype(np.int8)
+
+
+def with_labels(
+    listing: SegmentationListing,
+    labels: Int8[np.ndarray, "images classes"],
+    options: Mapping[str, str],
+) -> ImageListing:
+    """The images of a listing with label vectors in place of masks.
+
+    Args:
+        listing: Images and masks.
+        labels: A label vector for each image, of the classes `label_names` has.
+        options: Settings that made the listing. Its identity also says that labels are of masks.
+
+    Returns:
+        A listing that reads no mask. Its image folder is the one that all images lie below.
+    """
+    paths = listing.image_paths
+    folder = paths[0].parent
+    for parent in {path.parent for path in paths}:
+        while not parent.is_relative_to(folder):
+            folder = folder.parent
+    return ImageListing(
+        name=listing.name,
+        split=listing.split,
+        class_names=label_names(listing.class_names),
+        image_dir=folder,
+        keys=tuple(map(listing.key, range(len(listing)))),
+        file_names=tuple(path.relative_to(folder).as_posix() for path in paths),
+        labels=labels,
+        options={**options, "labels": "of masks"},
+    )
 
 
 def read_indices(path: Path) -> UInt8[np.ndarray, "height width"]:
@@ -242,14 +322,27 @@ def require_masks(mask_paths: tuple[Path, ...], split: str) -> None:
     """Refuse a split of which masks are missing.
 
     Raises:
-        ValueError: If a file is not there; the message has the first one and their number.
+        ValueError: If a file is not there; the message has the first one and their number, and the
+            split it was found in if it was.
     """
     missing = [path for path in mask_paths if not path.is_file()]
     if missing:
+        first, other = missing[0], _in_other_split(missing[0], split)
+        hint = f"; {first.name} is in {other}, were splits exchanged?" if other else ""
         raise ValueError(
             f"{len(missing)} of {len(mask_paths)} masks of split {split!r} are missing, such as"
-            f" {missing[0]}"
+            f" {first}{hint}"
         )
+
+
+def _in_other_split(path: Path, split: str) -> Path | None:
+    """The folder of another split that has a file of that name; None without one."""
+    for base in path.parents:
+        if base.name == split and base.parent.is_dir():
+            inside = path.relative_to(base)
+            folders = (folder for folder in base.parent.iterdir() if folder.name != split)
+            return next((f for f in folders if (f / inside).is_file()), None)
+    return None
 
 
 def list_images(folder: Path, pattern: str) -> tuple[Path, ...]:

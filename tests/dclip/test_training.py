@@ -116,6 +116,14 @@ def test_it_learns_scenes_that_frozen_features_confuse() -> None:
     assert ((scores > 0.5) == held_out.labels.bool()).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("label", [0, -1])
+def test_held_out_images_without_a_class_give_no_map(label: int) -> None:
+    cache = Cache(16)
+    cache.labels[:4] = label
+    _, (report,) = train(Recipe(epochs=1, output_dim=4), cache, val_rows=np.arange(4))
+    assert math.isnan(report.val_map)
+
+
 @pytest.mark.parametrize(
     ("settings", "views"),
     [({"preset": "author"}, 1), ({"preset": "robust"}, 1), ({"feature_cutout": 0.7}, 3)],

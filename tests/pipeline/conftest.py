@@ -1,8 +1,11 @@
 """A small run of every stage: toy backbone, a few scenes, one Ray session for the whole module."""
 
+import importlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -48,3 +51,67 @@ def settings(output: Path, **changes: object) -> Config:
         "sweep": {"epochs": 2, "mfi_weight": [0.0, 0.1], "output_dim": [4, 8], "trials": 2},
     }
     return Config.model_validate({**values, **changes})
+
+
+@pytest.fixture(scope="session")
+def trees() -> Iterator[ModuleType]:
+    """The writers of tiny data sets that the tests of the adapters have."""
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(Path(__file__).parent.parent / "dclip" / "data"))
+    yield importlib.import_module("trees")
+    patch.undo()
+
+
+IMAGE_SETS = {
+    "voc2007": "VOC2007/ImageSets/Main",
+    "voc2012": "VOC2012/ImageSets/Main",
+    "voc12-seg": "VOC2012/ImageSets/Segmentation",
+    "context": "VOC2010/ImageSets/SegmentationContext",
+}
+VAL_CITIES = {"aachen": "frankfurt", "bremen": "lindau"}
+
+
+def write_tree(trees: ModuleType, name: str, root: Path, splits: Mapping[str, int]) -> Path:
+    """A tiny data set of the given splits, of which no image is in two, named as published."""
+    if name in IMAGE_SETS:  # one numbering for all splits, as VOC has
+        first = 0
+        for split, count in splits.items():
+            trees.TREES[name](root, split, sum(splits.values()))
+            ids = root / "VOCdevkit" / IMAGE_SETS[name] / f"{split}.txt"
+            trees.write_lines(ids, ids.read_text().splitlines()[first : first + count])
+            first += count
+        return root
+    for number, (split, count) in enumerate(splits.items()):
+        trees.TREES[name](root, split, count)
+        if name.startswith("coco") or name == "stuff":
+            _rename_coco(root, split, 1000 * number)
+        elif name == "cityscapes" and split == "val":
+            _rename_cities(root)
+    return root
+
+
+def _rename_coco(root: Path, split: str, first: int) -> None:
+    """Images of a split get ids of their own, and names as COCO's."""
+    file = root / "annotations" / f"instances_{split}.json"
+    content = json.loads(file.read_text())
+    tag = f"COCO_{split}_" if split.endswith("2014") else ""
+    for image in content["images"]:
+        old = image["file_name"]
+        image["id"] += first
+        image["file_name"] = f"{tag}{image['id']:012d}.jpg"
+        image["coco_url"] = f"http://images.cocodataset.org/{split}/{image['file_name']}"
+        (root / split / old).rename(root / split / image["file_name"])
+        mask = root / "stuffthingmaps" / split / old.replace(".jpg", ".png")
+        mask.rename(mask.with_name(image["file_name"].replace(".jpg", ".png")))
+    for annotation in content["annotations"]:
+        annotation["image_id"] += first
+    file.write_text(json.dumps(content))
+
+
+def _rename_cities(root: Path) -> None:
+    """The writer's cities are of the training split; these are of the other."""
+    for kind in ("leftImg8bit", "gtFine"):
+        for old, new in VAL_CITIES.items():
+            folder = (root / kind / "val" / old).rename(root / kind / "val" / new)
+            for file in folder.iterdir():
+                file.rename(file.with_name(file.name.replace(old, new)))

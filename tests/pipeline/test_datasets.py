@@ -1,13 +1,11 @@
 """The data set program: its table, what it finds wrong with a copy, and what it counts."""
 
-import importlib
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -20,18 +18,19 @@ from PIL import Image
 from dclip.data import registry
 from pipeline import datasets
 
+from .conftest import write_tree
+
 DOCS = Path(__file__).parent.parent.parent / "docs" / "datasets.md"
 EXPECTED = {name: known.expected for name, known in registry.DATASETS.items()}
 PUBLISHED = [name for name in registry.DATASETS if name != "shapes"]
 
 
-@pytest.fixture(scope="module")
-def trees() -> Iterator[ModuleType]:
-    """The writers of tiny data sets that the tests of the adapters have."""
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(Path(__file__).parent.parent / "dclip" / "data"))
-    yield importlib.import_module("trees")
-    patch.undo()
+@pytest.fixture(autouse=True)
+def output(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where everything is written that no command line has another place for."""
+    folder = tmp_path_factory.mktemp("outputs")
+    monkeypatch.setenv("DCLIP_OUTPUT", str(folder))
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -41,46 +40,25 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         known = registry.DATASETS[name]
         if known.expected:
             sizes = {split: 2 for split in (known.train_split,) if split} | {known.test_split: 3}
-            if name in ("coco17-seg", "stuff"):
-                sizes[known.test_split] = 4  # the writer adds an image without objects
-            small = replace(known, expected=sizes, expected_with={})
+            if name in ("coco17-seg", "stuff"):  # the writer adds an image without objects
+                sizes = {split: size + 1 for split, size in sizes.items()}
+            small = replace(known, expected=sizes, expected_with={}, expected_also={})
             monkeypatch.setitem(registry.DATASETS, name, small)  # type: ignore[misc]
 
 
-def write(trees: ModuleType, name: str, root: Path, *, swapped: bool = False) -> Path:
-    """A tree of the tiny size; ``swapped`` gives each split the images of the other."""
+def write(trees: ModuleType, name: str, root: Path) -> Path:
+    """A tree of the tiny size."""
     known = registry.DATASETS[name]
     splits = {split: 2 for split in (known.train_split,) if split} | {known.test_split: 3}
-    for split, count in splits.items():
-        if name.startswith("voc20"):  # one numbering for both splits, as VOC has
-            trees.TREES[name](root, split, 5)
-            ids = root / "VOCdevkit" / name.upper() / "ImageSets" / "Main" / f"{split}.txt"
-            lines = ids.read_text().splitlines()
-            ids.write_text("\n".join(lines[:count] if count == 2 else lines[2:]))
-        else:
-            trees.TREES[name](root, split, 5 - count if swapped else count)
-    if name.startswith("coco"):
-        for number, (split, _) in enumerate(splits.items()):
-            rename_coco(root, split, 1000 * number)
-    return root
+    return write_tree(trees, name, root, splits)
 
 
-def rename_coco(root: Path, split: str, first: int) -> None:
-    """Images of a split get ids of their own, and names as COCO's."""
-    file = root / "annotations" / f"instances_{split}.json"
-    content = json.loads(file.read_text())
-    tag = f"COCO_{split}_" if split.endswith("2014") else ""
-    for image in content["images"]:
-        old = image["file_name"]
-        image["id"] += first
-        image["file_name"] = f"{tag}{image['id']:012d}.jpg"
-        image["coco_url"] = f"http://images.cocodataset.org/{split}/{image['file_name']}"
-        (root / split / old).rename(root / split / image["file_name"])
-        mask = root / "stuffthingmaps" / split / old.replace(".jpg", ".png")
-        mask.rename(mask.with_name(image["file_name"].replace(".jpg", ".png")))
-    for annotation in content["annotations"]:
-        annotation["image_id"] += first
-    file.write_text(json.dumps(content))
+def exchange(one: Path, other: Path) -> None:
+    """Give each of two files or folders the name of the other."""
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
 
 
 def main(*words: object) -> int:
@@ -131,16 +109,15 @@ def test_list_has_every_data_set(capsys: pytest.CaptureFixture[str]) -> None:
         (["chek"], "check"),
         (["check"], "name"),
         (["check", "coco-14", "--root", "."], "did you mean 'coco"),
-        (["check", "coco14"], "needs --root DIR"),
-        (["check", "coco14", "--root", "nowhere"], "no folder"),
         (["check", "coco14", "--root", ".", "--split", "train2017"], "coco14 has 'train2014'"),
         (["check", "coco14", "--root", ".", "--option", "images"], "--option must be KEY=VALUE"),
         (["check", "coco14", "--root", ".", "--option", "a=b"], "unknown option 'a'"),
-        (["check", "coco", "--root", "."], "Name it with --split"),
         (["check", "webdataset:{split}.tar"], "Name it with --split"),
         (["check", "shapes", "--bogus"], "--bogus"),
         (["stats", "shapes", "--limit", "0"], "--limit must be 1 or more"),
-        (["stats", "folder:nowhere"], "Name it with --split"),
+        (["stats", "folder:nowhere"], "no folder nowhere"),
+        (["stats", "coco14"], "needs --root DIR"),
+        (["stats", "coco14", "--root", "nowhere"], "no folder"),
     ],
 )
 def test_wrong_usage_is_one_line(
@@ -168,12 +145,6 @@ def test_a_whole_copy_has_no_problem(
     trees: ModuleType, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(trees, name, tmp_path)
-    if name == "cityscapes":  # the writer's cities are of the training split
-        for kind in ("leftImg8bit", "gtFine"):
-            for old, new in (("aachen", "frankfurt"), ("bremen", "lindau")):
-                (tmp_path / kind / "val" / old).rename(tmp_path / kind / "val" / new)
-                for file in (tmp_path / kind / "val" / new).iterdir():
-                    file.rename(file.with_name(file.name.replace(old, new)))
     assert main("check", name, "--root", tmp_path, "--full", "--json") == 0, capsys.readouterr().out
     out = capsys.readouterr().out
     assert "no problem found" in out
@@ -190,21 +161,180 @@ def test_an_empty_folder_tells_what_belongs_there_and_where_it_comes_from(
     out = problems(name, "--root", tmp_path, *words, capsys=capsys)
     for pattern, what in known.layout:
         for split in splits:
-            assert f"MISSING {tmp_path}/{pattern.format(split=split)}: {what}" in out
+            assert f"MISSING {tmp_path}/{pattern}: {what}".replace("{split}", split) in out
     assert f"official page: {known.homepage}" in out
+
+
+@pytest.mark.parametrize("root", [None, "nowhere", "file"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_without_a_root_one_learns_what_belongs_there_as_well(
+    tmp_path: Path, name: str, root: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    place = "DIR" if root is None else str(tmp_path / root)
+    out = problems(name, *([] if root is None else ["--root", place]), capsys=capsys)
+    assert ("needs --root DIR" if root is None else f"--root {place} is no folder") in out
+    known = registry.DATASETS[name]
+    split = known.test_split if known.expected else "{split}"
+    for pattern, what in known.layout:
+        line = f"MISSING {place}/{pattern}: {what}".replace("{split}", split)
+        assert line in out
+    assert f"official page: {known.homepage}" in out
+
+
+# A folder of each tree that a user may take for its root.
+TOO_LOW = {
+    "voc2007": "VOCdevkit/VOC2007/JPEGImages",
+    "voc2012": "VOCdevkit/VOC2012/ImageSets",
+    "voc12-seg": "VOCdevkit/VOC2012/SegmentationClass",
+    "context": "VOCdevkit/VOC2010/JPEGImages",
+    "cityscapes": "leftImg8bit",
+    "ade20k": "ADEChallengeData2016/images",
+    "stuff": "stuffthingmaps",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_root_that_is_too_high_or_too_low_is_put_right(
+    trees: ModuleType, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write(trees, name, tmp_path / "copies" / "mine")
+    for wrong in (tmp_path, root.parent, root / TOO_LOW.get(name, "annotations")):
+        out = problems(name, "--root", wrong, capsys=capsys)
+        (right,) = re.findall(r"REMEDY +the files are found from .*: give --root (.*)", out)
+        assert right.startswith(str(root))
+        assert main("check", name, "--root", right) == 0, capsys.readouterr().out
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("asked", "there"),
+    [
+        ("coco17", "coco14"),
+        ("voc2007", "voc2012"),
+        ("voc2012", "voc2007"),
+        ("context", "voc12-seg"),
+    ],
+)
+def test_another_data_set_is_recognised(
+    trees: ModuleType, tmp_path: Path, asked: str, there: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = problems(asked, "--root", write(trees, there, tmp_path), capsys=capsys)
+    assert f"REMEDY  the files of {there} ({registry.DATASETS[there].title}) are there" in out
+
+
+MASKS = {
+    "voc12-seg": "VOCdevkit/VOC2012/SegmentationClass",
+    "context": "VOCdevkit/VOC2010/SegmentationClassContext",
+    "cityscapes": "gtFine",
+    "stuff": "stuffthingmaps",
+    "ade20k": "ADEChallengeData2016/annotations",
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_that_are_missing_or_of_another_kind_are_found(
+    trees: ModuleType, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write(trees, name, tmp_path)
+    for file in (root / MASKS[name]).rglob("*.png"):
+        with Image.open(file) as mask:
+            mask.convert("RGB").save(file)
+    out = problems(name, "--root", root, capsys=capsys)
+    assert re.search(r"cannot be read: .*coloured picture.*is this another format", out)
+    shutil.rmtree(root / MASKS[name])
+    out = problems(name, "--root", root, capsys=capsys)
+    assert re.search(r"masks of split .* are missing, such as|no stuff-thing maps", out)
+    assert re.search(r"MISSING .*\.png: ", out)
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "stuff"])
+def test_images_and_masks_of_other_splits_are_found(
+    trees: ModuleType, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = registry.DATASETS[name]
+    folders = [path for path in write(trees, name, tmp_path).rglob("*") if path.is_dir()]
+    pairs = [(f, f.with_name(known.test_split)) for f in folders if f.name == known.train_split]
+    exchange(*pairs[0])
+    out = problems(name, "--root", tmp_path, capsys=capsys)
+    assert re.search(r"masks of split .* are missing.* is in .*, were splits exchanged\?", out)
+    exchange(*pairs[1])
+    out = problems(name, "--root", tmp_path, capsys=capsys)
+    assert f"split {known.test_split!r} of {name} has as many, was one taken for the other?" in out
+    if name != "stuff":  # its names are plain numbers
+        assert "images are of another split by their names" in out
+
+
+def test_stuff_of_other_splits_is_found_by_the_annotations_of_coco(
+    trees: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tree(trees, "stuff", tmp_path, {"train2017": 24, "val2017": 24})
+    for folder in (tmp_path, tmp_path / "stuffthingmaps"):
+        exchange(folder / "train2017", folder / "val2017")
+    out = problems("stuff", "--root", tmp_path, capsys=capsys)
+    assert "no image is in val2017 by the annotations of coco17; were the splits exchanged?" in out
+
+
+def test_train_ids_of_cityscapes_are_no_label_ids(
+    trees: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dclip.data.cityscapes import id_map
+
+    table = np.full(256, 255, np.uint8)
+    for stored, column in id_map("cityscapes19").items():
+        table[stored] = column
+    for file in (write(trees, "cityscapes", tmp_path) / "gtFine").rglob("*.png"):
+        Image.fromarray(table[np.asarray(Image.open(file))]).save(file)
+    out = problems("cityscapes", "--root", tmp_path, capsys=capsys)
+    assert re.search(r"no labels of cityscapes: 255 .*is this another format or numbering", out)
+    assert "masks of label ids (not train ids)" in out
+
+
+def test_one_split_of_a_copy_can_be_checked_alone(
+    trees: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(write(trees, "cityscapes", tmp_path) / "leftImg8bit" / "train")
+    out = problems("cityscapes", "--root", tmp_path, capsys=capsys)
+    assert "to check 'val' alone: --split val" in out
+    assert main("check", "cityscapes", "--root", tmp_path, "--split", "val") == 0
+
+
+def test_both_published_counts_of_context_will_do(
+    trees: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    known = replace(registry.DATASETS["context"], expected={"train": 3, "val": 4})
+    known = replace(known, expected_also={"train": 2, "val": 3})
+    monkeypatch.setitem(registry.DATASETS, "context", known)  # type: ignore[misc]
+    assert main("check", "context", "--root", write(trees, "context", tmp_path)) == 0
+    assert "2 images, 59 classes, as published; others have 3" in capsys.readouterr().out
+
+
+def test_check_and_stats_share_the_listings_of_the_stages(
+    trees: ModuleType, tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipeline.config import Config
+    from pipeline.features import open_dataset
+
+    root = write(trees, "coco14", tmp_path)
+    assert main("check", "coco14", "--root", root) == 0
+    made = {path: path.stat().st_mtime_ns for path in (output / "listings").iterdir()}
+    assert len(made) == 2
+    assert main("stats", "coco14", "--root", root) == 0
+    open_dataset(Config(dataset="coco14", root=root, output=output), "val2014")
+    assert {path: path.stat().st_mtime_ns for path in (output / "listings").iterdir()} == made
+    assert len(list((output / "datasets").glob("*.png"))) == 4
 
 
 def test_swapped_splits_are_found_by_count_and_name(
     trees: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(trees, "coco14", tmp_path)
-    for folder, name in (("", "{}"), ("annotations", "instances_{}.json")):
-        one, other, aside = (
-            tmp_path / folder / name.format(split) for split in ("train2014", "val2014", "aside")
-        )
-        one.rename(aside)
-        other.rename(one)
-        aside.rename(other)
+    exchange(tmp_path / "train2014", tmp_path / "val2014")
+    files = [tmp_path / "annotations" / f"instances_{s}.json" for s in ("train2014", "val2014")]
+    exchange(*files)
     out = problems("coco14", "--root", tmp_path, capsys=capsys)
     assert "3 images, 80 classes, but 2 images are published" in out
     assert "split 'val2014' of coco14 has as many, was one taken for the other?" in out
@@ -216,9 +346,7 @@ def test_swapped_image_folders_are_found(
     trees: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(trees, "coco17", tmp_path)
-    (tmp_path / "train2017").rename(tmp_path / "aside")
-    (tmp_path / "val2017").rename(tmp_path / "train2017")
-    (tmp_path / "aside").rename(tmp_path / "val2017")
+    exchange(tmp_path / "train2017", tmp_path / "val2017")
     out = problems("coco17", "--root", tmp_path, capsys=capsys)
     assert "2 of 2 images are missing" in out
     assert f"it is in {tmp_path}/val2017, were folders exchanged?" in out
@@ -324,7 +452,7 @@ def test_stats_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         "file,labels\na.png,dog;cat\nb.png,dog\nc.png,\nd.png,dog;cat;cow\n"
     )
     (tmp_path / "class_names.txt").write_text("cat\ncow\ndog\nowl\n")
-    assert main("stats", f"folder:{tmp_path}", "--out", tmp_path / "out", "--json") == 0
+    assert main("stats", f"folder:{tmp_path}", "--output", tmp_path / "out", "--json") == 0
     out = capsys.readouterr().out
     (report,) = json.loads(out.splitlines()[-1])
     assert report["images_of_class"] == {"cat": 2, "cow": 1, "dog": 3, "owl": 0}
@@ -341,7 +469,7 @@ def test_stats_count_what_masks_show(
     trees: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(trees, "ade20k", tmp_path)
-    words = ("stats", "ade20k", "--root", tmp_path, "--out", tmp_path, "--json")
+    words = ("stats", "ade20k", "--root", tmp_path, "--split", "validation", "--json")
     assert main(*words) == 0
     (report,) = json.loads(capsys.readouterr().out.splitlines()[-1])
     expected = np.sum([trees.scene(row, "validation").labels for row in range(3)], axis=0)
@@ -356,7 +484,7 @@ def test_stats_count_what_masks_show(
 def test_stats_look_at_some_of_what_is_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main("stats", "shapes", "--split", "test", "--limit", "5", "--out", tmp_path) == 0
+    assert main("stats", "shapes", "--split", "test", "--limit", "5", "--output", tmp_path) == 0
     assert "shapes test: 1,000 images (5 looked at), 16 classes" in capsys.readouterr().out
 
 
@@ -364,10 +492,19 @@ def test_stats_of_nothing_readable_fail(
     trees: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(trees, "ade20k", tmp_path)
-    for file in (tmp_path / "ADEChallengeData2016" / "images" / "validation").iterdir():
+    for file in (tmp_path / "ADEChallengeData2016" / "annotations" / "validation").iterdir():
         file.write_bytes(b"")
-    assert main("stats", "ade20k", "--root", tmp_path, "--out", tmp_path) == 1
+    assert main("stats", "ade20k", "--root", tmp_path, "--split", "validation") == 1
     assert "no sample of ade20k validation can be read" in capsys.readouterr().err
+
+
+def test_stats_of_masks_count_no_background(
+    trees: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(trees, "voc12-seg", tmp_path)
+    assert main("stats", "voc12-seg", "--root", tmp_path, "--json") == 0
+    for report in json.loads(capsys.readouterr().out.splitlines()[-1]):
+        assert list(report["images_of_class"]) == list(registry.DATASETS["voc2012"].class_names)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -395,6 +532,17 @@ def test_the_page_has_every_data_set_and_its_numbers() -> None:
         assert known.homepage in row
 
 
+def test_a_folder_without_tables_is_put_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.csv").write_text("file,labels\na.png,dog\n")
+    assert main("check", f"folder:{tmp_path}") == 1
+    told = capsys.readouterr().err
+    assert "expected there are train.csv and test.csv" in told
+    assert f"is it folder:{tmp_path}/mine?" in told
+
+
 def test_the_folder_of_the_page_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (table,) = re.findall(r"```csv\n(.*?)```", DOCS.read_text("utf-8"), re.S)
     (tmp_path / "train.csv").write_text(table)
@@ -419,5 +567,5 @@ def test_the_data_set_of_the_page_works(
     assert "MISSING" in problems("pets", "--root", tmp_path, capsys=capsys)
     (tmp_path / "test.txt").write_text("c.jpg bird\n")
     assert main("check", "pets", "--root", tmp_path) == 0
-    assert main("stats", "pets", "--root", tmp_path, "--out", tmp_path) == 0
+    assert main("stats", "pets", "--root", tmp_path, "--output", tmp_path) == 0
     assert "labels per image  mean 1.00" in capsys.readouterr().out

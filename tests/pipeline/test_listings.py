@@ -15,6 +15,7 @@ from PIL import Image
 
 from dclip.data import shapes
 from dclip.data.listing import ImageListing, Listing
+from dclip.data.registry import DATASETS
 from pipeline import cli
 from pipeline.errors import UsageError
 from pipeline.listings import find_dataset, open_listing, open_segmentation, options_of
@@ -131,7 +132,8 @@ def test_relative_places_are_found_from_elsewhere(
         ("coco14", "COCO", "val2014", {"images": "some"}, "choose from 'annotated', 'all'"),
         ("shapes", None, "val", {}, "unknown split 'val'; shapes has 'train'"),
         ("shapes", None, "test", {"images": "all"}, "unknown option 'images'"),
-        ("ade20k", ".", "validation", {}, "it is for segmentation"),
+        ("ade20k", ".", "validation", {}, "check ade20k --root /"),
+        ("ade20k", ".", "validation", {"classes": "x"}, "unknown option 'classes'"),
         ("folder:x", ".", "train", {}, "leave out --root"),
         ("folder:x", None, "train", {"sep": ";"}, "unknown option 'sep'; folder: has separator"),
         ("webdataset:pipe:cat x", None, "train", {}, "cannot open"),
@@ -155,6 +157,95 @@ def test_label_vectors_are_no_masks() -> None:
     with pytest.raises(UsageError, match="has label vectors, no masks"):
         open_segmentation("shapes", None, "test")
     assert find_dataset("ade20k").task == "segmentation"
+
+
+SEGMENTATION = [name for name, known in DATASETS.items() if known.task == "segmentation"]
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_labels_of_masks_are_the_classes_that_have_a_pixel(
+    trees: ModuleType, tmp_path: Path, name: str
+) -> None:
+    known = DATASETS[name]
+    trees.TREES[name](tmp_path, known.test_split, 4)
+    listing = open_listing(name, tmp_path, known.test_split, cache=tmp_path / "cache")
+    names = [one for one in known.class_names if one != "background"]
+    assert list(listing.class_names) == names
+    for row in range(4):
+        sample, masked = listing.read(row), open_segmentation(name, tmp_path, known.test_split)
+        # sorted by city, the images of Cityscapes are in another order than they were written
+        index = int(listing.key(row).split("_")[1]) if name == "cityscapes" else row
+        assert sample.labels[:16].tolist() == trees.scene(index, known.test_split).labels.tolist()
+        others = [names[column] for column in np.flatnonzero(sample.labels) if column >= 16]
+        assert others == (["grass"] if name == "stuff" else [])
+        assert sample.image.tobytes() == masked.read(row).image.tobytes()
+        assert listing.key(row) == masked.key(row)
+    assert listing.identity()["labels"] == "of masks"
+    assert same(listing, open_listing(name, tmp_path, known.test_split, cache=tmp_path / "cache"))
+
+
+def test_background_is_no_label_whatever_the_options(trees: ModuleType, tmp_path: Path) -> None:
+    trees.TREES["voc12-seg"](tmp_path, "val", 3)
+    with_it, without = (
+        open_listing("voc12-seg", tmp_path, "val", {"classes": classes})
+        for classes in ("voc21", "voc20")
+    )
+    assert with_it.class_names == without.class_names
+    assert [with_it.read(row).labels.tolist() for row in range(3)] == [
+        without.read(row).labels.tolist() for row in range(3)
+    ]
+    assert with_it.identity() != without.identity()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("ade20k", {}), ("coco17-seg", {"masks": "stuff"}), ("coco17-seg", {"masks": "area"})],
+)
+def test_masks_are_read_once_until_they_change(
+    trees: ModuleType, tmp_path: Path, name: str, options: dict[str, str]
+) -> None:
+    split, cache = DATASETS[name].test_split, tmp_path / "cache"
+    trees.TREES[name](tmp_path, split, 5)
+    first = open_listing(name, tmp_path, split, options, cache=cache)
+    if options.get("masks") == "area":
+        file = tmp_path / "annotations" / f"instances_{split}.json"
+    else:
+        file = sorted(tmp_path.rglob(f"{split}/*.png"))[2]
+    stat, whole = file.stat(), file.read_bytes()
+    file.write_bytes(b"x" * stat.st_size)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert same(first, open_listing(name, tmp_path, split, options, cache=cache))
+    file.write_bytes(whole)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert same(first, open_listing(name, tmp_path, split, options, cache=cache))
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_mask_that_cannot_be_read_leaves_the_labels_of_its_image_unknown(
+    trees: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "cache"
+    trees.TREES["ade20k"](tmp_path, "validation", 5)
+    masks = sorted((tmp_path / "ADEChallengeData2016" / "annotations" / "validation").iterdir())
+    masks[1].write_bytes(b"no mask")
+    trees.write_mask(masks[3], np.full((trees.SIDE, trees.SIDE), 200))
+    for first in (True, False):  # told again where the listing is cached
+        caplog.clear()
+        listing = open_listing("ade20k", tmp_path, "validation", cache=cache)
+        assert "2 of 5 masks cannot be read, such as that of ADE_val_00000002" in caplog.text
+        assert ("200 (4096 pixels)" in caplog.text) == first
+    assert len(listing) == 5
+    for row in range(5):
+        labels = listing.read(row).labels
+        expected = trees.scene(row, "validation").labels
+        assert (labels[:16] == (-1 if row in (1, 3) else expected)).all()
+    for mask in masks[:3]:
+        mask.write_bytes(b"no mask")
+    with pytest.raises(
+        ValueError, match="4 of 5 masks of ade20k validation cannot be read"
+    ) as told:
+        open_listing("ade20k", tmp_path, "validation", cache=cache)
+    assert f"check ade20k --root {tmp_path} tells more" in str(told.value)
 
 
 def test_a_damaged_annotation_is_no_wrong_usage(trees: ModuleType, tmp_path: Path) -> None:

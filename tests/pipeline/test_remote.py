@@ -21,6 +21,11 @@ from pipeline.listings import open_listing
 pytestmark = pytest.mark.usefixtures("_quick_retries")
 
 
+@pytest.fixture(autouse=True)
+def _output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DCLIP_OUTPUT", str(tmp_path / "outputs"))
+
+
 @pytest.fixture
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dclip.paths._SECONDS_TO_RETRY", 0)
@@ -160,7 +165,7 @@ def test_check_and_stats_look_at_a_url(
         main("check", *words[:-2])
         told = capsys.readouterr()  # splits can be listed in an object store only
         assert ("Name it with --split" in told.err) == url.startswith("http")
-    words = [f"folder:{url}/photos", "--split", "train", "--out", str(tmp_path), "--json"]
+    words = [f"folder:{url}/photos", "--split", "train", "--output", str(tmp_path), "--json"]
     assert main("stats", *words) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])[0]
     assert (report["images"], report["images_of_class"]) == (2, {"cat": 1, "dog": 2})
