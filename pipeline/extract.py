@@ -592,7 +592,7 @@ def run(config: Config) -> Report:
 
 def _track(config: Config, results: Sequence[Extracted]) -> None:
     """Record what was made in MLflow; features that are complete do not depend on it."""
-    from pipeline.tracking import Tracker, flat
+    from pipeline.tracking import Tracker
 
     try:
         tracker = Tracker(config)
@@ -600,17 +600,19 @@ def _track(config: Config, results: Sequence[Extracted]) -> None:
         log.warning("extract: features are complete, but not recorded in MLflow: %s", error)
         return
     for plan, manifest, _ in results:
-        tags = {"dclip.stage": "extract"}
+        tags = {"dclip.stage": "extract", "dclip.compute": ", ".join(manifest.compute)}
         with tracker.run(f"extract {plan.name}", key=plan.fingerprint, tags=tags) as run:
             run.params(
                 {
                     "dataset": config.dataset,
                     "split": plan.listing.split,
                     "backbone": manifest.spec["backbone_name"],
-                    "compute": ", ".join(manifest.compute),
-                    "folder": str(plan.folder),
+                    "resolution": plan.space["resolution"],
+                    "kind": manifest.kind,
+                    "view": plan.view,
+                    "storage": plan.storage,
+                    "shard_size": plan.shard_size,
                     "features": plan.fingerprint[:12],
-                    **flat({"extract": config.extract.model_dump(mode="json")}),
                 }
             )
             total = manifest.seconds.get("total", 0.0)

@@ -356,23 +356,22 @@ def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) 
 
 
 def _local_copy(folder: "RemotePath", cache: Path) -> Path:
-    """Copy what is not there yet of a remote folder; the manifest last, as in the original."""
+    """A copy of a remote folder; the manifest comes last, so a copy that has one is whole."""
     from dclip.paths import atomic_write
-    from dclip.shards import MANIFEST, read_manifest
+    from dclip.shards import MANIFEST, ShardError, read_manifest, shard_sizes
     from pipeline.progress import progress
 
-    manifest = read_manifest(folder)
     target = cache / folder.parent.name / folder.name
-    target.mkdir(parents=True, exist_ok=True)
-    sizes = {entry.name: entry.bytes for entry in manifest.shards}
-    missing = [
-        name
-        for name in [*sizes, *manifest.files, MANIFEST]
-        if not (target / name).is_file()
-        or (target / name).stat().st_size != sizes.get(name, (target / name).stat().st_size)
-    ]
+    try:
+        manifest = read_manifest(target)
+    except ShardError:
+        manifest = read_manifest(folder)
+    sizes = shard_sizes(target)
+    missing = [entry.name for entry in manifest.shards if sizes.get(entry.name) != entry.bytes]
+    missing += [name for name in (*manifest.files, MANIFEST) if not (target / name).is_file()]
     if missing:
         log.info("features: copying %d files of %s to %s", len(missing), folder, target)
+        target.mkdir(parents=True, exist_ok=True)
         with progress("copy", len(missing), "files") as bar:
             for name in missing:
                 with atomic_write(target / name) as temporary:

@@ -1,6 +1,7 @@
 """A backbone of random linear maps: a user's own model in the tests, and quick to load."""
 
 import hashlib
+import time
 from collections.abc import Sequence
 from typing import Self
 
@@ -66,3 +67,15 @@ def make(*, resolution: int | None, device: torch.device | str) -> ToyBackbone:
 
 def other(*, resolution: int | None, device: torch.device | str) -> ToyBackbone:
     return ToyBackbone(resolution, seed=1).to(device)
+
+
+class SlowBackbone(ToyBackbone):
+    """The same features, half a second a batch."""
+
+    def encode_images(self, images: Tensor, *, kind: str = "value") -> ImageFeatures:
+        time.sleep(0.5)
+        return super().encode_images(images, kind=kind)
+
+
+def slow(*, resolution: int | None, device: torch.device | str) -> ToyBackbone:
+    return SlowBackbone(resolution).to(device)
