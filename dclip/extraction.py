@@ -21,6 +21,8 @@ from dclip.backbones import Backbone, ImageFeatures
 from dclip.data.images import ImageError, reading_seconds, resize_image
 from dclip.data.listing import Listing
 from dclip.data.pixels import normalise
+from dclip.reader import quantise
+from dclip.shards import Failure, ImageRecord, Storage
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -150,14 +152,18 @@ class Extractor:
         batches = [
             rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)
         ]
-        coming: list[list[Future[_Loaded]]] = []
+        coming: list[list[Future[list[_Loaded]]]] = []
         try:
             for number in range(len(batches)):
                 while len(coming) <= _AHEAD and number + len(coming) < len(batches):
+                    batch = batches[number + len(coming)]
+                    share = -(-len(batch) // self.threads)
                     coming.append(
                         [
-                            self._pool.submit(self._load, listing, row, view, seed)
-                            for row in batches[number + len(coming)]
+                            self._pool.submit(self._load_all, listing, part, view, seed)
+                            for part in (
+                                batch[at : at + share] for at in range(0, len(batch), share)
+                            )
                         ]
                     )
                 yield self._finish(listing, coming.pop(0), spent)
@@ -166,9 +172,57 @@ class Extractor:
                 for future in futures:
                     future.cancel()
 
+    def records(
+        self,
+        listing: Listing,
+        rows: Sequence[int],
+        *,
+        failures: list[Failure],
+        view: int = 0,
+        seed: int = 0,
+        storage: Storage = "float16",
+        seconds: Seconds | None = None,
+    ) -> Iterator[ImageRecord]:
+        """Features of some images as shards keep them, in the order given.
+
+        Args:
+            listing: Where images come from.
+            rows: Positions in it.
+            failures: Images that cannot be read are added to it.
+            view: As for `encode`.
+            seed: As for `encode`.
+            storage: How local features are kept.
+            seconds: Times are added to it.
+
+        Raises:
+            OSError: The storage of the images failed as a whole.
+            ValueError: Features are beyond the numbers float16 has.
+        """
+        for batch in self.encode(listing, rows, view=view, seed=seed, seconds=seconds):
+            failures += [
+                Failure(key=listing.key(row), index=row, error=why) for row, why in batch.failures
+            ]
+            values, scale = batch.local, None
+            if storage == "int8":
+                values, scale = quantise(batch.local.float())
+            for place, row in enumerate(batch.rows):
+                yield ImageRecord(
+                    listing.key(row),
+                    row,
+                    *columns(batch.labels[place]),
+                    values[place].numpy(),
+                    batch.embedding[place].numpy(),
+                    None if scale is None else scale[place].numpy(),
+                )
+
     def close(self) -> None:
         """Stop the threads."""
         self._pool.shutdown(cancel_futures=True)
+
+    def _load_all(
+        self, listing: Listing, rows: Sequence[int], view: int, seed: int
+    ) -> list[_Loaded]:
+        return [self._load(listing, row, view, seed) for row in rows]
 
     def _load(self, listing: Listing, row: int, view: int, seed: int) -> _Loaded:
         started, read_before = time.perf_counter(), reading_seconds()
@@ -188,10 +242,10 @@ class Extractor:
         return _Loaded(row, pixels, sample.labels, "", read, spent)
 
     def _finish(
-        self, listing: Listing, futures: Sequence[Future[_Loaded]], spent: Seconds
+        self, listing: Listing, futures: Sequence[Future[list[_Loaded]]], spent: Seconds
     ) -> EncodedBatch:
         started = time.perf_counter()
-        loaded = [future.result() for future in futures]
+        loaded = [one for future in futures for one in future.result()]
         spent.wait += time.perf_counter() - started
         spent.read += sum(one.read for one in loaded)
         spent.decode += sum(one.decode for one in loaded)
@@ -259,3 +313,13 @@ class Extractor:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device, getattr(torch, self.precision))
+
+
+def columns(labels: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Columns of the positives of a label vector, and of the labels that are unknown.
+
+    Example:
+        >>> columns(np.array([1, 0, -1, 1]))
+        ((0, 3), (2,))
+    """
+    return tuple((labels == 1).nonzero()[0].tolist()), tuple((labels == -1).nonzero()[0].tolist())

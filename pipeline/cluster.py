@@ -13,8 +13,12 @@ from pipeline.errors import StageError
 log = logging.getLogger(__name__)
 
 # Workers at the driver's priority (Ray's default is nice +15), quick polls of Ray Train (each
-# report waits for one), quiet start-up.
+# report waits for one), quiet start-up. glibc keeps the memory that tensors free: else every large
+# one is mapped and zeroed page by page anew, and a CPU encodes a fifth more slowly.
 _ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
     "RAY_worker_niceness": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

@@ -72,7 +72,10 @@ class ExtractConfig(BaseModel):
         None, ge=1, description="images per forward pass; left out: 32 on a CPU, 128 on a GPU"
     )
     threads: int | None = Field(
-        None, ge=1, description="threads of each worker that decode; left out: its CPUs, at least 2"
+        None,
+        ge=1,
+        description="threads of each worker that read and decode; left out: one per CPU of the "
+        "worker; give more where storage answers slowly",
     )
     mode: Literal["resume", "overwrite", "extend"] = Field(
         "resume",

@@ -8,8 +8,9 @@ missing and leaves alone what is there.
 
 import logging
 import sys
+import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -133,7 +134,8 @@ def _records(
     """Images of a shard in the order of the listing: taken over where possible, else computed."""
     from dataclasses import replace
 
-    from dclip.shards import Failure, read_records
+    from dclip.extraction import columns
+    from dclip.shards import read_records
 
     listing = plan.listing
     keys = {listing.key(row): row for row in plan.rows(number)}
@@ -143,56 +145,31 @@ def _records(
         for record in read_records(source.folder, source.number, source.sidecar, keys)
     }
     rows = [row for row in plan.rows(number) if row not in known]
-    batches = extractor.encode(listing, rows, view=plan.view, seed=plan.view_seed, seconds=seconds)
-    computed: deque[ImageRecord] = deque()
-    failed: set[int] = set()
+    computed = extractor.records(
+        listing,
+        rows,
+        view=plan.view,
+        seed=plan.view_seed,
+        storage=plan.storage,
+        failures=failures,
+        seconds=seconds,
+    )
+    coming: ImageRecord | None = None
     for row in plan.rows(number):
         if row in known:
-            positives, unknown = _columns(_labels(listing, row))
+            positives, unknown = columns(_labels(listing, row))
             yield replace(known[row], index=row, labels=positives, unknown=unknown)
             continue
-        while row not in failed and not computed:
-            batch = next(batches)
-            failed.update(lost for lost, _ in batch.failures)
-            failures += [
-                Failure(key=listing.key(lost), index=lost, error=why)
-                for lost, why in batch.failures
-            ]
-            computed.extend(_encoded(plan, batch))
-        if row not in failed:
-            yield computed.popleft()
-
-
-def _encoded(plan: FeaturePlan, batch: Any) -> "Iterator[ImageRecord]":
-    """Records of a batch, quantised where the plan says so."""
-    from dclip.reader import quantise
-    from dclip.shards import ImageRecord
-
-    values, scale = batch.local, None
-    if plan.storage == "int8":
-        values, scales = quantise(batch.local.float())
-        scale = scales.numpy()
-    local, embedding = values.numpy(), batch.embedding.numpy()
-    for place, row in enumerate(batch.rows):
-        yield ImageRecord(
-            plan.listing.key(row),
-            row,
-            *_columns(batch.labels[place]),
-            local[place],
-            embedding[place],
-            None if scale is None else scale[place],
-        )
+        coming = coming or next(computed, None)
+        if coming is not None and coming.index == row:  # else it could not be read
+            yield coming
+            coming = None
 
 
 def _labels(listing: Any, row: int) -> "np.ndarray":
     listed = getattr(listing, "labels", None)
     labels: np.ndarray = listing.read(row).labels if listed is None else listed[row]
     return labels
-
-
-def _columns(labels: "np.ndarray") -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Columns of the positives, and of the labels that are unknown."""
-    return tuple((labels == 1).nonzero()[0].tolist()), tuple((labels == -1).nonzero()[0].tolist())
 
 
 class Extracted(NamedTuple):
@@ -332,7 +309,7 @@ def _make_shards(
         )
         # Ray takes the number of threads of OpenMP from num_cpus; decoding adds to it
         options = {"num_cpus": share, "num_gpus": 1 if device == "cuda" else 0}
-        threads = config.extract.threads or max(2, share)
+        threads = config.extract.threads or share
         actor = ray.remote(max_concurrency=3, **options)(_Worker)
         shared = [ray.put(plan) for plan in plans]
 
@@ -356,12 +333,14 @@ def _make_shards(
 
 
 class _Worker:
-    """Actor that holds the backbone; makes two shards at once, so that the network never waits."""
+    """Actor that holds the backbone and makes shards."""
 
     def __init__(self, config: Config, device: str, threads: int) -> None:
         from dclip.extraction import Extractor
 
         self._done: dict[Any, int] = {}
+        # a GPU has work while another shard is read and written; CPUs are busy with that themselves
+        self._slots = threading.Semaphore(2 if device == "cuda" else 1)
         wanted = config.extract
         self._extractor = Extractor(
             open_backbone(config, device=device),
@@ -382,7 +361,8 @@ class _Worker:
 
     def make(self, plan: FeaturePlan, number: int, sources: Sequence[Source]) -> int:
         """Make one shard; number of images that could not be read."""
-        sidecar = make_shard(plan, number, self._extractor, sources, self._done)
+        with self._slots:
+            sidecar = make_shard(plan, number, self._extractor, sources, self._done)
         return len(sidecar.failures)
 
 

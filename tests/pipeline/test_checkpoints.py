@@ -20,8 +20,7 @@ from pipeline.checkpoints import (
     write_checkpoint,
 )
 from pipeline.errors import StageError
-
-from .test_shards import CLASSES, DIM, write_folder
+from ..dclip.test_shards import CLASSES, DIM, write_folder
 
 
 def write(path: Path, **changes: object) -> About:
