@@ -5,7 +5,7 @@
 
 The bare loop encodes tensors that are in memory, with the same batch size, threads, precision and
 number of processes. It is timed before and after the pipeline, in the same run; the ratio is to
-their mean. Rates of the pipeline are steady ones: from the first finished shard to the last.
+their mean. Rates of the pipeline are steady ones: while all workers are busy.
 The last line of stdout is JSON.
 """
 
@@ -129,8 +129,9 @@ def on_cpu(
         after = bare_now()
         assert isinstance(plan.folder, Path)
         ends = sorted(path.stat().st_mtime for path in plan.folder.glob("shard-*.json"))
-        first = workers
-        rate = (len(ends) - first) * shard / (ends[-1] - ends[first - 1])
+        span = slice(workers - 1, len(ends) - workers + 1)  # while all workers are busy
+        steady = ends[span]
+        rate = (len(steady) - 1) * shard / (steady[-1] - steady[0])
         size = sum(entry.bytes for entry in done.manifest.shards) / done.manifest.num_images
         return {
             "backbone": name, "resolution": plan.space["resolution"], "jpeg": photo,
@@ -180,9 +181,9 @@ def cpu(arguments: argparse.Namespace) -> dict[str, Any]:
     with cluster.ray_session(Config(device="cpu")):
         # the tiny CLIP's images are as large as it takes them, RN50's are photographs
         plans = [
-            ("tiny", None, (192, 192), arguments.images, 256, workers, 32),
-            ("tiny", None, (192, 192), arguments.images, 256, 1, 32),
-            ("RN50", 224, (500, 375), 512, 32, workers, 8),
+            ("tiny", None, (192, 192), arguments.images, 128, workers, 32),
+            ("tiny", None, (192, 192), arguments.images, 128, 1, 32),
+            ("RN50", 224, (500, 375), 512, 16, workers, 8),
         ]
         for plan in plans:
             rows.append(on_cpu(*plan))

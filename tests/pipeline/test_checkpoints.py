@@ -20,7 +20,12 @@ from pipeline.checkpoints import (
     write_checkpoint,
 )
 from pipeline.errors import StageError
-from ..dclip.test_shards import CLASSES, DIM, write_folder
+
+from ..dclip.test_shards import (  # noqa: TID252 - tests have no name to import them by
+    CLASSES,
+    DIM,
+    write_folder,
+)
 
 
 def write(path: Path, **changes: object) -> About:
