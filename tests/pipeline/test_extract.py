@@ -38,6 +38,7 @@ pytestmark = [
 ]
 
 IMAGES, SHARD = 160, 8
+SLOW = ("--backbone", "toy_backbone:slow")  # seconds, so that kills and new nodes come in between
 
 
 def tars(folder: Path) -> dict[str, str]:
@@ -113,14 +114,14 @@ def test_ten_kills_at_random_points_leave_the_bytes_of_an_undisturbed_run(
         return len(list(tmp_path.rglob("shard-*.tar")))
 
     for kills in (3, 3, 2):
-        process = start(tmp_path, "--workers", "2")
+        process = start(tmp_path, "--workers", "2", *SLOW)
         for _ in range(kills):
             done = min(done + choose.randint(1, 2), len(undisturbed) - 3)
             wait_until(lambda: count() >= done, process)  # noqa: B023 - used at once
             wait_until(lambda: bool(workers(process.pid)), process)  # noqa: B023
             choose.choice(workers(process.pid)).kill()
             killed_workers += 1
-            time.sleep(choose.random())
+            time.sleep(0.5 * choose.random())
         if kills == 3:
             assert process.poll() is None
             os.killpg(process.pid, signal.SIGKILL)
@@ -182,8 +183,7 @@ def test_a_cluster_that_loses_one_node_of_three_loses_nothing(
     tmp_path: Path, undisturbed: dict[str, str], cluster: tuple[str, list[int]]
 ) -> None:
     address, groups = cluster
-    slow = ("--backbone", "toy_backbone:slow")  # so that nodes join while it runs
-    process = start(tmp_path, *slow, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
+    process = start(tmp_path, *SLOW, RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
 
     wait_until(lambda: sum(bool(workers(group)) for group in groups) >= 2, process)
     wait_until(lambda: len(list(tmp_path.rglob("shard-*.tar"))) >= 2, process)

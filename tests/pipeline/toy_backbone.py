@@ -70,10 +70,10 @@ def other(*, resolution: int | None, device: torch.device | str) -> ToyBackbone:
 
 
 class SlowBackbone(ToyBackbone):
-    """The same features, half a second a batch."""
+    """The same features, a second a batch."""
 
     def encode_images(self, images: Tensor, *, kind: str = "value") -> ImageFeatures:
-        time.sleep(0.5)
+        time.sleep(1.0)
         return super().encode_images(images, kind=kind)
 
 
