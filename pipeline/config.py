@@ -229,6 +229,11 @@ class Config(BaseSettings):
         """Name of what these settings train: ``name`` if given, else by the presence of MFI."""
         return self.name or ("dclip" if self.train.mfi_weight > 0 else "asl_only")
 
+    @property
+    def pending(self) -> Path:
+        """Folder of records that wait for an MLflow store that did not answer."""
+        return self.output.absolute() / "mlflow-pending"
+
     def with_train(self, **changes: Any) -> "Config":
         """The same settings with some of ``train`` replaced (checked again)."""
         train = TrainConfig.model_validate({**self.train.model_dump(), **changes})

@@ -116,7 +116,7 @@ def run(config: Config) -> Report:
             f"{config.dataset_slug}-{config.train_split}", plan.folder, plan.fingerprint, "training"
         )
         with cluster.ray_session(config):
-            rows = _run_trials(config, plan, name, folder, tracked.run_id)
+            rows = _run_trials(config, plan, name, folder, tracker)
         done = [row for row in rows if row["val_map"] is not None]
         if not done:
             raise StageError(f"all {len(rows)} trials of {name} failed; see {folder}")
@@ -125,7 +125,7 @@ def run(config: Config) -> Report:
         tracked.params({f"best.{key}": done[0][key] for key in _SWEPT})
         for path in files:
             tracked.artifact(path)
-    children = tracker.children(tracked.run_id)
+    children = tracker.children(name)
     _print_results(rows, files, tracker, children)
     return {
         "stage": "sweep",
@@ -143,7 +143,7 @@ _SWEPT = ("redundancy_weight", "mfi_weight", "output_dim")
 
 
 def _run_trials(
-    config: Config, plan: "FeaturePlan", name: str, folder: Path, parent: str
+    config: Config, plan: "FeaturePlan", name: str, folder: Path, tracker: "Tracker"
 ) -> list[dict[str, Any]]:
     """Run or restore the trials; one row a trial, best first, failed ones last."""
     from ray import tune
@@ -168,7 +168,7 @@ def _run_trials(
     log.info(
         "sweep: %s: %d trials, %d epochs in all, on %s (%s)", name, len(space), epochs, device, why
     )
-    runs = TrialRuns(config, name, parent)
+    runs = TrialRuns(config, name, tracker)
     scheduler = ASHAScheduler(
         time_attr="epoch", metric="val_map", mode="max", max_t=config.sweep.epochs, grace_period=2
     )
@@ -179,6 +179,7 @@ def _run_trials(
         )
         callbacks = tuner._local_tuner._run_config.callbacks
         runs = next(callback for callback in callbacks if isinstance(callback, TrialRuns))
+        runs.tracker = tracker
     else:
         tuner = tune.Tuner(
             trainable,

@@ -287,15 +287,13 @@ def _follow(path: Path, epochs: int, label: str, tracked: "TrackedRun") -> Itera
 
     def follow() -> None:
         seen = 0
-        logged = tracked.last_step("train/loss")  # by an earlier run that was stopped
         with progress(f"train {label}", epochs, "epochs") as bar:
             last_look = False
             while not last_look:
                 last_look = stop.wait(0.5)
                 history = _read_history(path)
                 for line in history[seen:]:
-                    if line["epoch"] > logged:
-                        tracked.metrics(metric_names(line), step=int(line["epoch"]))
+                    tracked.metrics(metric_names(line), step=int(line["epoch"]))
                     note = f"loss {line['loss']:.4f} val/map {_percent(line.get('val_map'))}"
                     bar.advance(1, note)
                 seen = max(seen, len(history))

@@ -77,18 +77,17 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
 
     Args:
         config: Settings of the sweep; a restored sweep opens the store anew from them.
-        sweep: Name of the sweep; with a trial's id it identifies the child run.
-        parent: MLflow id of the sweep's own run.
+        sweep: Name of the sweep and key of its run; with a trial's id it identifies the child run.
+        tracker: The store; left out: opened at first use.
     """
 
-    def __init__(self, config: Config, sweep: str, parent: str) -> None:
-        self.config, self.sweep, self.parent = config, sweep, parent
+    def __init__(self, config: Config, sweep: str, tracker: Tracker | None = None) -> None:
+        self.config, self.sweep, self.tracker = config, sweep, tracker
         self.bar: Progress | None = None
-        self._tracker: Tracker | None = None
-        self._runs: dict[str, tuple[TrackedRun, int]] = {}
+        self._runs: dict[str, TrackedRun] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "sweep": self.sweep, "parent": self.parent}
+        return {"config": self.config, "sweep": self.sweep}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -108,11 +107,8 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         **info: Any,
     ) -> None:
         """Log one epoch, unless it was logged before an interruption."""
-        run, last = self._run(trial)
-        step = int(result["epoch"])
-        if step > last:
-            line = {name: result[name] for name in EpochReport._fields}
-            run.metrics(metric_names(line), step=step)
+        line = {name: result[name] for name in EpochReport._fields}
+        self._run(trial).metrics(metric_names(line), step=int(result["epoch"]))
         if self.bar is not None:
             best = f"trial {trial.trial_id}: val/map {100 * result['val_map']:.1f} %"
             self.bar.advance(1, best)
@@ -121,25 +117,25 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Close the run as finished."""
-        self._run(trial)[0].close()
+        self._run(trial).close()
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Close the run as failed."""
-        self._run(trial)[0].close("FAILED")
+        self._run(trial).close("FAILED")
 
-    def _run(self, trial: Trial) -> tuple[TrackedRun, int]:
+    def _run(self, trial: Trial) -> TrackedRun:
         if trial.trial_id not in self._runs:
-            self._tracker = self._tracker or Tracker(self.config)
+            self.tracker = self.tracker or Tracker(self.config)
             point = trial.config[POINT]
-            run = self._tracker.open(
+            run = self.tracker.open(
                 " ".join(f"{name}={value:g}" for name, value in point.items()),
                 key=f"{self.sweep}/{trial.trial_id}",
-                parent=self.parent,
+                parent=self.sweep,
                 tags={"dclip.stage": "trial", "dclip.sweep_id": self.sweep},
             )
             recipe = {**self.config.train.model_dump(), "epochs": self.config.sweep.epochs, **point}
             run.params({**flat(recipe, "train."), "seed": self.config.seed})
-            self._runs[trial.trial_id] = (run, run.last_step("train/loss"))
+            self._runs[trial.trial_id] = run
         return self._runs[trial.trial_id]
