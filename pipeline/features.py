@@ -1,6 +1,7 @@
 """Frozen features as all stages see them: what they are, where they lie, how they are opened."""
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,7 +16,7 @@ from pipeline.errors import StageError, UsageError
 if TYPE_CHECKING:
     from dclip.backbones import Backbone
     from dclip.data.listing import Listing
-    from dclip.paths import AnyPath, RemotePath
+    from dclip.paths import AnyPath
     from dclip.reader import FeatureReader
     from dclip.shards import Sidecar, Storage
 
@@ -347,7 +348,7 @@ def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) 
 
     try:
         places = [
-            place if isinstance(place, Path) else _local_copy(place, output / "features")
+            place if isinstance(place, Path) else copy_features(place, output / "features")
             for place in map(as_path, folders)
         ]
         return FeatureReader(places[0], views=places[1:], verify=verify)
@@ -355,8 +356,11 @@ def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) 
         raise StageError(str(error)) from None
 
 
-def _local_copy(folder: "RemotePath", cache: Path) -> Path:
-    """A copy of a remote folder; the manifest comes last, so a copy that has one is whole."""
+def copy_features(folder: "AnyPath", cache: Path) -> Path:
+    """A copy of a folder of features, which copies what is missing of an earlier one.
+
+    The manifest comes last, so that a copy that has one is whole.
+    """
     from dclip.paths import atomic_write
     from dclip.shards import MANIFEST, ShardError, read_manifest, shard_sizes
     from pipeline.progress import progress
@@ -375,6 +379,9 @@ def _local_copy(folder: "RemotePath", cache: Path) -> Path:
         with progress("copy", len(missing), "files") as bar:
             for name in missing:
                 with atomic_write(target / name) as temporary:
-                    (folder / name).get(temporary)
+                    if isinstance(folder, Path):
+                        shutil.copyfile(folder / name, temporary)
+                    else:
+                        (folder / name).get(temporary)
                 bar.advance(1)
     return target
