@@ -26,16 +26,9 @@ from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.features import FeaturePlan, finished, open_backbone, open_features, plan_features
 
-from .conftest import TOY, settings
+from .conftest import TOY, WITH_RAY, settings
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and files open
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::UserWarning:ray.*"),
-    pytest.mark.usefixtures("_toy_on_path"),
-]
+pytestmark = [*WITH_RAY, pytest.mark.usefixtures("_toy_on_path")]
 
 IMAGES, SHARD = 160, 8
 SLOW = ("--backbone", "toy_backbone:slow")  # seconds, so that kills and new nodes come in between
