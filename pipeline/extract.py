@@ -468,7 +468,7 @@ def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> dict[str, int]:
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from dclip.shards import check_shard, read_manifest, shard_name
+    from dclip.shards import check_shard, file_problem, read_manifest, shard_name
     from pipeline.progress import progress
 
     bad: dict[str, int] = {}
@@ -493,7 +493,10 @@ def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> dict[str, int]:
             lines.append(f"{plan.folder}: the manifest is missing or of another run")
         elif not found:
             manifest = read_manifest(plan.folder)
-            lines += _damaged_files(plan.folder, manifest.files)
+            for name, sha256 in manifest.files.items():
+                problem = file_problem(plan.folder / name, None, sha256)
+                if problem:
+                    lines.append(f"{plan.folder / name}: {problem}")
         if repair and found:
             _remove(plan, found)
         elif repair and lines:
@@ -504,19 +507,6 @@ def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> dict[str, int]:
     for line in lines:
         log.warning("extract: %s; it is made again", line)
     return bad
-
-
-def _damaged_files(folder: "AnyPath", files: Mapping[str, str]) -> list[str]:
-    from dclip.shards import file_digest
-
-    lines = []
-    for name, sha256 in files.items():
-        try:
-            if file_digest(folder / name) != sha256:
-                lines.append(f"{folder / name}: its checksum differs from the manifest's")
-        except FileNotFoundError:
-            lines.append(f"{folder / name}: missing")
-    return lines
 
 
 def all_plans(config: Config) -> list[FeaturePlan]:
