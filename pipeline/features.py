@@ -249,35 +249,17 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
     Raises:
         UsageError: An unknown dataset, split, backbone or feature kind.
     """
-    views = config.extract.views if split == config.train_split else 0
-    clean, *augmented = (_plan(config, split, view) for view in range(views + 1))
-    return replace(clean, views=tuple(augmented))
-
-
-def _plan(config: Config, split: str, view: int) -> FeaturePlan:
+    from dclip.data.augment import VERSION
     from dclip.shards import FORMAT, digest
     from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
 
     wanted = config.extract
     listing = open_dataset(config, split)
     backbone = describe_backbone(config)
-    if wanted.kind not in backbone.paths:
-        raise UsageError(
-            f"backbone {backbone.name} has no features of kind {wanted.kind!r}; it has "
-            + ", ".join(backbone.paths)
-        )
+    space = _feature_space(backbone, wanted.kind)
+    feature_space = digest(space)
     num_images = min(len(listing), wanted.limit or len(listing))
-    space = {
-        "backbone": backbone.fingerprint,
-        "kind": wanted.kind,
-        "path": backbone.paths[wanted.kind],
-        "resolution": backbone.resolution,
-        "include_global_token": backbone.include_global_token,
-        "resize": "square, bilinear, antialiased",
-        "mean": list(backbone.mean),
-        "std": list(backbone.std),
-    }
-    source: dict[str, Any] = {
+    clean: dict[str, Any] = {
         "format": FORMAT,
         "listing": listing.identity(),
         "num_images": num_images,
@@ -285,29 +267,52 @@ def _plan(config: Config, split: str, view: int) -> FeaturePlan:
         "shard_size": wanted.shard_size,
         "storage": wanted.storage,
     }
-    if view:
-        from dclip.data.augment import VERSION
-
-        source |= {"view": view, "view_seed": wanted.view_seed, "augmentation": VERSION}
-    fingerprint = digest({"space": space, "source": source})
-    words = [backbone.name, wanted.kind, split, *([f"view{view}"] if view else [])]
-    slug = "-".join(
-        "".join(c if c.isalnum() or c in "-_" else "-" for c in word).strip("-") for word in words
-    ).lower()
     place = config.output.absolute() / "features" if config.features is None else config.features
-    return FeaturePlan(
-        folder=place / config.dataset_slug / f"{slug}-{fingerprint[:12]}",
-        listing=listing,
-        space=space,
-        source=source,
-        feature_space=digest(space),
-        fingerprint=fingerprint,
-        num_images=num_images,
-        shard_size=wanted.shard_size,
-        view=view,
-        view_seed=wanted.view_seed,
-        storage=wanted.storage,
-    )
+
+    def plan(view: int) -> FeaturePlan:
+        augmented = {"view": view, "view_seed": wanted.view_seed, "augmentation": VERSION}
+        source = {**clean, **augmented} if view else clean
+        fingerprint = digest({"space": space, "source": source})
+        words = [backbone.name, wanted.kind, split, *([f"view{view}"] if view else [])]
+        slug = "-".join(
+            "".join(c if c.isalnum() or c in "-_" else "-" for c in word).strip("-")
+            for word in words
+        ).lower()
+        return FeaturePlan(
+            folder=place / config.dataset_slug / f"{slug}-{fingerprint[:12]}",
+            listing=listing,
+            space=space,
+            source=source,
+            feature_space=feature_space,
+            fingerprint=fingerprint,
+            num_images=num_images,
+            shard_size=wanted.shard_size,
+            view=view,
+            view_seed=wanted.view_seed,
+            storage=wanted.storage,
+        )
+
+    views = wanted.views if split == config.train_split else 0
+    return replace(plan(0), views=tuple(map(plan, range(1, views + 1))))
+
+
+def _feature_space(backbone: BackboneInfo, kind: str) -> dict[str, Any]:
+    """What gives features of a kind their meaning."""
+    if kind not in backbone.paths:
+        raise UsageError(
+            f"backbone {backbone.name} has no features of kind {kind!r}; it has "
+            + ", ".join(backbone.paths)
+        )
+    return {
+        "backbone": backbone.fingerprint,
+        "kind": kind,
+        "path": backbone.paths[kind],
+        "resolution": backbone.resolution,
+        "include_global_token": backbone.include_global_token,
+        "resize": "square, bilinear, antialiased",
+        "mean": list(backbone.mean),
+        "std": list(backbone.std),
+    }
 
 
 def is_complete(plan: FeaturePlan) -> bool:
