@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dclip.data.listing import Listing
     from dclip.paths import AnyPath, RemotePath
     from dclip.reader import FeatureReader
-    from dclip.shards import Sidecar, Storage
+    from dclip.shards import Manifest, Sidecar, Storage
 
 log = logging.getLogger(__name__)
 
@@ -315,17 +315,33 @@ def _feature_space(backbone: BackboneInfo, kind: str) -> dict[str, Any]:
     }
 
 
-def is_complete(plan: FeaturePlan) -> bool:
-    """Whether the manifest stands, and every shard with the size it says."""
-    from dclip.shards import ShardError, read_manifest, shard_sizes
+def complete_manifest(plan: FeaturePlan) -> "Manifest | None":
+    """The manifest of a plan, if it stands and every shard has the size it says; else None.
+
+    Raises:
+        OSError: An object store cannot be reached.
+    """
+    from dclip.shards import ShardError, read_manifest
 
     try:
         manifest = read_manifest(plan.folder)
     except ShardError:
-        return False
-    sizes = shard_sizes(plan.folder)
-    whole = all(sizes.get(entry.name) == entry.bytes for entry in manifest.shards)
-    return whole and manifest.fingerprint == plan.fingerprint
+        return None
+    is_ours = manifest.fingerprint == plan.fingerprint
+    return manifest if is_ours and not _missing_shards(plan.folder, manifest) else None
+
+
+def is_complete(plan: FeaturePlan) -> bool:
+    """Whether the features of a plan are all there, by name and size."""
+    return complete_manifest(plan) is not None
+
+
+def _missing_shards(folder: "AnyPath", manifest: "Manifest") -> list[str]:
+    """Names of the shards that a folder does not have in the size its manifest says."""
+    from dclip.shards import shard_sizes
+
+    sizes = shard_sizes(folder)
+    return [entry.name for entry in manifest.shards if sizes.get(entry.name) != entry.bytes]
 
 
 def finished(plan: FeaturePlan) -> "list[Sidecar | None]":
@@ -363,7 +379,7 @@ def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) 
 def _local_copy(folder: "RemotePath", cache: Path) -> Path:
     """A copy of a remote folder; the manifest comes last, so a copy that has one is whole."""
     from dclip.paths import atomic_write
-    from dclip.shards import MANIFEST, ShardError, read_manifest, shard_sizes
+    from dclip.shards import MANIFEST, ShardError, read_manifest
     from pipeline.progress import progress
 
     target = cache / folder.parent.name / folder.name
@@ -371,8 +387,7 @@ def _local_copy(folder: "RemotePath", cache: Path) -> Path:
         manifest = read_manifest(target)
     except ShardError:
         manifest = read_manifest(folder)
-    sizes = shard_sizes(target)
-    missing = [entry.name for entry in manifest.shards if sizes.get(entry.name) != entry.bytes]
+    missing = _missing_shards(target, manifest)
     missing += [name for name in (*manifest.files, MANIFEST) if not (target / name).is_file()]
     if missing:
         log.info("features: copying %d files of %s to %s", len(missing), folder, target)
