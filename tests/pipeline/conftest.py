@@ -1,6 +1,5 @@
 """A small run of every stage: toy backbone, a few scenes, one Ray session for the whole module."""
 
-import importlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,15 @@ import pytest
 from pipeline.config import Config
 
 TOY = "toy_backbone:make"
+
+WITH_RAY = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and files open
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::UserWarning:ray.*"),
+]
+"""Marks of a file whose tests run stages on Ray."""
 
 
 @pytest.fixture(scope="session")
@@ -51,15 +59,6 @@ def settings(output: Path, **changes: object) -> Config:
         "sweep": {"epochs": 2, "mfi_weight": [0.0, 0.1], "output_dim": [4, 8], "trials": 2},
     }
     return Config.model_validate({**values, **changes})
-
-
-@pytest.fixture(scope="session")
-def trees() -> Iterator[ModuleType]:
-    """The writers of tiny data sets that the tests of the adapters have."""
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(Path(__file__).parent.parent / "dclip" / "data"))
-    yield importlib.import_module("trees")
-    patch.undo()
 
 
 IMAGE_SETS = {
