@@ -16,7 +16,6 @@ from pipeline.checkpoints import (
     About,
     check_features,
     load_checkpoint,
-    read_about,
     write_checkpoint,
 )
 from pipeline.errors import StageError
