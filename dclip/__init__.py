@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from dclip.projectors import PROJECTOR_PRESETS, ProjectorSizes
     from dclip.prompts import encode_class_names, encode_prompt_pairs
     from dclip.recipe import Recipe
-    from dclip.training import build_model, build_optimizer, fit, predict
+    from dclip.training import fit, predict
+    from dclip.trials import Training
 
 _HOME = {
     "Backbone": "dclip.backbones",
@@ -34,8 +35,7 @@ _HOME = {
     "encode_class_names": "dclip.prompts",
     "encode_prompt_pairs": "dclip.prompts",
     "Recipe": "dclip.recipe",
-    "build_model": "dclip.training",
-    "build_optimizer": "dclip.training",
+    "Training": "dclip.trials",
     "fit": "dclip.training",
     "predict": "dclip.training",
 }
@@ -47,10 +47,9 @@ __all__ = [
     "ImageFeatures",
     "ProjectorSizes",
     "Recipe",
+    "Training",
     "asymmetric_loss",
     "average_precision",
-    "build_model",
-    "build_optimizer",
     "encode_class_names",
     "encode_prompt_pairs",
     "fit",

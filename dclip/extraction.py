@@ -45,7 +45,7 @@ class EncodedBatch(NamedTuple):
 
     rows: list[int]
     labels: list[np.ndarray]
-    local: Float32[Tensor, "images locations dim"] | Float16[Tensor, "images locations dim"]
+    local: Float16[Tensor, "images locations dim"]
     embedding: Float32[Tensor, "images dim"]
     failures: list[tuple[int, str]]
 
@@ -279,15 +279,23 @@ class Extractor:
         if pixels is None:
             dim = self.backbone.embed_dim
             return ImageFeatures(torch.zeros(0, dim), torch.zeros(0, 1, dim, dtype=torch.float16))
-        try:
-            return self._on_device(pixels, spent)
-        except torch.cuda.OutOfMemoryError:
-            if len(pixels) == 1:
-                raise
-            self.batch_size = max(1, min(self.batch_size or 1, len(pixels)) // 2)
+        parts: list[ImageFeatures] = []
+        while len(pixels):
+            part = pixels[: self.batch_size]  # it may have been halved since the batch was cut
+            try:
+                features = self._on_device(part, spent)
+            except torch.cuda.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+            else:
+                parts.append(features)
+                pixels = pixels[len(part) :]
+                continue
+            # not inside the handler: there the exception still holds what the pass had allocated
+            assert self.batch_size is not None
+            self.batch_size = min(self.batch_size, len(part) // 2)
             torch.cuda.empty_cache()
-            halves = [self._features(half, spent) for half in pixels.chunk(2)]
-            return ImageFeatures(*map(torch.cat, zip(*halves, strict=True)))
+        return ImageFeatures(*map(torch.cat, zip(*parts, strict=True)))
 
     def _on_device(
         self, pixels: UInt8[Tensor, "images height width 3"], spent: Seconds

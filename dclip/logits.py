@@ -5,6 +5,7 @@ zeros has cosine 0 with everything.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,13 +22,13 @@ POOLED_SCALE = 5.0
 
 
 def pair_logits(
-    image_features: Float[Tensor, "images locations dim"],
-    text_features: Float[Tensor, "pairs dim"],
+    image_features: Float[Tensor, "*trials images locations dim"],
+    text_features: Float[Tensor, "*trials pairs dim"],
     *,
     dropped: Bool[Tensor, "images locations"] | None = None,
     local_scale: float = LOCAL_SCALE,
     pooled_scale: float = POOLED_SCALE,
-) -> Float[Tensor, "images 2 classes"]:
+) -> Float[Tensor, "*trials images 2 classes"]:
     r"""Absence and presence logit of every class, each pooled where its own prompt fits best.
 
     With unit features :math:`\hat z_l`, :math:`\hat t_k` and local similarities
@@ -37,8 +38,13 @@ def pair_logits(
         s_k = b \sum_l w_{lk} \, o_{lk}, \qquad
         w_{lk} = \frac{\exp o_{lk}}{\sum_m \exp o_{mk}}
 
+    Its gradient is taken in closed form, :math:`\partial s_k / \partial o_{lk} = b \, w_{lk}
+    (1 + o_{lk} - s_k / b)`, which needs fewer passes over memory than differentiating
+    step by step; it can be taken once, not twice.
+
     Args:
-        image_features: Local features, of any length.
+        image_features: Local features, of any length. Leading axes are trials that are computed
+            together, each with its own texts.
         text_features: Features of the prompt pairs, of any length: first all negative prompts,
             then all positive ones.
         dropped: Locations left out, as if the image did not have them; one at least must stay, or
@@ -61,18 +67,26 @@ def pair_logits(
         tensor([[[  0.],
                  [100.]]])
     """
-    similarity = local_scale * (_unit(image_features) @ _unit(text_features).mT)
-    pooled = (_spatial_weights(similarity, dropped) * similarity).sum(dim=1)
-    return _split_pairs(pooled_scale * pooled)
+    images, texts = at_least_float32(image_features), _unit(text_features)
+    _check_locations(images)
+    trials = images.shape[:-3]
+    together = math.prod(trials)
+    pooled: Tensor = _PooledCosine.apply(
+        images.reshape(together, *images.shape[-3:]),
+        texts.reshape(together, *texts.shape[-2:]),
+        dropped,
+        local_scale,
+    )
+    return _split_pairs(pooled_scale * pooled.reshape(*trials, *pooled.shape[1:]))
 
 
 def pooled_pair_logits(
-    pooled_features: Float[Tensor, "images pairs dim"],
-    text_features: Float[Tensor, "pairs dim"],
+    pooled_features: Float[Tensor, "*trials images pairs dim"],
+    text_features: Float[Tensor, "*trials pairs dim"],
     *,
     local_scale: float = LOCAL_SCALE,
     pooled_scale: float = POOLED_SCALE,
-) -> Float[Tensor, "images 2 classes"]:
+) -> Float[Tensor, "*trials images 2 classes"]:
     """Logits of features that were pooled beforehand, one for each prompt.
 
     It is :func:`pair_logits` at a single location, where each prompt brings its own feature.
@@ -89,7 +103,7 @@ def pooled_pair_logits(
     Raises:
         ValueError: If the number of prompts is odd.
     """
-    cosines = torch.einsum("ipd,pd->ip", _unit(pooled_features), _unit(text_features))
+    cosines = torch.einsum("...ipd,...pd->...ip", _unit(pooled_features), _unit(text_features))
     return _split_pairs(local_scale * pooled_scale * cosines)
 
 
@@ -114,18 +128,21 @@ def pool_locations(
     Raises:
         ValueError: If there is no location.
     """
+    _check_locations(image_features)
     unit_features = _unit(image_features)
-    weights = _spatial_weights(local_scale * (unit_features @ _unit(text_features).mT), dropped)
-    return weights.mT @ unit_features
+    similarity = local_scale * (unit_features @ _unit(text_features).mT)
+    if dropped is not None:
+        similarity = similarity.masked_fill(dropped[:, :, None], -math.inf)
+    return similarity.softmax(dim=1).mT @ unit_features
 
 
 def presence_probability(
-    pair_logits: Float[Tensor, "images 2 classes"],
-) -> Float[Tensor, "images classes"]:
+    pair_logits: Float[Tensor, "*trials images 2 classes"],
+) -> Float[Tensor, "*trials images classes"]:
     """Probability that a class is present: softmax over its pair.
 
     Args:
-        pair_logits: Logits; index 0 of the second axis says absent, index 1 present.
+        pair_logits: Logits; index 0 of the last axis but one says absent, index 1 present.
 
     Returns:
         Probabilities in [0, 1].
@@ -136,7 +153,7 @@ def presence_probability(
     """
     # A softmax over two is a sigmoid of the difference, which cannot overflow.
     pair_logits = at_least_float32(pair_logits)
-    return torch.sigmoid(pair_logits[:, 1] - pair_logits[:, 0])
+    return torch.sigmoid(pair_logits[..., 1, :] - pair_logits[..., 0, :])
 
 
 def zero_shot_scores(
@@ -174,26 +191,63 @@ def similarity_maps(
     return _unit(text_features) @ _unit(image_features).mT
 
 
-def _spatial_weights(
-    similarity: Float[Tensor, "images locations pairs"],
-    dropped: Bool[Tensor, "images locations"] | None,
-) -> Float[Tensor, "images locations pairs"]:
-    """Softmax over the locations that were not dropped, for each prompt on its own."""
-    if similarity.shape[1] == 0:
+class _PooledCosine(torch.autograd.Function):
+    """Scaled cosines of locations with unit texts, each text pooled by its own spatial softmax."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Float[Tensor, "trials images locations dim"],
+        texts: Float[Tensor, "trials pairs dim"],
+        dropped: Bool[Tensor, "images locations"] | None,
+        scale: float,
+    ) -> Float[Tensor, "trials images pairs"]:
+        norms = torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min_(1e-12)
+        similarity = torch.bmm(features.flatten(1, 2), texts.mT)
+        similarity = similarity.view(*features.shape[:3], texts.shape[1])
+        similarity *= scale / norms
+        seen = similarity
+        if dropped is not None:
+            seen = similarity.masked_fill(dropped[:, :, None], -math.inf)
+        weights = seen.softmax(dim=2)
+        pooled: Tensor = (weights * similarity).sum(dim=2)
+        ctx.scale = scale
+        ctx.save_for_backward(features, texts, norms, similarity, weights, pooled)
+        return pooled
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, gradient: Float[Tensor, "trials images pairs"]
+    ) -> tuple[Tensor, Tensor, None, None]:
+        features, texts, norms, similarity, weights, pooled = ctx.saved_tensors
+        # of the loss by each scaled cosine, o
+        by_cosine = (similarity - pooled[:, :, None]).add_(1).mul_(weights)
+        by_cosine *= gradient[:, :, None]
+        # part along the feature itself, which its normalisation takes away
+        along = (by_cosine * similarity).sum(dim=-1, keepdim=True)
+        by_cosine *= ctx.scale / norms
+        flat, all_features = by_cosine.flatten(1, 2), features.flatten(1, 2)
+        by_features = torch.bmm(flat, texts).view_as(features)
+        by_features.addcmul_(features, along / norms.square(), value=-1)
+        return by_features, torch.bmm(flat.mT, all_features), None, None
+
+
+def _check_locations(features: Float[Tensor, "*axes locations dim"]) -> None:
+    if features.shape[-2] == 0:
         raise ValueError("image features have no location; expected [images, locations, dim]")
-    if dropped is not None:
-        similarity = similarity.masked_fill(dropped[:, :, None], -math.inf)
-    return similarity.softmax(dim=1)
 
 
-def _split_pairs(logits: Float[Tensor, "images pairs"]) -> Float[Tensor, "images 2 classes"]:
+def _split_pairs(
+    logits: Float[Tensor, "*trials images pairs"],
+) -> Float[Tensor, "*trials images 2 classes"]:
     """Negatives, then positives, to an axis of polarity."""
-    if logits.shape[1] % 2:
+    if logits.shape[-1] % 2:
         raise ValueError(
-            f"prompt pairs need an even number of text features, got {logits.shape[1]}; "
+            f"prompt pairs need an even number of text features, got {logits.shape[-1]}; "
             "pass all negative prompts, then all positive ones"
         )
-    return logits.reshape(logits.shape[0], 2, logits.shape[1] // 2)
+    return logits.reshape(*logits.shape[:-1], 2, logits.shape[-1] // 2)
 
 
 def _unit(features: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:

@@ -13,7 +13,7 @@ from jaxtyping import Float16, Float32, Int8, Int64
 from torch import Tensor
 
 from dclip.paths import AnyPath, atomic_write
-from dclip.shards import SAMPLES, TEXT, ShardError, file_digest, npy_header, read_manifest
+from dclip.shards import SAMPLES, TEXT, ShardError, file_problem, npy_header, read_manifest
 
 
 def quantise(
@@ -197,16 +197,11 @@ class FeatureReader:
         return self._maps[shard]
 
     def _check(self, name: str, size: int | None, sha256: str | None) -> None:
-        path = self.folder / name
         if Path(name).name != name:
             raise self._bad(name, "not a plain file name")
-        if not path.is_file():
-            raise self._bad(name, "missing")
-        actual = path.stat().st_size
-        if size is not None and actual != size:
-            raise self._bad(name, f"{actual} bytes, not {size}: truncated or replaced")
-        if sha256 is not None and file_digest(path) != sha256:
-            raise self._bad(name, "its checksum differs from the manifest's: changed or foreign")
+        problem = file_problem(self.folder / name, size, sha256)
+        if problem:
+            raise self._bad(name, problem)
 
     def _bad(self, name: str, why: str) -> ShardError:
         return ShardError(

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 PresetName = Literal["author", "robust"]
 
 AUTHOR: dict[str, Any] = {
+    "initial": "random",
     "epochs": 50,
     "batch_size": 32,
     "optimizer": "sgd",
@@ -58,6 +59,10 @@ class Recipe(BaseModel):
     aggregation: Literal["project_then_pool", "pool_then_project"] = Field(
         "project_then_pool", description="order of image projection and spatial pooling"
     )
+    initial: Literal["aligned", "random"] = Field(
+        "aligned",
+        description="initial weights: aligned starts from what frozen CLIP sees, random from none",
+    )
     epochs: int = Field(20, ge=1, description="passes over the training images")
     batch_size: int = Field(32, ge=1, description="images per step, over all workers together")
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd (momentum) or adamw")
@@ -66,6 +71,16 @@ class Recipe(BaseModel):
     weight_decay: float = Field(5e-4, ge=0, description="weight decay of every parameter")
     warmup_epochs: int = Field(1, ge=0, description="first epochs, at the constant warmup_lr")
     warmup_lr: float = Field(1e-4, gt=0, description="learning rate of the warm-up epochs")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="keep a moving average of the weights, with this decay a step, and use it; "
+        "left out: none",
+    )
+    selection: Literal["last", "best_on_val"] = Field(
+        "last", description="weights to keep: of the last epoch, or of the best val/map"
+    )
     feature_cutout: float = Field(
         0.0,
         ge=0,

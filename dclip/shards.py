@@ -166,6 +166,29 @@ def file_digest(path: AnyPath) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_problem(path: AnyPath, size: int | None, sha256: str | None) -> str:
+    """What is wrong with a file; empty if it is as it was written.
+
+    Args:
+        path: Where it should be.
+        size: Bytes it was written with; None: not compared.
+        sha256: Checksum it was written with; None: not compared, and no byte is read.
+
+    Raises:
+        OSError: It cannot be read, or its object store not be reached.
+    """
+    if not path.is_file():
+        return "missing"
+    if size is not None:
+        with remote_errors(path), path.open("rb") as file:
+            actual = file.seek(0, os.SEEK_END)
+        if actual != size:
+            return f"{actual} bytes, not {size}: truncated or replaced"
+    if sha256 is not None and file_digest(path) != sha256:
+        return "its checksum differs from the manifest's: changed or foreign"
+    return ""
+
+
 def shard_name(number: int) -> str:
     """File name of one shard."""
     return f"shard-{number:06d}.tar"
@@ -405,9 +428,7 @@ def check_shard(folder: AnyPath, number: int, sidecar: Sidecar | None) -> str:
     path = folder / shard_name(number)
     if sidecar is None:
         return "cut short, or its sidecar is damaged" if path.is_file() else "missing"
-    if file_digest(path) != sidecar.sha256:
-        return "its checksum differs from the one it was written with"
-    return ""
+    return file_problem(path, sidecar.bytes, sidecar.sha256)
 
 
 class _TarWriter:

@@ -6,26 +6,27 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from dclip.model import DCLIP
 from dclip.paths import atomic_write
 from dclip.recipe import Recipe
 from dclip.shards import Manifest
-from dclip.training import build_model, load_state_tensors, state_tensors
+from dclip.trials import Training, build_model
 from pipeline.errors import StageError
 
-FORMAT = 1
-_STATE = "state.safetensors"
+FORMAT = 2
 _TEXT = "text_features.pairs"
 
 
 class About(BaseModel):
-    """Origin of a checkpoint; ``feature_space`` says which features it understands."""
+    """Origin of a checkpoint; ``feature_space`` says which features it understands.
+
+    ``epoch`` is the one its weights are of: the last, or the best on held-out images, as the
+    recipe's ``selection`` says.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,24 +38,31 @@ class About(BaseModel):
     class_names: list[str]
     recipe: Recipe
     seed: int
+    epoch: int = Field(ge=1)
     features: str
     history: list[dict[str, float]]
     commit: str | None
 
 
-def write_state(directory: Path, model: nn.Module, optimizer: Optimizer, epoch: int) -> None:
-    """Write what a training needs to go on after ``epoch``: weights and optimizer state."""
-    tensors = state_tensors(model, optimizer)
-    tensors["epoch"] = torch.tensor(epoch)
-    safetensors.torch.save_file(tensors, directory / _STATE)
+def write_state(path: Path, training: Training) -> None:
+    """Write all that a training needs to go on from where it stands."""
+    with atomic_write(path) as temporary:
+        safetensors.torch.save_file(training.state_tensors(), temporary)
 
 
-def read_state(directory: Path, model: nn.Module, optimizer: Optimizer) -> int:
-    """Restore in place what :func:`write_state` wrote; number of epochs done."""
-    tensors = safetensors.torch.load_file(directory / _STATE)
-    epoch = int(tensors.pop("epoch"))
-    load_state_tensors(model, optimizer, tensors)
-    return epoch
+def read_state(path: Path, training: Training) -> None:
+    """Restore in place what :func:`write_state` wrote of an equal training.
+
+    Raises:
+        StageError: The file is damaged, or of another training.
+    """
+    try:
+        training.load_state_tensors(safetensors.torch.load_file(path))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise StageError(
+            f"cannot go on from {path}: {reason}; delete it to train from the start"
+        ) from None
 
 
 def write_checkpoint(
@@ -81,17 +89,20 @@ def read_about(path: Path) -> About:
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata: dict[str, Any] = file.metadata() or {}
-        about = About.model_validate_json(metadata["dclip"])
+        found = json.loads(metadata["dclip"])
+        if found["format"] != FORMAT:
+            raise StageError(
+                f"{path} has format {found['format']}, this version reads {FORMAT}; train again"
+            )
+        about = About.model_validate(found)
     except FileNotFoundError:
         raise StageError(
             f"no checkpoint at {path}; run python -m pipeline.train with the same settings first"
         ) from None
-    except (OSError, KeyError, ValidationError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, ValidationError, json.JSONDecodeError) as error:
         raise _bad(path, error) from None
     except safetensors.SafetensorError as error:
         raise _bad(path, error) from None
-    if about.format != FORMAT:
-        raise StageError(f"{path} has format {about.format}, this version reads {FORMAT}")
     return about
 
 
@@ -105,7 +116,7 @@ def load_checkpoint(path: Path) -> tuple[DCLIP, Float32[Tensor, "pairs dim"], Ab
     try:
         tensors = safetensors.torch.load_file(path)
         texts = tensors.pop(_TEXT)
-        model = build_model(about.recipe, about.embed_dim, seed=about.seed)
+        model = build_model(about.recipe, about.embed_dim)
         model.load_state_dict(
             {name.removeprefix("model."): value for name, value in tensors.items()}, strict=True
         )

@@ -102,6 +102,8 @@ def ray_session(config: Config, *, dashboard: bool = False) -> Iterator[None]:
 def cause(error: BaseException) -> BaseException:
     """The exception a worker raised, out of the wrappers that Ray puts around it."""
     inner = getattr(error, "cause", None) or error.__cause__
+    if getattr(error, "actor_init_failed", False):
+        inner = error.args[0]
     failures = getattr(error, "worker_failures", None)
     if failures:
         inner = next(iter(failures.values()))

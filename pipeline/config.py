@@ -98,11 +98,31 @@ class TrainConfig(Recipe):
     workers: int = Field(
         1, ge=1, description="Ray Train workers; the global batch stays batch_size"
     )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="go on with as few workers when nodes are lost; left out: wait for all",
+    )
+    max_failures: int = Field(1, ge=0, description="restarts after a lost worker")
+    checkpoint_seconds: float = Field(
+        60,
+        gt=0,
+        description="resumable state is kept after each epoch, and this often within one",
+    )
+    cache: Literal["auto", "device", "ram", "none"] = Field(
+        "auto",
+        description="where features lie while training: device (copied to the GPU), ram (copied "
+        "once a node, shared by its workers), none (mapped from their files); auto: the GPU if "
+        "they fit, ram for remote ones if they fit, else none",
+    )
+    data_seed: int | None = Field(
+        None,
+        ge=0,
+        description="seed of the shuffle and of the held-out images; left out: seed",
+    )
     val_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of the training split held out for val/* metrics"
     )
-    checkpoint_every: int = Field(5, ge=1, description="epochs between resumable checkpoints")
-    max_failures: int = Field(1, ge=0, description="restarts after a lost worker")
 
     @property
     def recipe(self) -> Recipe:
@@ -223,6 +243,11 @@ class Config(BaseSettings):
         last = Path(place).name
         text = f"{kind}-{last}" if kind else last
         return "".join(c if c.isalnum() or c in "-_." else "-" for c in text).strip("-.")
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of the shuffle and of the held-out images."""
+        return self.seed if self.train.data_seed is None else self.train.data_seed
 
     @property
     def method(self) -> str:

@@ -55,9 +55,9 @@ def baseline_scores(
     """Scores of frozen CLIP, globally and locally, and of the linear probe."""
     import torch
 
+    from dclip.batches import hold_out
     from dclip.logits import similarity_maps, zero_shot_scores
     from dclip.methods.linear_probe import fit_linear_probe
-    from dclip.training import hold_out
 
     _, classes = test.text_features()
     local = torch.cat([similarity_maps(batch, classes).amax(-1) for batch, _ in _batches(test)])
@@ -66,7 +66,7 @@ def baseline_scores(
         "zero_shot_local": Scores(local, False),
     }
     if config.evaluate.linear_probe:
-        rows, _ = hold_out(len(train), config.train.val_fraction, seed=config.seed)
+        rows, _ = hold_out(len(train), config.train.val_fraction, seed=config.data_seed)
         probe = fit_linear_probe(
             lambda: _batches(train, rows=rows, seed=config.seed),
             embed_dim=train.manifest.dim,

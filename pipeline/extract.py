@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,9 +20,9 @@ from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
 from pipeline.features import (
     FeaturePlan,
+    complete_manifest,
     describe_backbone,
     finished,
-    is_complete,
     open_backbone,
     plan_features,
 )
@@ -58,10 +58,15 @@ class Task(NamedTuple):
     Attributes:
         plan: Position of its plan in the list of plans.
         number: Number of the shard.
+        name: What messages call the plan.
     """
 
     plan: int
     number: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"shard {self.number} of {self.name}"
 
 
 class Source(NamedTuple):
@@ -186,17 +191,17 @@ def extract(config: Config, plans: Sequence[FeaturePlan]) -> list[Extracted]:
     Raises:
         StageError: Too many images could not be read, or a worker failed.
     """
-    from dclip.shards import read_manifest
-
     sources: dict[int, Mapping[str, Source]] = {}
     tasks: list[Task] = []
+    complete: list[Manifest | None] = []
     made: Counter[int] = Counter()
     for position, plan in enumerate(plans):
         if plan.num_images == 0:
             raise StageError(f"split {plan.listing.split!r} of {config.dataset} holds no images")
         if config.extract.mode == "overwrite":
             _remove(plan, range(plan.num_shards))
-        elif is_complete(plan) and not config.extract.retry_failed:
+        complete.append(complete_manifest(plan))
+        if complete[position] is not None and not config.extract.retry_failed:
             continue
         there = finished(plan)
         missing = [
@@ -213,22 +218,21 @@ def extract(config: Config, plans: Sequence[FeaturePlan]) -> list[Extracted]:
             }
         if config.extract.mode == "extend" and missing:
             sources[position] = {**_earlier(plan), **sources.get(position, {})}
-        tasks += [Task(position, number) for number in missing]
+        tasks += [Task(position, number, plan.name) for number in missing]
         made[position] = len(missing)
     if tasks:
         _make_shards(config, plans, tasks, sources)
     results = []
-    for position, plan in enumerate(plans):
-        if not made[position] and is_complete(plan):
-            log.info("extract: nothing to do, %s is complete", plan.folder)
-            results.append(Extracted(plan, read_manifest(plan.folder), 0))
-        else:
+    for position, (plan, manifest) in enumerate(zip(plans, complete, strict=True)):
+        if manifest is None or made[position]:
             manifest = _publish(config, plan)
-            results.append(Extracted(plan, manifest, made[position]))
+        else:
+            log.info("extract: nothing to do, %s is complete", plan.folder)
+        results.append(Extracted(plan, manifest, made[position]))
     return results
 
 
-def _remove(plan: FeaturePlan, shards: Sequence[int]) -> None:
+def _remove(plan: FeaturePlan, shards: Iterable[int]) -> None:
     """Delete shards; the manifest first, so that the folder does not pass for complete."""
     from dclip.shards import MANIFEST, shard_name
 
@@ -332,24 +336,41 @@ def _make_shards(
             raise StageError(f"a worker failed: {error}; finished shards are kept") from None
 
 
+def _open_extractor(
+    config: Config,
+    device: str,
+    *,
+    batch_size: int | None,
+    threads: int = 1,
+    compile: bool = False,  # noqa: A002 - as the extractor has it
+) -> "Extractor":
+    """The backbone of the settings on a device, with threads that feed it."""
+    from dclip.extraction import Extractor
+
+    return Extractor(
+        open_backbone(config, device=device),
+        device=device,
+        kind=config.extract.kind,
+        precision=config.extract.precision,
+        batch_size=batch_size,
+        threads=threads,
+        compile=compile,
+    )
+
+
 class _Worker:
     """Actor that holds the backbone and makes shards."""
 
     def __init__(self, config: Config, device: str, threads: int) -> None:
-        from dclip.extraction import Extractor
-
         self._done: dict[Any, int] = {}
         # a GPU has work while another shard is read and written; CPUs are busy with that themselves
         self._slots = threading.Semaphore(2 if device == "cuda" else 1)
-        wanted = config.extract
-        self._extractor = Extractor(
-            open_backbone(config, device=device),
-            device=device,
-            kind=wanted.kind,
-            precision=wanted.precision,
-            batch_size=wanted.batch_size,
+        self._extractor = _open_extractor(
+            config,
+            device,
+            batch_size=config.extract.batch_size,
             threads=threads,
-            compile=wanted.compile,
+            compile=config.extract.compile,
         )
 
     def ready(self) -> None:
@@ -453,70 +474,55 @@ def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
     return manifest
 
 
-def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> dict[str, int]:
+def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> None:
     """Read every byte of all shards and compare it with the checksum it was written with.
 
     Args:
         plans: What to look at.
         repair: Delete what is damaged, to be made again, instead of raising.
 
-    Returns:
-        Number of damaged or missing shards by folder; all 0 unless ``repair``.
-
     Raises:
         StageError: A shard is damaged or missing; the message names the first ones.
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from dclip.shards import check_shard, read_manifest, shard_name
+    from dclip.shards import check_shard, file_problem, shard_name
     from pipeline.progress import progress
 
-    bad: dict[str, int] = {}
     lines: list[str] = []
     for plan in plans:
         sidecars = finished(plan)
+        damaged: list[int] = []
+        found: list[str] = []
         with (
             progress(f"verify {plan.name}", plan.num_shards, "shards") as bar,
             ThreadPoolExecutor(4) as threads,
         ):
-            found: list[int] = []
             checks = threads.map(
                 check_shard, [plan.folder] * len(sidecars), range(len(sidecars)), sidecars
             )
             for number, problem in enumerate(checks):
                 if problem:
-                    found.append(number)
-                    lines.append(f"{plan.folder / shard_name(number)}: {problem}")
+                    damaged.append(number)
+                    found.append(f"{plan.folder / shard_name(number)}: {problem}")
                 bar.advance(1)
-        bad[str(plan.folder)] = len(found)
-        if not found and not is_complete(plan):
-            lines.append(f"{plan.folder}: the manifest is missing or of another run")
-        elif not found:
-            manifest = read_manifest(plan.folder)
-            lines += _damaged_files(plan.folder, manifest.files)
+        if not damaged:
+            manifest = complete_manifest(plan)
+            if manifest is None:
+                found.append(f"{plan.folder}: the manifest is missing or of another run")
+            else:
+                for name, sha256 in manifest.files.items():
+                    problem = file_problem(plan.folder / name, None, sha256)
+                    if problem:
+                        found.append(f"{plan.folder / name}: {problem}")
         if repair and found:
-            _remove(plan, found)
-        elif repair and lines:
-            _remove(plan, [])
+            _remove(plan, damaged)
+        lines += found
     if lines and not repair:
         shown = "\n  ".join(lines[:10]) + (f"\n  and {len(lines) - 10} more" * (len(lines) > 10))
         raise StageError(f"damaged or missing:\n  {shown}\n--repair makes them again")
     for line in lines:
         log.warning("extract: %s; it is made again", line)
-    return bad
-
-
-def _damaged_files(folder: "AnyPath", files: Mapping[str, str]) -> list[str]:
-    from dclip.shards import file_digest
-
-    lines = []
-    for name, sha256 in files.items():
-        try:
-            if file_digest(folder / name) != sha256:
-                lines.append(f"{folder / name}: its checksum differs from the manifest's")
-        except FileNotFoundError:
-            lines.append(f"{folder / name}: missing")
-    return lines
 
 
 def all_plans(config: Config) -> list[FeaturePlan]:
@@ -572,6 +578,7 @@ def run(config: Config) -> Report:
 
 def _track(config: Config, results: Sequence[Extracted]) -> None:
     """Record what was made in MLflow; features that are complete do not depend on it."""
+    from dclip.shards import FAILURES
     from pipeline.tracking import Tracker
 
     try:
@@ -605,8 +612,7 @@ def _track(config: Config, results: Sequence[Extracted]) -> None:
                     **{f"seconds/{name}": spent for name, spent in manifest.seconds.items()},
                 }
             )
-            lines = "".join(failure.model_dump_json() + "\n" for failure in manifest.failures)
-            run.text(lines, "failures.jsonl")
+            run.text((plan.folder / FAILURES).read_text(encoding="utf-8"), FAILURES)
 
 
 def describe(config: Config) -> str:
@@ -645,7 +651,7 @@ def _estimate(
     from pipeline import cluster
 
     if os.environ.get("RAY_ADDRESS"):
-        workers, source = config.extract.workers or 1, "one worker"
+        workers = config.extract.workers or 1
         per = "a worker" if config.extract.workers is None else f"{workers} workers"
     else:
         device, _ = cluster.choose_device(config.device)
@@ -664,20 +670,13 @@ def _estimate(
 
 
 def _time_sample(config: Config, plan: FeaturePlan) -> tuple[float, int]:
-    """Seconds one worker takes for a few images of a plan, the first of them as a warm-up."""
+    """Seconds that one worker takes for the first images of a plan, once warm, and their number."""
     import torch
 
-    from dclip.extraction import Extractor
     from pipeline import cluster
 
     device, _ = cluster.choose_device(config.device)
-    extractor = Extractor(
-        open_backbone(config, device=device),
-        device=device,
-        kind=config.extract.kind,
-        precision=config.extract.precision,
-        batch_size=_SAMPLE,
-    )
+    extractor = _open_extractor(config, device, batch_size=_SAMPLE)
     rows = range(min(_SAMPLE, plan.num_images))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

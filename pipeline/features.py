@@ -1,6 +1,7 @@
 """Frozen features as all stages see them: what they are, where they lie, how they are opened."""
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,9 +16,9 @@ from pipeline.errors import StageError, UsageError
 if TYPE_CHECKING:
     from dclip.backbones import Backbone
     from dclip.data.listing import Listing
-    from dclip.paths import AnyPath, RemotePath
+    from dclip.paths import AnyPath
     from dclip.reader import FeatureReader
-    from dclip.shards import Sidecar, Storage
+    from dclip.shards import Manifest, Sidecar, Storage
 
 log = logging.getLogger(__name__)
 
@@ -249,35 +250,17 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
     Raises:
         UsageError: An unknown dataset, split, backbone or feature kind.
     """
-    views = config.extract.views if split == config.train_split else 0
-    clean, *augmented = (_plan(config, split, view) for view in range(views + 1))
-    return replace(clean, views=tuple(augmented))
-
-
-def _plan(config: Config, split: str, view: int) -> FeaturePlan:
+    from dclip.data.augment import VERSION
     from dclip.shards import FORMAT, digest
     from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
 
     wanted = config.extract
     listing = open_dataset(config, split)
     backbone = describe_backbone(config)
-    if wanted.kind not in backbone.paths:
-        raise UsageError(
-            f"backbone {backbone.name} has no features of kind {wanted.kind!r}; it has "
-            + ", ".join(backbone.paths)
-        )
+    space = _feature_space(backbone, wanted.kind)
+    feature_space = digest(space)
     num_images = min(len(listing), wanted.limit or len(listing))
-    space = {
-        "backbone": backbone.fingerprint,
-        "kind": wanted.kind,
-        "path": backbone.paths[wanted.kind],
-        "resolution": backbone.resolution,
-        "include_global_token": backbone.include_global_token,
-        "resize": "square, bilinear, antialiased",
-        "mean": list(backbone.mean),
-        "std": list(backbone.std),
-    }
-    source: dict[str, Any] = {
+    clean: dict[str, Any] = {
         "format": FORMAT,
         "listing": listing.identity(),
         "num_images": num_images,
@@ -285,42 +268,81 @@ def _plan(config: Config, split: str, view: int) -> FeaturePlan:
         "shard_size": wanted.shard_size,
         "storage": wanted.storage,
     }
-    if view:
-        from dclip.data.augment import VERSION
-
-        source |= {"view": view, "view_seed": wanted.view_seed, "augmentation": VERSION}
-    fingerprint = digest({"space": space, "source": source})
-    words = [backbone.name, wanted.kind, split, *([f"view{view}"] if view else [])]
-    slug = "-".join(
-        "".join(c if c.isalnum() or c in "-_" else "-" for c in word).strip("-") for word in words
-    ).lower()
     place = config.output.absolute() / "features" if config.features is None else config.features
-    return FeaturePlan(
-        folder=place / config.dataset_slug / f"{slug}-{fingerprint[:12]}",
-        listing=listing,
-        space=space,
-        source=source,
-        feature_space=digest(space),
-        fingerprint=fingerprint,
-        num_images=num_images,
-        shard_size=wanted.shard_size,
-        view=view,
-        view_seed=wanted.view_seed,
-        storage=wanted.storage,
-    )
+
+    def plan(view: int) -> FeaturePlan:
+        augmented = {"view": view, "view_seed": wanted.view_seed, "augmentation": VERSION}
+        source = {**clean, **augmented} if view else clean
+        fingerprint = digest({"space": space, "source": source})
+        words = [backbone.name, wanted.kind, split, *([f"view{view}"] if view else [])]
+        slug = "-".join(
+            "".join(c if c.isalnum() or c in "-_" else "-" for c in word).strip("-")
+            for word in words
+        ).lower()
+        return FeaturePlan(
+            folder=place / config.dataset_slug / f"{slug}-{fingerprint[:12]}",
+            listing=listing,
+            space=space,
+            source=source,
+            feature_space=feature_space,
+            fingerprint=fingerprint,
+            num_images=num_images,
+            shard_size=wanted.shard_size,
+            view=view,
+            view_seed=wanted.view_seed,
+            storage=wanted.storage,
+        )
+
+    views = wanted.views if split == config.train_split else 0
+    return replace(plan(0), views=tuple(map(plan, range(1, views + 1))))
 
 
-def is_complete(plan: FeaturePlan) -> bool:
-    """Whether the manifest stands, and every shard with the size it says."""
-    from dclip.shards import ShardError, read_manifest, shard_sizes
+def _feature_space(backbone: BackboneInfo, kind: str) -> dict[str, Any]:
+    """What gives features of a kind their meaning."""
+    if kind not in backbone.paths:
+        raise UsageError(
+            f"backbone {backbone.name} has no features of kind {kind!r}; it has "
+            + ", ".join(backbone.paths)
+        )
+    return {
+        "backbone": backbone.fingerprint,
+        "kind": kind,
+        "path": backbone.paths[kind],
+        "resolution": backbone.resolution,
+        "include_global_token": backbone.include_global_token,
+        "resize": "square, bilinear, antialiased",
+        "mean": list(backbone.mean),
+        "std": list(backbone.std),
+    }
+
+
+def complete_manifest(plan: FeaturePlan) -> "Manifest | None":
+    """The manifest of a plan, if it stands and every shard has the size it says; else None.
+
+    Raises:
+        OSError: An object store cannot be reached.
+    """
+    from dclip.shards import ShardError, read_manifest
 
     try:
         manifest = read_manifest(plan.folder)
     except ShardError:
-        return False
-    sizes = shard_sizes(plan.folder)
-    whole = all(sizes.get(entry.name) == entry.bytes for entry in manifest.shards)
-    return whole and manifest.fingerprint == plan.fingerprint
+        return None
+    is_ours = manifest.fingerprint == plan.fingerprint
+    return manifest if is_ours and not _missing_shards(plan.folder, manifest) else None
+
+
+def is_complete(plan: FeaturePlan) -> bool:
+    """Whether the features of a plan are all there, by name and size."""
+    return complete_manifest(plan) is not None
+
+
+def _missing_shards(folder: "AnyPath", manifest: "Manifest") -> list[str]:
+    """Names of the shards that a folder does not have in the size its manifest says."""
+    from dclip.shards import shard_sizes
+
+    sizes = shard_sizes(folder)
+    return [entry.name for entry in manifest.shards if sizes.get(entry.name) != entry.bytes]
 
 
 def finished(plan: FeaturePlan) -> "list[Sidecar | None]":
@@ -347,7 +369,7 @@ def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) 
 
     try:
         places = [
-            place if isinstance(place, Path) else _local_copy(place, output / "features")
+            place if isinstance(place, Path) else copy_features(place, output / "features")
             for place in map(as_path, folders)
         ]
         return FeatureReader(places[0], views=places[1:], verify=verify)
@@ -355,10 +377,13 @@ def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) 
         raise StageError(str(error)) from None
 
 
-def _local_copy(folder: "RemotePath", cache: Path) -> Path:
-    """A copy of a remote folder; the manifest comes last, so a copy that has one is whole."""
+def copy_features(folder: "AnyPath", cache: Path) -> Path:
+    """A copy of a folder of features, which copies what is missing of an earlier one.
+
+    The manifest comes last, so that a copy that has one is whole.
+    """
     from dclip.paths import atomic_write
-    from dclip.shards import MANIFEST, ShardError, read_manifest, shard_sizes
+    from dclip.shards import MANIFEST, ShardError, read_manifest
     from pipeline.progress import progress
 
     target = cache / folder.parent.name / folder.name
@@ -366,8 +391,7 @@ def _local_copy(folder: "RemotePath", cache: Path) -> Path:
         manifest = read_manifest(target)
     except ShardError:
         manifest = read_manifest(folder)
-    sizes = shard_sizes(target)
-    missing = [entry.name for entry in manifest.shards if sizes.get(entry.name) != entry.bytes]
+    missing = _missing_shards(target, manifest)
     missing += [name for name in (*manifest.files, MANIFEST) if not (target / name).is_file()]
     if missing:
         log.info("features: copying %d files of %s to %s", len(missing), folder, target)
@@ -375,6 +399,9 @@ def _local_copy(folder: "RemotePath", cache: Path) -> Path:
         with progress("copy", len(missing), "files") as bar:
             for name in missing:
                 with atomic_write(target / name) as temporary:
-                    (folder / name).get(temporary)
+                    if isinstance(folder, Path):
+                        shutil.copyfile(folder / name, temporary)
+                    else:
+                        (folder / name).get(temporary)
                 bar.advance(1)
     return target

@@ -22,7 +22,7 @@ class Pool(Generic[Task]):
 
     A worker that dies gives its tasks back and is replaced; they go to whoever is free, so that a
     lost node costs its unfinished tasks only. A task that loses its worker five times is taken for
-    the cause.
+    the cause. An exception, be it of a task or of an actor's ``__init__``, ends the work at once.
 
     Args:
         start: Starts an actor with methods ``ready()``, ``progress()`` (units done of unfinished
@@ -55,7 +55,7 @@ class Pool(Generic[Task]):
             units done so far of tasks that are under way.
 
         Raises:
-            StageError: A task failed, or lost its worker too often.
+            StageError: An actor could not be made, a task failed, or it lost its worker too often.
         """
         import ray
         from ray.exceptions import RayActorError, RayError
@@ -80,10 +80,11 @@ class Pool(Generic[Task]):
                 worker = self._starting[reference] if is_new else self._running[reference][1]
                 try:
                     result = ray.get(reference)
-                except RayActorError as error:
-                    self._lose(worker, " ".join(str(error).split()))
                 except RayError as error:
-                    raise StageError(" ".join(str(cause(error)).split())) from None
+                    is_lost = isinstance(error, RayActorError) and not error.actor_init_failed
+                    if not is_lost:  # an exception, which another worker would raise too
+                        raise StageError(" ".join(str(cause(error)).split())) from None
+                    self._lose(worker, " ".join(str(error).split()))
                 else:
                     if is_new:
                         self._ready.append(self._starting.pop(reference))

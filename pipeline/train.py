@@ -7,7 +7,6 @@ resumable checkpoints, records each epoch, and writes one safetensors file.
 import json
 import logging
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import Report, main
 from pipeline.config import Config, TrainConfig
-from pipeline.errors import StageError
+from pipeline.errors import StageError, UsageError
 
 if TYPE_CHECKING:
+    from dclip.reader import FeatureReader
+    from dclip.trials import Training
     from pipeline.features import FeaturePlan
     from pipeline.tracking import TrackedRun
 
@@ -34,9 +35,9 @@ examples:
   python -m pipeline.train --preset author --workers 2    the published recipe, two workers
 A run that was stopped goes on from its last checkpoint; finished settings are not trained again."""
 
-_HISTORY = "history.jsonl"
+_HISTORY, STATE = "history.jsonl", "state.safetensors"
 # where and how often, not what: these do not change the trained weights
-_PLACEMENT = {"workers", "checkpoint_every", "max_failures"}
+_PLACEMENT = {"workers", "min_workers", "max_failures", "checkpoint_seconds", "cache"}
 
 
 def checkpoint_path(config: Config, plan: "FeaturePlan") -> Path:
@@ -73,18 +74,18 @@ def run(config: Config) -> Report:
     else:
         log.info("train: nothing to do, %s stands", path)
     about = read_about(path)
-    last = about.history[-1]
+    kept = about.history[about.epoch - 1]
     sys.stdout.write(
-        f"{about.method}: epoch {last['epoch']:.0f}, loss {last['loss']:.4f}, "
-        f"val/map {_percent(last.get('val_map'))}, "
-        f"inter-class cosine {last['inter_class_cosine']:.3f}, at {path}\n"
+        f"{about.method}: epoch {about.epoch} ({about.recipe.selection}), loss "
+        f"{kept['loss']:.4f}, val/map {_percent(kept.get('val_map'))}, inter-class cosine "
+        f"{_number(kept.get('inter_class_cosine'))}, at {path}\n"
     )
     return {
         "stage": "train",
         "method": about.method,
         "checkpoint": str(path),
         "trained_now": made,
-        "final": last,
+        "final": kept,
         "seconds": round(time.perf_counter() - started, 2),
     }
 
@@ -93,8 +94,12 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
 def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
-    from dclip.training import build_model, build_optimizer, check_recipe
+    from dclip.training import check_recipe
     from pipeline import cluster
     from pipeline.checkpoints import FORMAT, About, read_state, write_checkpoint
     from pipeline.features import open_features
@@ -109,6 +114,7 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
     settings = {
         "train": config.train.model_dump(),
         "seed": config.seed,
+        "data_seed": config.data_seed,
         "features": plan.folders,
         "output": str(config.output.absolute()),
         "folder": str(folder),
@@ -122,10 +128,9 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
             cluster.ray_session(config),
             _follow(folder / _HISTORY, config.train.epochs, config.method, tracked),
         ):
-            state = _fit_on_ray(config, settings, folder)
-        texts, _ = reader.text_features()
-        model = build_model(config.train, reader.manifest.dim, seed=config.seed)
-        read_state(state, model, build_optimizer(model, config.train))
+            _fit_on_ray(config, settings, folder)
+        training = begin(config.train, reader, seed=config.seed)
+        read_state(folder / STATE, training)
         about = About(
             format=FORMAT,
             method=config.method,
@@ -135,13 +140,24 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
             class_names=list(reader.class_names),
             recipe=config.train.recipe,
             seed=config.seed,
+            epoch=training.best_epoch(),
             features=plan.fingerprint,
             history=_read_history(folder / _HISTORY),
             commit=git_commit(),
         )
-        write_checkpoint(path, model, texts, about)
+        write_checkpoint(path, training.model(), training.texts, about)
+        tracked.tags({"dclip.selection": config.train.selection, "dclip.epoch": str(about.epoch)})
         tracked.artifact(path, "projectors")
         tracked.text(config.model_dump_json(indent=1), "config.json")
+
+
+def begin(
+    recipe: TrainConfig, reader: "FeatureReader", *, seed: int, device: str = "cpu"
+) -> "Training":
+    """One fresh trial on these features."""
+    from dclip.trials import Training
+
+    return Training([recipe.recipe], reader.text_features()[0], seeds=[seed], device=device)
 
 
 def run_params(config: Config, plan: "FeaturePlan") -> dict[str, Any]:
@@ -156,33 +172,41 @@ def run_params(config: Config, plan: "FeaturePlan") -> dict[str, Any]:
     }
 
 
-def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> Path:
-    """Run the workers; folder of the last checkpoint."""
+def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> None:
+    """Run the workers until the last epoch's state is written."""
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from pipeline import cluster
 
     device, why = cluster.choose_device(config.device)
-    workers, epochs = config.train.workers, config.train.epochs
-    log.info("train: %s: %d epochs on %d x %s (%s)", folder.name, epochs, workers, device, why)
+    train = config.train
     resource = "GPU" if device == "cuda" else "CPU"
     available = int(ray.cluster_resources().get(resource, 0))
-    if config.train.workers > available:
+    least = train.workers if train.min_workers is None else train.min_workers
+    if least > train.workers:
+        raise UsageError(
+            f"--train.min-workers {least} is more than --train.workers {train.workers}"
+        )
+    if least > available:
         raise StageError(
-            f"--train.workers {config.train.workers}: the cluster has {available} {resource}s; "
+            f"--train.workers {train.workers}: the cluster has {available} {resource}s; "
             "ask for fewer workers or add nodes"
         )
+    log.info("train: %s: %d workers on %s (%s)", folder.name, train.workers, device, why)
     trainer = TorchTrainer(
         _worker,
         train_loop_config=dict(settings),
-        scaling_config=ScalingConfig(num_workers=config.train.workers, use_gpu=device == "cuda"),
+        scaling_config=ScalingConfig(
+            num_workers=train.workers if least == train.workers else (least, train.workers),
+            use_gpu=device == "cuda",
+            resources_per_worker=None if device == "cuda" else {"CPU": _cpus_each(train.workers)},
+        ),
         run_config=RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=config.train.max_failures),
+            name="ray",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=train.max_failures),
         ),
     )
     try:
@@ -190,14 +214,20 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> Pa
     except ray.train.TrainingFailedError as error:
         reason = " ".join(str(cluster.cause(error)).split())
         raise StageError(
-            f"training {folder.name} failed: {reason}; the same command goes on from the last "
-            "checkpoint"
+            f"training {folder.name} failed: {reason}; the same command goes on from its last state"
         ) from None
     if isinstance(result.return_value, str):
         raise StageError(f"training {folder.name} diverged: {result.return_value}")
-    if result.checkpoint is None:
-        raise StageError(f"training {folder.name} left no checkpoint; delete {folder} and repeat")
-    return Path(result.checkpoint.path)
+
+
+def _cpus_each(workers: int) -> int:
+    """CPUs of a worker, which are its threads: the node's with the fewest, shared out."""
+    import ray
+
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    smallest = min(count for count in cpus if count > 0)
+    total = sum(cpus)
+    return max(1, min(smallest, total // workers))
 
 
 def _worker(settings: dict[str, Any]) -> str | None:
@@ -205,70 +235,61 @@ def _worker(settings: dict[str, Any]) -> str | None:
     import ray.train
     import ray.train.torch
 
+    from dclip.batches import hold_out
     from dclip.paths import write_text
-    from dclip.training import (
-        DivergenceError,
-        EpochReport,
-        build_model,
-        build_optimizer,
-        fit,
-        hold_out,
-    )
+    from dclip.training import DivergenceError, EpochReport, fit
+    from pipeline.cache import cached_features
     from pipeline.checkpoints import read_state, write_state
-    from pipeline.features import open_features
 
     config = TrainConfig.model_validate(settings["train"])
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    reader = open_features(settings["features"], Path(settings["output"]), verify=False)
-    texts = reader.text_features()[0].to(device)
-    rows, val_rows = hold_out(len(reader), config.val_fraction, seed=settings["seed"])
-    model = build_model(config, reader.manifest.dim, seed=settings["seed"]).to(device)
-    optimizer = build_optimizer(model, config)
-    history_file = Path(settings["folder"]) / _HISTORY
-    history: list[dict[str, float]] = []
-    done = 0
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as directory:
-            done = read_state(Path(directory), model, optimizer)
-        history = _read_history(history_file)[:done]
-    if rank == 0:
-        write_text(history_file, "".join(json.dumps(line) + "\n" for line in history))
+    folder = Path(settings["folder"])
+    history_file, state = folder / _HISTORY, folder / STATE
+    saved = time.monotonic()
 
-    def on_epoch(report: EpochReport) -> None:
-        line = {name: value for name, value in report._asdict().items() if value == value}
+    def save() -> None:
+        nonlocal saved
         if rank == 0:
+            write_state(state, training)
+            saved = time.monotonic()
+
+    def on_epoch(reports: list[EpochReport]) -> None:
+        if rank == 0:
+            line = {name: value for name, value in reports[0]._asdict().items() if value == value}
             with history_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        if report.epoch % config.checkpoint_every and report.epoch != config.epochs:
-            return
-        with tempfile.TemporaryDirectory() as directory:
-            saved = None
-            if rank == 0:
-                write_state(Path(directory), model, optimizer, report.epoch)
-                saved = ray.train.Checkpoint.from_directory(directory)
-            ray.train.report(line, checkpoint=saved)
+        save()
 
-    wrapped = ray.train.torch.prepare_model(model) if workers > 1 else model
-    try:
-        fit(
-            wrapped,
-            optimizer,
-            reader,
-            rows,
-            texts,
-            config,
-            seed=settings["seed"],
-            val_rows=val_rows,
-            first_epoch=done,
-            rank=rank,
-            workers=workers,
-            on_epoch=on_epoch,
-        )
-    except DivergenceError as error:
-        return str(error)
+    def on_step() -> None:
+        if time.monotonic() - saved > config.checkpoint_seconds:
+            save()
+
+    with cached_features(
+        settings["features"], Path(settings["output"]), cache=config.cache, device=device
+    ) as (reader, features):
+        training = begin(config, reader, seed=settings["seed"], device=str(device))
+        if state.is_file():
+            read_state(state, training)
+        if rank == 0:
+            history = _read_history(history_file)[: training.epoch]
+            write_text(history_file, "".join(json.dumps(line) + "\n" for line in history))
+        rows, val_rows = hold_out(len(reader), config.val_fraction, seed=settings["data_seed"])
+        try:
+            fit(
+                training,
+                features,
+                rows,
+                seed=settings["data_seed"],
+                val_rows=val_rows,
+                rank=rank,
+                workers=workers,
+                on_epoch=on_epoch,
+                on_step=on_step,
+            )
+        except DivergenceError as error:
+            return str(error)
     return None
 
 
@@ -324,12 +345,12 @@ def metric_names(line: Mapping[str, float]) -> dict[str, float]:
 def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
     from dclip.shards import MANIFEST
-    from dclip.training import build_model
+    from dclip.trials import build_model
     from pipeline.features import describe_backbone, plan_features
 
     plan = plan_features(config, config.train_split)
     path = checkpoint_path(config, plan)
-    model = build_model(config.train, describe_backbone(config).embed_dim, seed=config.seed)
+    model = build_model(config.train, describe_backbone(config).embed_dim)
     held = round(plan.num_images * config.train.val_fraction)
     features = "complete" if (plan.folder / MANIFEST).is_file() else "not extracted yet"
     return "\n".join(

@@ -9,19 +9,14 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from dclip.training import (
-    EpochReport,
-    build_model,
-    build_optimizer,
-    fit,
-    hold_out,
-)
+from dclip.batches import hold_out
+from dclip.training import EpochReport, fit
 from pipeline.checkpoints import read_state, write_state
 from pipeline.config import Config, TrainConfig
 from pipeline.features import open_features
 from pipeline.progress import Progress
 from pipeline.tracking import TrackedRun, Tracker, flat
-from pipeline.train import metric_names
+from pipeline.train import STATE, begin, metric_names
 
 POINT = "point"
 
@@ -38,38 +33,25 @@ def trial(space: dict[str, Any], settings: Mapping[str, Any]) -> None:
     """
     config = TrainConfig.model_validate({**settings["train"], **space[POINT]})
     reader = open_features(settings["features"], Path(settings["output"]), verify=False)
-    texts = reader.text_features()[0].to(settings["device"])
+    training = begin(config, reader, seed=settings["seed"], device=settings["device"])
     rows, val_rows = hold_out(len(reader), config.val_fraction, seed=settings["seed"])
-    model = build_model(config, reader.manifest.dim, seed=settings["seed"]).to(texts.device)
-    optimizer = build_optimizer(model, config)
-    done = 0
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
-            done = read_state(Path(directory), model, optimizer)
+            read_state(Path(directory) / STATE, training)
 
-    def on_epoch(report: EpochReport) -> None:
+    def on_epoch(reports: list[EpochReport]) -> None:
+        (report,) = reports
         if math.isnan(report.val_map):
             raise ValueError(
                 "none of the held-out images has a class to compare trials by; raise"
                 " --train.val-fraction"
             )
         with tempfile.TemporaryDirectory() as directory:
-            write_state(Path(directory), model, optimizer, report.epoch)
+            write_state(Path(directory) / STATE, training)
             tune.report(report._asdict(), checkpoint=tune.Checkpoint.from_directory(directory))
 
-    fit(
-        model,
-        optimizer,
-        reader,
-        rows,
-        texts,
-        config,
-        seed=settings["seed"],
-        val_rows=val_rows,
-        first_epoch=done,
-        on_epoch=on_epoch,
-    )
+    fit(training, reader, rows, seed=settings["seed"], val_rows=val_rows, on_epoch=on_epoch)
 
 
 class TrialRuns(tune.Callback):  # type: ignore[misc]

@@ -1,11 +1,13 @@
 """Fixtures shared by all tests: device, seed, stores on this machine, and optional real samples."""
 
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote
 
 import pytest
@@ -37,6 +39,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real samples at {folder} (set DCLIP_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trees() -> Iterator[ModuleType]:
+    """The writers of tiny data sets in ``tests/dclip/data/trees.py``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tests" / "dclip" / "data"))
+        yield importlib.import_module("trees")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from dclip.data.listing import check_key, digest
 from dclip.data.segmentation import (
     IGNORE_INDEX,
     MaskFolderListing,
+    Phrased,
     SegmentationSample,
     check_sizes,
 )
@@ -42,7 +43,7 @@ class PaintedObject(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class PaintedListing:
+class PaintedListing(Phrased):
     """Images whose instances are painted one over the other when a mask is asked for.
 
     Attributes:
@@ -72,22 +73,10 @@ class PaintedListing:
     ignore_index: int = IGNORE_INDEX
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Display names in the order of mask values."""
-        return tuple(names[0] for names in self.phrasings)
-
-    @property
     def image_paths(self) -> tuple[Path, ...]:
         """Image file of each sample."""
         folder = cast("Path", self.image_dir)  # the data sets with masks take no URL
         return tuple(folder / name for name in self.file_names)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def key(self, index: int) -> str:
-        """The image id."""
-        return self.keys[index]
 
     def read(self, index: int) -> SegmentationSample:
         """The image and its painted mask; without an instance all of it is background.

@@ -32,8 +32,8 @@ class Sample(NamedTuple):
 
 
 @runtime_checkable
-class Listing(Protocol):
-    """One split of one data set.
+class Split(Protocol):
+    """One split of one data set, whatever its annotations are.
 
     An implementation holds plain values and paths, no open files, so that it can be pickled and
     sent to workers; they read the samples they are given the indices of.
@@ -51,14 +51,23 @@ class Listing(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of the label vector."""
+        """In the order of the label vector, or of the mask's values."""
         ...
 
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> str:
-        """A name for sample ``index``, unique in the listing: letters, digits, ``_`` and ``-``."""
+        """A name for sample ``index``, unique in the split: letters, digits, ``_`` and ``-``."""
         ...
+
+    def identity(self) -> dict[str, str | int]:
+        """What tells this split from every other, as JSON-able values; pixels are not read."""
+        ...
+
+
+@runtime_checkable
+class Listing(Split, Protocol):
+    """One split of one data set with a label vector for each image."""
 
     def read(self, index: int) -> Sample:
         """Image and labels of sample ``index``.
@@ -69,13 +78,26 @@ class Listing(Protocol):
         """
         ...
 
-    def identity(self) -> dict[str, str | int]:
-        """What tells this listing from every other, as JSON-able values; pixels are not read."""
-        ...
+
+class Keyed:
+    """A split that holds the keys of its samples.
+
+    Attributes:
+        keys: One per sample, unique.
+    """
+
+    keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def key(self, index: int) -> str:
+        """The name of sample ``index``."""
+        return self.keys[index]
 
 
 @dataclass(frozen=True, eq=False)
-class ImageListing:
+class ImageListing(Keyed):
     """Images in a folder with a table of label vectors; images are read when asked for.
 
     Attributes:
@@ -99,13 +121,6 @@ class ImageListing:
         repr=False
     )
     options: Mapping[str, str] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def key(self, index: int) -> str:
-        """The name of a sample."""
-        return self.keys[index]
 
     def read(self, index: int) -> Sample:
         """The image and its label vector.

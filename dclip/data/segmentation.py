@@ -10,7 +10,7 @@ from jaxtyping import Int8, UInt8
 from PIL import Image
 
 from dclip.data.images import DECODING_ERRORS, MAX_PIXELS, ImageError, read_image
-from dclip.data.listing import ImageListing, check_key, digest
+from dclip.data.listing import ImageListing, Keyed, Split, check_key, digest
 
 IGNORE_INDEX = 255
 """Value of the pixels of a mask that no measure counts."""
@@ -34,29 +34,13 @@ class SegmentationSample(NamedTuple):
 
 
 @runtime_checkable
-class SegmentationListing(Protocol):
+class SegmentationListing(Split, Protocol):
     """One split of one data set with masks.
 
     Masks are in column order: value ``k`` stands for ``class_names[k]``. Where background is a
     class of its own it is the first, named `BACKGROUND`; where it is none, its pixels are
-    `IGNORE_INDEX`. As with `dclip.data.listing.Listing`, an implementation can be pickled and holds
-    no open file.
+    `IGNORE_INDEX`.
     """
-
-    @property
-    def name(self) -> str:
-        """The data set, such as ``"ade20k"``."""
-        ...
-
-    @property
-    def split(self) -> str:
-        """Which part of it, such as ``"validation"``."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Display names in the order of mask values."""
-        ...
 
     @property
     def phrasings(self) -> tuple[tuple[str, ...], ...]:
@@ -73,12 +57,6 @@ class SegmentationListing(Protocol):
         """Image file of each sample."""
         ...
 
-    def __len__(self) -> int: ...
-
-    def key(self, index: int) -> str:
-        """A name for sample ``index``, unique in the listing: letters, digits, ``_`` and ``-``."""
-        ...
-
     def read(self, index: int) -> SegmentationSample:
         """Image and mask of sample ``index``; an unreadable one of them is an ``ImageError``."""
         ...
@@ -87,13 +65,24 @@ class SegmentationListing(Protocol):
         """The mask alone; the image is not looked at."""
         ...
 
-    def identity(self) -> dict[str, str | int]:
-        """What tells this listing from every other, as JSON-able values; pixels are not read."""
-        ...
+
+class Phrased(Keyed):
+    """A split that holds what to call its classes.
+
+    Attributes:
+        phrasings: What to call each class, display name first, in the order of mask values.
+    """
+
+    phrasings: tuple[tuple[str, ...], ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Display names in the order of mask values."""
+        return tuple(names[0] for names in self.phrasings)
 
 
 @dataclass(frozen=True, eq=False)
-class MaskFolderListing:
+class MaskFolderListing(Phrased):
     """Images and PNG masks side by side, whose values a table translates to class positions.
 
     Attributes:
@@ -128,18 +117,6 @@ class MaskFolderListing:
             if check_key(key) in seen:
                 raise ValueError(f"split {self.split!r} of {self.name} lists {key} twice")
             seen.add(key)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Display names in the order of mask values."""
-        return tuple(names[0] for names in self.phrasings)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def key(self, index: int) -> str:
-        """The file name without what all of them share."""
-        return self.keys[index]
 
     def read(self, index: int) -> SegmentationSample:
         """The image and its translated mask.

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from dclip.data.images import ImageError, read_image
-from dclip.data.listing import Sample, check_key, digest
+from dclip.data.listing import Keyed, Sample, check_key, digest
 from dclip.paths import RemotePath, as_path, is_remote, remote_errors
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -34,7 +34,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 @dataclass(frozen=True, eq=False)
-class WebdatasetListing:
+class WebdatasetListing(Keyed):
     """A split whose images lie in tars; each is read from its place in its tar.
 
     Attributes:
@@ -58,13 +58,6 @@ class WebdatasetListing:
     sizes: Int64[np.ndarray, " images"] = field(repr=False)
     labels: UInt8[np.ndarray, "images classes"] = field(repr=False)
     name: str = "webdataset"
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def key(self, index: int) -> str:
-        """The member's name without suffix."""
-        return self.keys[index]
 
     def read(self, index: int) -> Sample:
         """The image and its label vector.

@@ -15,14 +15,14 @@ PROBABILITY_FLOOR = 1e-6
 
 
 def asymmetric_loss(
-    pair_logits: Float[Tensor, "images 2 classes"],
+    pair_logits: Float[Tensor, "*trials images 2 classes"],
     labels: Shaped[Tensor, "images classes"],
     *,
     gamma_neg: float = 2.0,
     gamma_pos: float = 1.0,
     clip: float = 0.05,
     reduction: Literal["sum", "mean"] = "sum",
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, "*trials"]:
     r"""Cross-entropy of each pair, in which easy negatives fade faster than easy positives.
 
     With the pair's softmax :math:`p^+ = 1 - p^- = \sigma(s^+ - s^-)`, the shifted
@@ -36,8 +36,9 @@ def asymmetric_loss(
     and clip it is binary cross-entropy with logits :math:`s^+ - s^-`.
 
     Args:
-        pair_logits: Index 0 of the second axis is the absence logit :math:`s^-`, index 1 the
-            presence logit :math:`s^+`. Half precision is computed in float32.
+        pair_logits: Index 0 of the last axis but one is the absence logit :math:`s^-`, index 1
+            the presence logit :math:`s^+`. Half precision is computed in float32. Leading axes are
+            trials on the same images.
         labels: Label vectors :math:`y`, entries 1 (present), 0 (absent) or -1 (unknown; the entry
             costs nothing and has no gradient).
         gamma_neg: Focusing exponent :math:`\gamma_-` of the absent classes, at least 0.
@@ -47,7 +48,7 @@ def asymmetric_loss(
             labels.
 
     Returns:
-        The loss in nats; 0 where no label is known.
+        The loss in nats, of each trial; 0 where no label is known.
 
     Raises:
         ValueError: If the shapes do not match, a label is none of 1, 0, -1, an exponent is
@@ -63,7 +64,28 @@ def asymmetric_loss(
         tensor(0.4676)
     """
     _check(pair_logits, labels, gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip)
-    margin = at_least_float32(pair_logits[:, 1]) - at_least_float32(pair_logits[:, 0])
+    check_labels(labels)
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+    total = summed_asymmetric_loss(
+        pair_logits, labels, gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip
+    )
+    if reduction == "mean":
+        total = total / (labels != -1).sum().clamp(min=1)
+    return total
+
+
+def summed_asymmetric_loss(
+    pair_logits: Float[Tensor, "*trials images 2 classes"],
+    labels: Shaped[Tensor, "images classes"],
+    *,
+    gamma_neg: float,
+    gamma_pos: float,
+    clip: float,
+) -> Float[Tensor, "*trials"]:
+    """:func:`asymmetric_loss` of arguments that were checked: it never waits for the device."""
+    absent, present = at_least_float32(pair_logits).unbind(-2)
+    margin = present - absent
     absence = torch.sigmoid(-margin)
     shifted_absence = (absence + clip).clamp(max=1)
 
@@ -78,28 +100,30 @@ def asymmetric_loss(
     focus_present = absence.detach() ** gamma_pos
     focus_absent = (1 - shifted_absence.detach()) ** gamma_neg
     losses = -torch.where(labels == 1, focus_present * log_presence, focus_absent * log_absence)
+    return torch.where(labels != -1, losses, 0).sum(dim=(-2, -1))
 
-    is_known = labels != -1
-    total = torch.where(is_known, losses, 0).sum()
-    match reduction:
-        case "sum":
-            return total
-        case "mean":
-            return total / is_known.sum().clamp(min=1)
-    raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+
+def check_labels(labels: Shaped[Tensor, "images classes"]) -> None:
+    """Refuse labels other than present, absent and unknown.
+
+    Raises:
+        ValueError: A label is none of 1, 0, -1.
+    """
+    is_valid = (labels == 1) | (labels == 0) | (labels == -1)
+    if not is_valid.all():
+        raise ValueError(
+            "labels must be 1 (present), 0 (absent) or -1 (unknown), got "
+            f"{labels[~is_valid][0].item()}"
+        )
 
 
 def _check(
     pair_logits: Tensor, labels: Tensor, *, gamma_neg: float, gamma_pos: float, clip: float
 ) -> None:
     """Refuse what would otherwise broadcast, or focus the wrong way."""
-    if (
-        pair_logits.ndim != 3
-        or pair_logits[:, 0].shape != labels.shape
-        or pair_logits.shape[1] != 2
-    ):
+    if labels.ndim != 2 or pair_logits.shape[-3:] != (len(labels), 2, labels.shape[1]):
         raise ValueError(
-            "expected pair_logits [images, 2, classes] and labels [images, classes], got "
+            "expected pair_logits [..., images, 2, classes] and labels [images, classes], got "
             f"{list(pair_logits.shape)} and {list(labels.shape)}"
         )
     if not (gamma_neg >= 0 and gamma_pos >= 0):
@@ -109,9 +133,3 @@ def _check(
         )
     if not 0 <= clip < 1:
         raise ValueError(f"clip must lie in [0, 1), got {clip}")
-    is_valid = (labels == 1) | (labels == 0) | (labels == -1)
-    if not is_valid.all():
-        raise ValueError(
-            "labels must be 1 (present), 0 (absent) or -1 (unknown), got "
-            f"{labels[~is_valid][0].item()}"
-        )

@@ -23,14 +23,14 @@ DIAGONAL_CURVATURE = 0.01
 
 
 def mfi_loss(
-    text_features: Float[Tensor, "pairs dim"],
+    text_features: Float[Tensor, "*trials pairs dim"],
     *,
-    redundancy_weight: float = 0.2,
+    redundancy_weight: float | Float[Tensor, "*trials"] = 0.2,
     scope: Scope = "both",
     gram: Gram = "feature",
     center: bool = False,
     reduction: Literal["sum", "mean"] = "sum",
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, "*trials"]:
     r"""Redundancy among projected text features, and how far their Gram matrix is from identity.
 
     With unit rows :math:`\hat T` and :math:`C = \hat T^\top \hat T` (``gram="feature"``) or
@@ -54,8 +54,9 @@ def mfi_loss(
 
     Args:
         text_features: Projected features of the prompt pairs, of any length: first all negative
-            prompts, then all positive ones.
-        redundancy_weight: Weight :math:`\lambda` of the off-diagonal squares, at least 0.
+            prompts, then all positive ones. Leading axes are trials, each with its own loss.
+        redundancy_weight: Weight :math:`\lambda` of the off-diagonal squares, at least 0; a tensor
+            gives one for each trial and is not checked.
         scope: ``"both"`` takes all rows, ``"split"`` adds the losses of the two polarities,
             ``"positive"`` takes the positive rows.
         gram: ``"feature"`` as published, or ``"class"``.
@@ -69,7 +70,7 @@ def mfi_loss(
             d' - 1 more than in the sum, and at a large learning rate nothing holds classes apart.
 
     Returns:
-        The loss, without unit, at least 0.
+        The loss of each trial, without unit, at least 0.
 
     Raises:
         ValueError: If the number of rows is odd or zero, the weight is negative, or an option is
@@ -88,13 +89,13 @@ def mfi_loss(
         >>> mfi_loss(torch.ones(4, 1))
         tensor(9.)
     """
-    num_rows = text_features.shape[0]
+    num_rows = text_features.shape[-2]
     if num_rows == 0 or num_rows % 2:
         raise ValueError(
             f"prompt pairs need an even number of text features above 0, got {num_rows}; "
             "pass all negative prompts, then all positive ones"
         )
-    if not redundancy_weight >= 0:
+    if not isinstance(redundancy_weight, Tensor) and not redundancy_weight >= 0:
         raise ValueError(f"redundancy_weight must be at least 0, got {redundancy_weight}")
     if gram not in ("feature", "class"):
         raise ValueError(f"gram must be 'feature' or 'class', got {gram!r}")
@@ -102,7 +103,7 @@ def mfi_loss(
         raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
 
     features = at_least_float32(text_features)
-    negative, positive = features.tensor_split(2)
+    negative, positive = features.tensor_split(2, dim=-2)
     match scope:
         case "both":
             blocks = [features]
@@ -113,13 +114,13 @@ def mfi_loss(
         case _:
             raise ValueError(f"scope must be 'both', 'split' or 'positive', got {scope!r}")
 
-    loss = features.new_zeros(())
+    loss = features.new_zeros(features.shape[:-2])
     for block in blocks:
         # Float16 ends at 65,504, which the square of a Gram entry passes at 256 aligned rows.
         with torch.autocast(features.device.type, enabled=False):
             diagonal, off_diagonal = _gram_squares(block, gram=gram, center=center)
         if reduction == "mean":
-            size = block.shape[1] if gram == "feature" else block.shape[0]
+            size = block.shape[-1] if gram == "feature" else block.shape[-2]
             diagonal = diagonal / size
             off_diagonal = off_diagonal / max(size * (size - 1), 1)
         loss = loss + diagonal + redundancy_weight * off_diagonal
@@ -127,17 +128,19 @@ def mfi_loss(
 
 
 def _gram_squares(
-    features: Float[Tensor, "rows dim"], *, gram: Gram, center: bool
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    features: Float[Tensor, "*trials rows dim"], *, gram: Gram, center: bool
+) -> tuple[Float[Tensor, "*trials"], Float[Tensor, "*trials"]]:
     """Sums of squares of a Gram matrix minus identity: its diagonal and its off-diagonal part."""
-    rows = F.normalize(features, dim=1)
+    rows = F.normalize(features, dim=-1)
     if center:
-        rows = F.normalize(rows - rows.mean(dim=0), dim=0 if gram == "feature" else 1)
-    matrix = rows.T @ rows if gram == "feature" else rows @ rows.T
-    diagonal = matrix.diagonal()
+        rows = F.normalize(
+            rows - rows.mean(dim=-2, keepdim=True), dim=-2 if gram == "feature" else -1
+        )
+    matrix = rows.mT @ rows if gram == "feature" else rows @ rows.mT
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
     # Set to zero rather than subtract, so that rounding leaves nothing where nothing should be.
-    off_diagonal = matrix - torch.diag(diagonal)
-    return (diagonal - 1).square().sum(), off_diagonal.square().sum()
+    off_diagonal = matrix - torch.diag_embed(diagonal)
+    return (diagonal - 1).square().sum(dim=-1), off_diagonal.square().sum(dim=(-2, -1))
 
 
 def check_mfi_stability(

@@ -1,31 +1,20 @@
 """Training: the schedule by hand, exact resumption, shares of a batch, a problem it must solve."""
 
 import math
-from random import Random
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
+from dclip.losses import asymmetric_loss, mfi_loss
+from dclip.metrics import mean_average_precision
+from dclip.model import DCLIP, DCLIPOutput
 from dclip.recipe import Recipe
-from dclip.training import (
-    DivergenceError,
-    EpochReport,
-    build_model,
-    build_optimizer,
-    epoch_batches,
-    fit,
-    hold_out,
-    learning_rate,
-    load_state_tensors,
-    location_boxes,
-    objective,
-    predict,
-    state_tensors,
-)
+from dclip.training import DivergenceError, EpochReport, fit, learning_rate, predict
+from dclip.trials import Training, initial_model, objective
 
 CLASSES, DIM, GRID = 4, 16, (2, 3)
 LOCATIONS = GRID[0] * GRID[1]
@@ -73,13 +62,19 @@ def texts() -> Tensor:
     return torch.cat([negative, positive])
 
 
-def train(recipe: Recipe, cache: Cache, **options) -> tuple[torch.nn.Module, list[EpochReport]]:  # type: ignore[no-untyped-def]
-    model = build_model(recipe, DIM, seed=1)
-    optimizer = build_optimizer(model, recipe)
-    reports: list[EpochReport] = []
+def train(  # type: ignore[no-untyped-def]
+    recipes: Recipe | list[Recipe], cache: Cache, *, seeds: list[int] | None = None, **options
+) -> tuple[Training, list[list[EpochReport]]]:
+    several = [recipes] if isinstance(recipes, Recipe) else recipes
+    training = Training(several, texts(), seeds=seeds or [1] * len(several))
+    reports: list[list[EpochReport]] = []
     rows = np.arange(len(cache.labels))
-    fit(model, optimizer, cache, rows, texts(), recipe, seed=3, on_epoch=reports.append, **options)
-    return model, reports
+    fit(training, cache, rows, seed=3, on_epoch=reports.append, **options)
+    return training, reports
+
+
+def weights(training: Training, trial: int = 0) -> dict[str, Tensor]:
+    return training.model(trial).state_dict()
 
 
 def test_the_schedule_is_a_constant_warm_up_and_a_cosine_counted_from_its_end() -> None:
@@ -106,77 +101,288 @@ def test_author_is_the_published_recipe() -> None:
 def test_it_learns_scenes_that_frozen_features_confuse() -> None:
     cache = Cache(256)
     recipe = Recipe(epochs=20, lr=1e-2, batch_size=16, hidden_dim=32, output_dim=16, mfi_weight=0.3)
-    model, reports = train(recipe, cache, val_rows=np.arange(64))
-    assert reports[-1].val_map > 0.95
-    assert reports[-1].val_map > reports[0].val_map
-    assert reports[-1].loss < reports[0].loss
-    assert reports[-1].inter_class_cosine < 0.5
+    training, reports = train(recipe, cache, val_rows=np.arange(64))
+    (first,), (last,) = reports[0], reports[-1]
+    assert last.val_map > 0.95
+    assert last.val_map > first.val_map
+    assert last.loss < first.loss
+    assert last.inter_class_cosine < 0.5
     held_out = Cache(64, seed=9)
-    scores = predict(model, held_out, np.arange(64), texts())  # type: ignore[arg-type]
+    scores = predict(training.model(), held_out, np.arange(64), texts())
     assert ((scores > 0.5) == held_out.labels.bool()).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("label", [0, -1])
 def test_held_out_images_without_a_class_give_no_map(label: int) -> None:
     cache = Cache(16)
+    cache.labels = cache.labels.to(torch.int8)
     cache.labels[:4] = label
-    _, (report,) = train(Recipe(epochs=1, output_dim=4), cache, val_rows=np.arange(4))
+    _, ((report,),) = train(Recipe(epochs=1, output_dim=4), cache, val_rows=np.arange(4))
     assert math.isnan(report.val_map)
+
+
+# ---------------------------------------------------------------------------------------------
+# One trial is the plain method: stacked weights against the model, gradients by finite differences
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregation", ["project_then_pool", "pool_then_project"])
+def test_stacked_trials_give_the_outputs_of_their_models(aggregation: str) -> None:
+    recipes = [
+        Recipe.model_validate({"aggregation": aggregation, "output_dim": dim}) for dim in (8, 4, 8)
+    ]
+    training = Training(recipes, texts(), seeds=[0, 1, 2])
+    with torch.no_grad():  # as if trained, BatchNorm's scale and shift included
+        for weight in training.weights:
+            weight += 0.3 * torch.rand_like(weight)
+    local = Cache(5).local(np.arange(5)).float()
+    dropped = torch.zeros(5, LOCATIONS, dtype=torch.bool)
+    dropped[2, 1:] = True
+    outputs = training.forward(local, dropped)
+    # of both stacks: output dimension 4 holds trial 1, output dimension 8 trials 0 and 2
+    for trial, output, number in [(1, outputs[0], 0), (0, outputs[1], 0), (2, outputs[1], 1)]:
+        expected: DCLIPOutput = training.model(trial)(local, texts(), dropped)
+        torch.testing.assert_close(output.pair_logits[number], expected.pair_logits)
+        torch.testing.assert_close(output.text_features[number], expected.text_features)
+
+
+def test_fresh_trials_have_the_weights_of_their_seeds() -> None:
+    training = Training([Recipe(output_dim=8), Recipe(output_dim=4)], texts(), seeds=[5, 6])
+    for trial, seed in enumerate([5, 6]):
+        fresh = initial_model(training.recipes[trial], texts(), seed=seed).state_dict()
+        for name, value in weights(training, trial).items():
+            assert torch.equal(value, fresh[name]), name
+
+
+def plain_training(recipe: Recipe, cache: Cache, seed: int) -> DCLIP:
+    """The method written down plainly, in float64: one model, autograd, an optimizer of torch."""
+    model = initial_model(recipe, texts(), seed=seed).double().train()
+    if recipe.optimizer == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
+        )
+    else:
+        optimizer = torch.optim.AdamW(
+            model.parameters(), recipe.lr, weight_decay=recipe.weight_decay
+        )
+    images = len(cache.labels)
+    for epoch in range(recipe.epochs):
+        optimizer.param_groups[0]["lr"] = learning_rate(recipe, epoch)
+        order = np.random.default_rng([3, 0, epoch]).permutation(np.arange(images))
+        for start in range(0, images, recipe.batch_size):
+            rows = order[start : start + recipe.batch_size]
+            unit = torch.nn.functional.normalize
+            projected = model.project_texts(texts().double())
+            features = unit(model.project_images(cache.local(rows).double()), dim=-1)
+            similarity = 20 * features @ unit(projected, dim=-1).T
+            pooled = 5 * (similarity.softmax(1) * similarity).sum(1)
+            labels = cache.labels[torch.as_tensor(rows)]
+            asl = asymmetric_loss(
+                pooled.reshape(len(rows), 2, CLASSES), labels, reduction=recipe.asl_reduction
+            )
+            mfi = mfi_loss(
+                projected,
+                redundancy_weight=recipe.redundancy_weight,
+                gram=recipe.mfi_gram,
+                reduction=recipe.mfi_reduction,
+            )
+            optimizer.zero_grad()
+            (recipe.asl_weight * asl + recipe.mfi_weight * mfi).backward()
+            optimizer.step()
+    return model.float().eval()
+
+
+@pytest.mark.parametrize("preset", ["author", "robust"])
+def test_training_is_the_plain_method(preset: str) -> None:
+    recipe = Recipe.model_validate({"preset": preset, "epochs": 4, "output_dim": 8})
+    cache = Cache(80)
+    training, _ = train(recipe, cache)
+    expected = plain_training(recipe, cache, seed=1)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(weights(training)[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_trials_that_train_together_end_as_each_would_alone(optimizer: str) -> None:
+    base = Recipe.model_validate({"epochs": 3, "optimizer": optimizer, "lr": 3e-3})
+    points = [(0.1, 1.0, 8, 1), (1.0, 0.2, 8, 1), (0.0, 1.0, 4, 1), (0.1, 1.0, 8, 7)]
+    recipes = [
+        base.model_copy(update={"mfi_weight": a, "redundancy_weight": b, "output_dim": dim})
+        for a, b, dim, _ in points
+    ]
+    cache = Cache(80)
+    val = np.arange(30)
+    together, reports = train(recipes, cache, seeds=[seed for *_, seed in points], val_rows=val)
+    for trial, recipe in enumerate(recipes):
+        alone, own = train(recipe, cache, seeds=[points[trial][3]], val_rows=val)
+        for name, value in weights(alone).items():
+            torch.testing.assert_close(weights(together, trial)[name], value, rtol=1e-4, atol=1e-5)
+        for several, (one,) in zip(reports, own, strict=True):
+            assert several[trial][:-1] == pytest.approx(one[:-1], rel=1e-4, abs=1e-5)
+    assert not torch.equal(
+        *[weights(together, trial)["image_projector.output.weight"] for trial in (0, 3)]
+    )
+
+
+def test_a_trial_that_diverges_leaves_the_others_alone() -> None:
+    base = Recipe(epochs=3, output_dim=8, batch_size=16)
+    wild = base.model_copy(update={"mfi_weight": 1e38, "redundancy_weight": 1e38})
+    cache = Cache(48)
+    together, reports = train([base, wild], cache, seeds=[1, 1], val_rows=np.arange(10))
+    assert not math.isfinite(reports[-1][1].loss)
+    assert math.isnan(reports[-1][1].val_map)
+    alone, own = train(base, cache, val_rows=np.arange(10))
+    assert reports[-1][0].loss == pytest.approx(own[-1][0].loss, rel=1e-5)
+    for name, value in weights(alone).items():
+        torch.testing.assert_close(weights(together, 0)[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_trials_that_differ_in_more_do_not_train_together() -> None:
+    with pytest.raises(ValueError, match="must agree in epochs, lr;"):
+        Training([Recipe(), Recipe(lr=0.1, epochs=3)], texts(), seeds=[0, 0])
+    with pytest.raises(ValueError, match="1 recipes and 2 seeds"):
+        Training([Recipe()], texts(), seeds=[0, 0])
+
+
+# ---------------------------------------------------------------------------------------------
+# Stopping and going on; workers
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("settings", "views"),
-    [({"preset": "author"}, 1), ({"preset": "robust"}, 1), ({"feature_cutout": 0.7}, 3)],
+    [
+        ({"preset": "author"}, 1),
+        ({"preset": "robust", "selection": "best_on_val", "ema_decay": 0.9}, 1),
+        ({"feature_cutout": 0.7}, 3),
+    ],
 )
+@pytest.mark.parametrize("after", [4, 5])  # of two steps an epoch: between epochs, and within one
 def test_going_on_from_a_saved_state_ends_with_the_same_weights(
-    settings: dict[str, object], views: int
+    settings: dict[str, object], views: int, after: int
 ) -> None:
     cache = Cache(48, views=views, noise=0.1)
-    recipe = Recipe.model_validate({**settings, "epochs": 4, "output_dim": 8})
-    straight, _ = train(recipe, cache)
+    recipe = Recipe.model_validate({**settings, "epochs": 4, "output_dim": 8, "batch_size": 24})
+    val = np.arange(9)
+    straight, reports = train(recipe, cache, val_rows=val)
     saved: list[dict[str, Tensor]] = []
+    first = Training([recipe], texts(), seeds=[1])
 
-    model = build_model(recipe, DIM, seed=1)
-    optimizer = build_optimizer(model, recipe)
-
-    def keep(report: EpochReport) -> None:
-        if report.epoch == 2:
-            saved.append(state_tensors(model, optimizer))
+    def keep(_: object = None) -> None:
+        if 2 * first.epoch + first.step == after:
+            saved.append(first.state_tensors())
 
     rows = np.arange(48)
-    fit(model, optimizer, cache, rows, texts(), recipe, seed=3, on_epoch=keep)
-    resumed = build_model(recipe, DIM, seed=99)
-    optimizer = build_optimizer(resumed, recipe)
-    load_state_tensors(resumed, optimizer, saved[0])
-    fit(resumed, optimizer, cache, rows, texts(), recipe, seed=3, first_epoch=2)
-    for name, value in straight.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    fit(first, cache, rows, seed=3, val_rows=val, on_epoch=keep, on_step=keep)
+    assert len(saved) == 1
+    resumed = Training([recipe], texts(), seeds=[99])
+    resumed.load_state_tensors(saved[0])
+    rest: list[list[EpochReport]] = []
+    fit(resumed, cache, rows, seed=3, val_rows=val, on_epoch=rest.append)
+    for name, value in weights(straight).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+    assert [line[0][:-1] for line in rest] == [line[0][:-1] for line in reports[2:]]
+    assert resumed.best_epoch() == straight.best_epoch()
+
+
+def test_the_state_of_another_training_is_refused() -> None:
+    saved = Training([Recipe(output_dim=8)], texts(), seeds=[0]).state_tensors()
+    for other in (Recipe(output_dim=4), Recipe(output_dim=8, ema_decay=0.9)):
+        with pytest.raises(ValueError, match="state is that of another training"):
+            Training([other], texts(), seeds=[0]).load_state_tensors(saved)
+
+
+def work(rank: int, workers: int, folder: str) -> None:
+    """A process of its own: one of several workers that train together."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=workers
+    )
+    torch.set_num_threads(1)
+    cache = Cache(81)  # the last batch has one image, and nothing for the second worker
+    recipe = Recipe(epochs=1, output_dim=8, batch_size=16, warmup_epochs=0)
+    training, reports = train(recipe, cache, rank=rank, workers=workers)
+    saved = {**weights(training), "loss": torch.tensor(reports[0][0].loss)}
+    safetensors.torch.save_file(saved, f"{folder}/{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers_train_what_one_does(tmp_path: Path) -> None:
+    recipe = Recipe(epochs=1, output_dim=8, batch_size=16, warmup_epochs=0)
+    alone, reports = train(recipe, Cache(81))
+    torch.multiprocessing.spawn(work, (2, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    for rank in range(2):
+        both = safetensors.torch.load_file(tmp_path / f"{rank}.safetensors")
+        assert float(both.pop("loss")) == pytest.approx(reports[0][0].loss, rel=1e-5)
+        for name, value in weights(alone).items():
+            torch.testing.assert_close(both[name], value, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_averaged_gradients_of_uneven_shares_are_the_gradient_of_the_batch(reduction: str) -> None:
+def test_gradients_of_uneven_shares_sum_to_the_gradient_of_the_batch(reduction: str) -> None:
     cache = Cache(7)
     labels = cache.labels.long()
     labels[2, 1] = -1  # unknown labels count for the mean, too
     recipe = Recipe.model_validate({"asl_reduction": reduction, "mfi_weight": 0.3})
-    model = build_model(recipe, DIM, seed=0).double()
+    model = initial_model(recipe, texts(), seed=0).double()
     known = int((labels >= 0).sum())
 
-    def gradients(rows: list[int], share: int) -> list[Tensor]:
+    def gradients(rows: list[int], workers: int) -> list[Tensor]:
         output = model(cache.local(np.array(rows)).double(), texts().double())
-        loss = objective(output, labels[rows], recipe, known=known, share=share).total
+        loss = objective(output, labels[rows], recipe, known=known, workers=workers).total
         return list(torch.autograd.grad(loss, list(model.parameters())))
 
     whole = gradients(list(range(7)), 1)
     shares = [gradients(list(range(rank, 7, 2)), 2) for rank in range(2)]
     for one, two, expected in zip(*shares, whole, strict=True):
-        torch.testing.assert_close((one + two) / 2, expected)
+        torch.testing.assert_close(one + two, expected)
+
+
+# ---------------------------------------------------------------------------------------------
+# Which weights are kept
+# ---------------------------------------------------------------------------------------------
+
+
+def test_the_best_epoch_on_held_out_images_is_kept() -> None:
+    cache = Cache(64)
+    recipe = Recipe(
+        epochs=6, lr=0.2, batch_size=16, output_dim=4, selection="best_on_val", weight_decay=0.0
+    )
+    val = np.arange(24)
+    training, reports = train([recipe, recipe], cache, seeds=[1, 2], val_rows=val)
+    for trial in range(2):
+        maps = [report[trial].val_map for report in reports]
+        assert training.best_epoch(trial) == 1 + maps.index(max(maps))
+        scores = predict(training.model(trial), cache, val, texts())
+        assert mean_average_precision(scores, cache.labels[:24]) == pytest.approx(max(maps))
+        last = predict(training.model(trial, selected=False), cache, val, texts())
+        assert mean_average_precision(last, cache.labels[:24]) == pytest.approx(maps[-1])
+    assert any(training.best_epoch(trial) < 6 for trial in range(2))  # else nothing was chosen
+
+
+def test_the_moving_average_is_the_recurrence_over_the_steps() -> None:
+    cache = Cache(48)
+    recipe = Recipe(epochs=2, output_dim=4, batch_size=24, lr=1e-2)
+    plain = Training([recipe], texts(), seeds=[1])
+    name = "image_projector.output.weight"
+    expected = plain.model().state_dict()[name].clone()
+
+    def follow(_: object = None) -> None:
+        expected.lerp_(plain.model().state_dict()[name], 0.25)
+
+    rows = np.arange(48)
+    fit(plain, cache, rows, seed=3, on_step=follow, on_epoch=follow)
+    averaged, reports = train(
+        recipe.model_copy(update={"ema_decay": 0.75}), cache, val_rows=np.arange(8)
+    )
+    torch.testing.assert_close(weights(averaged)[name], expected)
+    scores = predict(averaged.model(), cache, np.arange(8), texts())
+    assert reports[-1][0].val_map == pytest.approx(mean_average_precision(scores, cache.labels[:8]))
 
 
 def test_without_mfi_only_asl_moves_the_weights() -> None:
     recipe = Recipe(mfi_weight=0.0)
     cache = Cache(4)
-    model = build_model(recipe, DIM, seed=0)
+    model = initial_model(recipe, texts(), seed=0)
     losses = objective(model(cache.local(np.arange(4)).float(), texts()), cache.labels, recipe)
     assert losses.total.item() == losses.asl.item()
     assert losses.mfi.item() > 0
@@ -197,140 +403,65 @@ def test_a_recipe_that_must_diverge_is_refused_before_training() -> None:
 
 
 def test_no_images_is_an_error() -> None:
-    recipe = Recipe()
-    model = build_model(recipe, DIM, seed=0)
     with pytest.raises(ValueError, match="no images"):
-        fit(
-            model, build_optimizer(model, recipe), Cache(1), np.arange(0), texts(), recipe, seed=0
-        )  # fmt: skip
+        fit(Training([Recipe()], texts(), seeds=[0]), Cache(1), np.arange(0), seed=0)
+
+
+def test_labels_of_other_classes_than_the_texts_are_an_error() -> None:
+    cache = Cache(8)
+    cache.labels = cache.labels[:, :3]
+    with pytest.raises(ValueError, match="labels of 3 classes do not go with texts of 4"):
+        train(Recipe(), cache)
+    cache = Cache(8)
+    cache.labels[3, 1] = 2
+    with pytest.raises(ValueError, match="labels must be 1"):
+        train(Recipe(), cache)
+
+
+def test_a_class_that_never_occurs_is_trained_as_absent() -> None:
+    cache = Cache(48)
+    cache.labels[:, 1] = 0
+    training, reports = train(
+        Recipe(epochs=6, lr=5e-3, output_dim=8), cache, val_rows=np.arange(16)
+    )
+    assert math.isfinite(reports[-1][0].loss)
+    assert math.isfinite(reports[-1][0].val_map)  # over the classes that do occur
+    scores = predict(training.model(), cache, np.arange(48), texts())
+    assert scores[:, 1].mean() < scores[:, [0, 2, 3]].mean()
 
 
 def test_building_a_model_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    one = build_model(Recipe(), DIM, seed=4).state_dict()
+    one = initial_model(Recipe(), texts(), seed=4).state_dict()
     assert torch.equal(before, torch.get_rng_state())
-    two = build_model(Recipe(), DIM, seed=4).state_dict()
+    two = initial_model(Recipe(), texts(), seed=4).state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-@given(st.integers(1, 200), st.floats(0, 0.9), st.integers(0, 5))
-def test_held_out_rows_and_training_rows_part_the_images(
-    images: int, fraction: float, seed: int
-) -> None:
-    rows, held = hold_out(images, fraction, seed=seed)
-    assert sorted([*rows.tolist(), *held.tolist()]) == list(range(images))
-    assert len(held) == round(images * fraction)
-    again, _ = hold_out(images, fraction, seed=seed)
-    assert np.array_equal(rows, again)
-
-
-# ---------------------------------------------------------------------------------------------
-# Views and boxes
-# ---------------------------------------------------------------------------------------------
-
-
-class NumberedViews:
-    """Every location holds the row of the image and the view it is of."""
-
-    grid = (4, 5)
-
-    def __init__(self, images: int, views: int, locations: int = 21) -> None:
-        self.labels = torch.zeros(images, 2, dtype=torch.int8)
-        self.views, self.locations = views, locations
-
-    def local(self, rows: np.ndarray, views: np.ndarray | None = None) -> Tensor:
-        chosen = np.zeros_like(rows) if views is None else views
-        numbers = torch.tensor(np.stack([rows, chosen], 1), dtype=torch.float16)
-        return numbers[:, None].expand(-1, self.locations, -1)
-
-
-def drawn(
-    features: NumberedViews, recipe: Recipe, *, rows: np.ndarray | None = None, workers: int = 1,
-    **key: int,
-) -> dict[int, tuple[int, list[bool] | None]]:  # fmt: skip
-    """View and dropped locations of each row, over all workers."""
-    found: dict[int, tuple[int, list[bool] | None]] = {}
-    rows = np.arange(len(features.labels)) if rows is None else rows
-    for rank in range(workers):
-        given = epoch_batches(features, rows, recipe, rank=rank, workers=workers, **key)
-        for batch in given:
-            for number, (row, view) in enumerate(batch.local[:, 0].int().tolist()):
-                assert row not in found
-                dropped = None if batch.dropped is None else batch.dropped[number].tolist()
-                found[row] = view, dropped
-    assert sorted(found) == sorted(rows.tolist())
-    return found
-
-
-def test_each_epoch_draws_every_view_equally_often() -> None:
-    features = NumberedViews(2000, views=4)
-    epochs = [drawn(features, Recipe(), seed=0, epoch=epoch) for epoch in range(3)]
-    views = np.array([[epoch[row][0] for row in range(2000)] for epoch in epochs])
-    for counts in (np.bincount(line, minlength=4) for line in views):
-        # 500 each, standard deviation sqrt(2000 * 1/4 * 3/4) = 19.4
-        assert np.abs(counts - 500).max() < 5 * 19.4
-    # two epochs agree by chance in a quarter of the rows
-    assert (views[0] == views[1]).mean() == pytest.approx(0.25, abs=0.05)
-    assert epochs[0] != drawn(features, Recipe(), seed=1, epoch=0)
-
-
-def test_boxes_are_uniform_and_change_with_the_epoch() -> None:
-    features = NumberedViews(2000, views=1)
-    recipe = Recipe(feature_cutout=0.5)
-    epochs = [drawn(features, recipe, seed=0, epoch=epoch) for epoch in range(2)]
-    boxes = np.array([[epoch[row][1] for row in range(2000)] for epoch in epochs])
-    # boxes of 2 x 2 in a grid of 4 x 5, from the cell above and left of the centre on: an inner
-    # cell is in the boxes of 4 of 20 centres, one in the last row or column in those of 2, the last
-    # one in that of 1
-    expected = np.array([[4, 4, 4, 4, 2]] * 3 + [[2, 2, 2, 2, 1]]) / 20
-    shares = boxes[0].mean(0)
-    assert shares[0] == 0  # the mean token
-    assert shares[1:].reshape(4, 5) == pytest.approx(expected, abs=0.05)
-    assert (boxes[0] == boxes[1]).all(1).mean() < 0.1
-
-
-@pytest.mark.parametrize("workers", [2, 3])
-def test_workers_draw_the_views_and_boxes_that_one_would(workers: int) -> None:
-    # 41 rows in batches of 8: the last batch has one row, and nothing for the other workers
-    features = NumberedViews(41, views=3)
-    recipe = Recipe(feature_cutout=0.5, batch_size=8)
-    together = drawn(features, recipe, seed=2, epoch=7, workers=workers)
-    assert together == drawn(features, recipe, seed=2, epoch=7)
-
-
-def test_draws_belong_to_the_row_whichever_rows_are_trained_on() -> None:
-    features = NumberedViews(60, views=3)
-    recipe = Recipe(feature_cutout=0.5)
-    everything = drawn(features, recipe, seed=0, epoch=0)
-    some = np.array([40, 3, 17, 59])
-    few = drawn(features, recipe, rows=some, seed=0, epoch=0)
-    assert few == {row: everything[row] for row in some.tolist()}
 
 
 def test_views_that_are_all_alike_change_no_bit() -> None:
     recipe = Recipe(epochs=3, output_dim=8)
     one, reports = train(recipe, Cache(48), val_rows=np.arange(8))
     alike, same = train(recipe, Cache(48, views=5), val_rows=np.arange(8))
-    for name, value in one.state_dict().items():
-        assert torch.equal(value, alike.state_dict()[name]), name
-    assert [report.val_map for report in reports] == [report.val_map for report in same]
+    for name, value in weights(one).items():
+        assert torch.equal(value, weights(alike)[name]), name
+    assert [line[0].val_map for line in reports] == [line[0].val_map for line in same]
 
 
 def test_other_views_and_boxes_train_other_weights() -> None:
     recipe = Recipe(epochs=2, output_dim=8)
     cutout = recipe.model_copy(update={"feature_cutout": 0.7})
-    models = [
+    trainings = [
         train(recipe, Cache(48))[0],
         train(recipe, Cache(48, views=2, noise=0.1))[0],
         train(cutout, Cache(48))[0],
     ]
-    weights = [model.state_dict()["image_projector.output.weight"] for model in models]
+    projectors = [weights(training)["image_projector.output.weight"] for training in trainings]
     for first, second in [(0, 1), (0, 2), (1, 2)]:
-        assert not torch.equal(weights[first], weights[second])
+        assert not torch.equal(projectors[first], projectors[second])
 
 
 def test_predictions_are_of_the_clean_view_with_all_its_locations() -> None:
-    model = build_model(Recipe(feature_cutout=0.7), DIM, seed=0)
+    model = initial_model(Recipe(feature_cutout=0.7), texts(), seed=0)
     rows = np.arange(20)
     clean = predict(model, Cache(20), rows, texts())
     assert torch.equal(predict(model, Cache(20, views=4, noise=9.0), rows, texts()), clean)
@@ -343,38 +474,5 @@ def test_it_learns_with_boxes_dropped() -> None:
         feature_cutout=0.5,
     )  # fmt: skip
     _, reports = train(recipe, Cache(256), val_rows=np.arange(64))
-    assert reports[-1].val_map > 0.8
-    assert reports[-1].val_map > reports[0].val_map
-
-
-def test_boxes_by_hand() -> None:
-    # 7 x 4 at 0.5: 3 x 2 cells, from one above and one to the left of the centre on
-    middle, corner, far = location_boxes(
-        np.array([[3, 2], [0, 0], [6, 3]]), (7, 4), fraction=0.5
-    ).view(3, 7, 4)
-    cells = [(2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (4, 2)]
-    assert [tuple(cell) for cell in middle.nonzero().tolist()] == cells
-    assert [tuple(cell) for cell in corner.nonzero().tolist()] == [(0, 0), (1, 0)]
-    assert [tuple(cell) for cell in far.nonzero().tolist()] == [(5, 2), (5, 3), (6, 2), (6, 3)]
-
-
-@given(st.integers(1, 20), st.integers(1, 20), st.floats(0.01, 1, exclude_max=True), st.randoms())
-def test_a_box_never_drops_everything(
-    rows: int, columns: int, fraction: float, random: Random
-) -> None:
-    centre = np.array([[random.randrange(rows), random.randrange(columns)]])
-    height, width = int(fraction * rows), int(fraction * columns)
-    if height == 0 or width == 0:
-        with pytest.raises(ValueError, match="larger feature_cutout"):
-            location_boxes(centre, (rows, columns), fraction=fraction)
-        return
-    box = location_boxes(centre, (rows, columns), fraction=fraction)
-    assert 0 < int(box.sum()) <= height * width < rows * columns
-    assert box[0, centre[0, 0] * columns + centre[0, 1]]
-
-
-def test_locations_that_do_not_fit_the_grid_are_refused() -> None:
-    features = NumberedViews(4, views=1, locations=22)
-    with pytest.raises(ValueError, match="22 locations are not a grid of 4 x 5"):
-        drawn(features, Recipe(feature_cutout=0.5), seed=0, epoch=0)
-    drawn(features, Recipe(), seed=0, epoch=0)  # nothing depends on the grid without boxes
+    assert reports[-1][0].val_map > 0.8
+    assert reports[-1][0].val_map > reports[0][0].val_map

@@ -1,6 +1,5 @@
 """A small run of every stage: toy backbone, a few scenes, one Ray session for the whole module."""
 
-import importlib
 import json
 import os
 import signal
@@ -18,6 +17,15 @@ import pytest
 from pipeline.config import Config
 
 TOY = "toy_backbone:make"
+
+WITH_RAY = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and files open
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::UserWarning:ray.*"),
+]
+"""Marks of a file whose tests run stages on Ray."""
 
 
 @pytest.fixture(scope="session")
@@ -52,20 +60,11 @@ def settings(output: Path, **changes: object) -> Config:
         "output": output,
         "device": "cpu",
         "extract": {"limit": 48, "shard_size": 16, "workers": 2},
-        "train": {"epochs": 4, "checkpoint_every": 2, "val_fraction": 0.25, "output_dim": 8},
+        "train": {"epochs": 4, "val_fraction": 0.25, "output_dim": 8},
         "evaluate": {"probe_epochs": 2, "scenes": 2},
         "sweep": {"epochs": 2, "mfi_weight": [0.0, 0.1], "output_dim": [4, 8], "trials": 2},
     }
     return Config.model_validate({**values, **changes})
-
-
-@pytest.fixture(scope="session")
-def trees() -> Iterator[ModuleType]:
-    """The writers of tiny data sets that the tests of the adapters have."""
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(Path(__file__).parent.parent / "dclip" / "data"))
-    yield importlib.import_module("trees")
-    patch.undo()
 
 
 IMAGE_SETS = {

@@ -48,7 +48,7 @@ def test_later_layers_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     config = parse("--config", str(first), "--config", str(second), "--train.gamma-neg", "4")
     assert (config.train.clip, config.train.lr) == (0.2, 0.2)
     assert (config.train.epochs, config.train.gamma_neg) == (9, 4)
-    assert config.train.checkpoint_every == 10  # conf/shapes.yaml, below all of these
+    assert config.backbone == "tiny"  # conf/shapes.yaml, below all of these
 
 
 def test_a_preset_fills_what_the_layers_leave_open(tmp_path: Path) -> None:

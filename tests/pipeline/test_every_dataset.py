@@ -16,15 +16,9 @@ from PIL import Image
 from dclip.data import registry
 from pipeline import cli, figures, train
 
-from .conftest import IMAGE_SETS, TOY, write_tree
+from .conftest import IMAGE_SETS, TOY, WITH_RAY, write_tree
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and files open
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::UserWarning:ray.*"),
-]
+pytestmark = WITH_RAY
 
 OWN = ("folder:", "webdataset:", "PATH.json")
 DRAWN = "coco17-seg"  # has an image without a class

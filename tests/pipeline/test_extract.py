@@ -17,6 +17,7 @@ import torch
 
 from dclip.backbones import Backbone, ImageFeatures
 from dclip.data import shapes
+from dclip.data.listing import ShapesListing
 from dclip.extraction import Extractor
 from dclip.paths import RemotePath, as_path
 from dclip.reader import FeatureReader
@@ -26,16 +27,10 @@ from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.features import FeaturePlan, finished, open_backbone, open_features, plan_features
 
-from .conftest import TOY, settings
+from .conftest import TOY, WITH_RAY, settings
+from .toy_backbone import ToyBackbone
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and files open
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::UserWarning:ray.*"),
-    pytest.mark.usefixtures("_toy_on_path"),
-]
+pytestmark = [*WITH_RAY, pytest.mark.usefixtures("_toy_on_path")]
 
 IMAGES, SHARD = 160, 8
 SLOW = ("--backbone", "toy_backbone:slow")  # seconds, so that kills and new nodes come in between
@@ -249,6 +244,43 @@ def test_flipped_bytes_are_found_named_and_made_again(
     assert extract.run(many(tmp_path, repair=True))["splits"]["train"]["shards_made"] == 2
     assert tars(plan.folder) == undisturbed
     assert extract.run(many(tmp_path, verify=True))["verified"] == plan.num_shards
+
+
+class LittleMemory(ToyBackbone):
+    """Runs out of memory on more images at once than fit."""
+
+    def __init__(self, fit: int) -> None:
+        super().__init__(None)
+        self.fit = fit
+        self.tried: list[int] = []
+
+    def encode_images(self, images: torch.Tensor, *, kind: str = "value") -> ImageFeatures:
+        self.tried.append(len(images))
+        if len(images) > self.fit:
+            raise torch.cuda.OutOfMemoryError("too many images")
+        return super().encode_images(images, kind=kind)
+
+
+def encode(backbone: ToyBackbone, images: int) -> torch.Tensor:
+    extractor = Extractor(backbone, batch_size=8)
+    try:
+        batches = list(extractor.encode(ShapesListing("single"), range(images)))
+    finally:
+        extractor.close()
+    assert [row for batch in batches for row in batch.rows] == list(range(images))
+    return torch.cat([batch.local for batch in batches])
+
+
+def test_a_batch_that_fits_after_two_halvings_makes_all_later_ones_as_small() -> None:
+    small, large = LittleMemory(fit=3), LittleMemory(fit=8)
+    torch.testing.assert_close(encode(small, images=20), encode(large, images=20))
+    assert small.tried == [8, 4, *10 * [2]]
+    assert large.tried == [8, 8, 4]
+
+
+def test_an_image_that_does_not_fit_alone_is_an_error() -> None:
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        encode(LittleMemory(fit=0), images=3)
 
 
 class NeverAsked:

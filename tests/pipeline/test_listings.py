@@ -1,11 +1,9 @@
 """What a user may call a data set, and the cache of listings that take long to make."""
 
-import importlib
 import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,15 +17,6 @@ from dclip.data.registry import DATASETS
 from pipeline import cli
 from pipeline.errors import UsageError
 from pipeline.listings import find_dataset, open_listing, open_segmentation, options_of
-
-
-@pytest.fixture(scope="module")
-def trees() -> Iterator[ModuleType]:
-    """The writers of tiny data sets that the tests of the adapters have."""
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(Path(__file__).parent.parent / "dclip" / "data"))
-    yield importlib.import_module("trees")
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

@@ -22,15 +22,9 @@ from pipeline import cli, evaluate, extract, run, sweep, train
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
 
-from .conftest import TOY, settings
+from .conftest import TOY, WITH_RAY, settings
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and files open
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::UserWarning:ray.*"),
-]
+pytestmark = WITH_RAY
 
 
 @pytest.fixture(scope="module")

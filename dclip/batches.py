@@ -1,0 +1,283 @@
+"""Cached features to batches: who is trained on when, in which view, behind which box.
+
+Everything random follows from ``(seed, epoch)`` and the row of the image, so that a run that was
+stopped goes on exactly, and several workers train on what one would.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float16, Int, Int64
+from torch import Tensor, nn
+
+from dclip.recipe import Recipe
+
+
+@runtime_checkable
+class FeatureSource(Protocol):
+    """Cached local features with their labels; rows are images."""
+
+    labels: Int[Tensor, "images classes"]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the locations, cached row by row; a mean token may precede them."""
+        ...
+
+    @property
+    def views(self) -> int:
+        """How many views of every image are cached; view 0 is the clean one, others augmented."""
+        ...
+
+    def local(
+        self,
+        rows: Int64[np.ndarray, " rows"],
+        views: Int64[np.ndarray, " rows"] | None = None,
+    ) -> Float16[Tensor, "rows locations dim"]:
+        """Local features of some rows, in the order given; clean, or each of the view given.
+
+        They may lie on any device; the training copies them to its own.
+        """
+        ...
+
+
+class Batch(NamedTuple):
+    """What a worker trains on in one step.
+
+    Attributes:
+        local: Local features of its images.
+        dropped: Locations that take no part, or None if all do.
+        labels: 0, 1, or -1 for unknown.
+        known: Number of known labels in the shares of all workers.
+    """
+
+    local: Float16[Tensor, "images locations dim"]
+    dropped: Bool[Tensor, "images locations"] | None
+    labels: Int[Tensor, "images classes"]
+    known: int
+
+
+def hold_out(num_images: int, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows to validate on, both ascending; the same for equal arguments.
+
+    Args:
+        num_images: Number of rows.
+        fraction: Share of rows held out, in [0, 1).
+        seed: Seed of the choice.
+    """
+    order = np.random.default_rng([seed, 1]).permutation(num_images)
+    held = round(num_images * fraction)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def epoch_batches(
+    features: FeatureSource,
+    rows: Int64[np.ndarray, " rows"],
+    recipe: Recipe,
+    *,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+    rank: int = 0,
+    workers: int = 1,
+) -> Iterator[Batch]:
+    """One worker's share of every batch of one epoch.
+
+    Where several views are cached, each row draws one of them, the clean one included. With
+    ``recipe.feature_cutout``, each row loses a box of locations around a location drawn (see
+    :func:`location_boxes`). Both draws belong to the row: they depend neither on the order of the
+    rows, nor on which of them are trained on, nor on the workers.
+
+    Args:
+        features: Cached local features.
+        rows: Rows to go through once, in a shuffled order.
+        recipe: Source of ``batch_size`` and ``feature_cutout``.
+        seed: Seed of all draws, together with ``epoch``.
+        epoch: Number of the epoch, from 0.
+        first_step: Number of batches of the epoch that were done before.
+        rank: Which worker this is.
+        workers: Number of workers; each takes every ``workers``-th row of every batch.
+
+    Raises:
+        ValueError: ``feature_cutout`` is too small for the grid, or the features have other
+            locations than the grid and at most one mean token.
+    """
+    order = np.random.default_rng([seed, 0, epoch]).permutation(rows)
+    images = len(features.labels)
+    views = centres = None
+    if features.views > 1:
+        views = np.random.default_rng([seed, 4, epoch]).integers(features.views, size=images)
+    if recipe.feature_cutout > 0:
+        random = np.random.default_rng([seed, 5, epoch])
+        centres = random.integers(features.grid, size=(images, 2))
+    for start in range(first_step * recipe.batch_size, len(order), recipe.batch_size):
+        batch = order[start : start + recipe.batch_size]
+        mine = batch[rank::workers]
+        local = features.local(mine) if views is None else features.local(mine, views[mine])
+        dropped = None
+        if centres is not None:
+            boxes = location_boxes(centres[mine], features.grid, fraction=recipe.feature_cutout)
+            dropped = _after_mean_token(boxes, local.shape[1], features.grid)
+        known = int((features.labels[batch] >= 0).sum())
+        yield Batch(local, dropped, features.labels[mine], known)
+
+
+def clean_batches(
+    features: FeatureSource,
+    rows: Int64[np.ndarray, " rows"],
+    device: torch.device,
+    batch_size: int,
+) -> Iterator[Float[Tensor, "images locations dim"]]:
+    """Local features of the clean view in float32, batch by batch."""
+    for start in range(0, len(rows), batch_size):
+        yield features.local(rows[start : start + batch_size]).to(device).float()
+
+
+def location_boxes(
+    centres: Int64[np.ndarray, "images 2"], grid: tuple[int, int], *, fraction: float
+) -> Bool[Tensor, "images cells"]:
+    """Which cells of a grid lie in a box around a cell: Cutout's box, on the grid of locations.
+
+    Args:
+        centres: Row and column of the cell each box is centred on.
+        grid: Rows and columns of the grid.
+        fraction: Sides of the box as a share of the grid's, in [0, 1), rounded down to whole cells.
+            What lies outside the grid is cut off, so that boxes at the border are smaller.
+
+    Returns:
+        True inside the box, row by row; never for all cells of an image.
+
+    Raises:
+        ValueError: If the box has no cell.
+
+    Example:
+        >>> location_boxes(np.array([[0, 2]]), (3, 4), fraction=0.7).view(3, 4).int()
+        tensor([[0, 1, 1, 0],
+                [0, 0, 0, 0],
+                [0, 0, 0, 0]], dtype=torch.int32)
+    """
+    inside = []
+    for side, middles in zip(grid, centres.T, strict=True):
+        length = int(fraction * side)
+        if length == 0:
+            raise ValueError(
+                f"a box of {fraction:g} of a {grid[0]} x {grid[1]} grid has no location; "
+                "use a larger feature_cutout"
+            )
+        first, cells = middles[:, None] - length // 2, np.arange(side)
+        inside.append((first <= cells) & (cells < first + length))
+    in_rows, in_columns = inside
+    boxes = in_rows[:, :, None] & in_columns[:, None, :]
+    return torch.from_numpy(boxes.reshape(len(centres), grid[0] * grid[1]))
+
+
+def _after_mean_token(
+    boxes: Bool[Tensor, "images cells"], locations: int, grid: tuple[int, int]
+) -> Bool[Tensor, "images locations"]:
+    """The same with the mean token in front, if there is one; it is never dropped."""
+    tokens = locations - boxes.shape[1]
+    if tokens not in (0, 1):
+        raise ValueError(
+            f"{locations} locations are not a grid of {grid[0]} x {grid[1]} and at most one mean "
+            "token"
+        )
+    return nn.functional.pad(boxes, (tokens, 0))
+
+
+def prefetch(batches: Iterator[Batch], device: torch.device, *, depth: int = 2) -> Iterator[Batch]:
+    """The same batches on a device, read and copied there by a thread that runs ahead.
+
+    Args:
+        batches: Batches in any memory.
+        device: Where they are wanted.
+        depth: How many batches may wait.
+    """
+    ready: queue.Queue[tuple[Batch, torch.Event | None] | BaseException | None]
+    ready = queue.Queue(maxsize=depth)
+    gone = threading.Event()
+    on_cuda = device.type == "cuda"
+    stream = torch.cuda.Stream(device) if on_cuda else None  # type: ignore[no-untyped-call]
+
+    def moved(values: Tensor | None) -> Tensor | None:
+        if values is None or values.device == device:
+            return values
+        return values.pin_memory().to(device, non_blocking=True) if stream else values.to(device)
+
+    def put(item: tuple[Batch, torch.Event | None] | BaseException | None) -> None:
+        while not gone.is_set():
+            with suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    def run() -> None:
+        try:
+            with torch.cuda.stream(stream):  # does nothing without one
+                for batch in batches:
+                    local, dropped, labels = map(moved, batch[:3])
+                    event = stream.record_event() if stream else None
+                    put((Batch(local, dropped, labels, batch.known), event))  # type: ignore[arg-type]
+                    if gone.is_set():
+                        return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=run, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            batch, event = item
+            if event is not None:
+                now = torch.cuda.current_stream(device)
+                now.wait_event(event)
+                for values in batch[:3]:
+                    if isinstance(values, Tensor):
+                        values.record_stream(now)
+            yield batch
+    finally:
+        gone.set()
+        thread.join()
+
+
+class InMemory:
+    """Cached features held as one tensor on a device, for data sets that fit there.
+
+    Args:
+        source: What to copy; nothing of it is kept but labels and grid.
+        rows_per_read: Rows read at a time.
+        device: Where the copy lies.
+    """
+
+    def __init__(
+        self, source: FeatureSource, device: torch.device, *, rows_per_read: int = 512
+    ) -> None:
+        self.labels, self.grid, self.views = source.labels, source.grid, source.views
+        images = len(source.labels)
+        self._values: Tensor | None = None
+        for view in range(self.views):
+            for start in range(0, images, rows_per_read):
+                rows = np.arange(start, min(start + rows_per_read, images))
+                part = source.local(rows, np.full(len(rows), view) if view else None)
+                if self._values is None:
+                    shape = (self.views, images, *part.shape[1:])
+                    self._values = torch.empty(shape, dtype=part.dtype, device=device)
+                self._values[view, start : start + len(rows)] = part
+
+    def local(
+        self,
+        rows: Int64[np.ndarray, " rows"],
+        views: Int64[np.ndarray, " rows"] | None = None,
+    ) -> Float16[Tensor, "rows locations dim"]:
+        """Local features of some rows, on the device."""
+        if self._values is None:
+            raise ValueError("there are no images")
+        flat = rows if views is None else views * len(self.labels) + rows
+        chosen = torch.from_numpy(flat).to(self._values.device, non_blocking=True)
+        return self._values.flatten(0, 1).index_select(0, chosen)

@@ -1,0 +1,139 @@
+"""Where features lie while they are trained on: in their files, in RAM, or on the GPU.
+
+Files are mapped, so that the page cache serves all processes of a machine. Remote features, and
+those on a slow disk, are better copied into RAM first: one copy a node, in a RAM-backed folder,
+shared by all its workers and trials, and removed by the last of them.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import StageError
+from pipeline.features import copy_features, open_features
+
+if TYPE_CHECKING:
+    import torch
+
+    from dclip.batches import FeatureSource
+    from dclip.reader import FeatureReader
+
+RAM_DISK = Path("/dev/shm")
+_SHARE = 0.8  # of the memory that is free: what a copy may take
+
+
+@contextmanager
+def cached_features(
+    folders: Sequence[str], output: Path, *, cache: str, device: "torch.device"
+) -> "Iterator[tuple[FeatureReader, FeatureSource]]":
+    """Open the features of complete plans, in the memory that the settings ask for.
+
+    Args:
+        folders: The clean one, then its views.
+        output: The output folder.
+        cache: ``auto``, ``device``, ``ram`` or ``none`` (see ``train.cache``).
+        device: Where the training runs.
+
+    Yields:
+        The reader, and what to train on: the reader itself, or its copy on the device.
+
+    Raises:
+        StageError: Features are missing or damaged, or do not fit where they should go.
+    """
+    from dclip.paths import as_path
+
+    with ExitStack() as held:
+        are_remote = not all(isinstance(as_path(folder), Path) for folder in folders)
+        if cache == "ram" or (cache == "auto" and are_remote):
+            size = sum(map(_bytes, folders))
+            room = int(_SHARE * _free_ram())
+            if size <= room:
+                folders = [held.enter_context(_in_ram(folder)) for folder in folders]
+            elif cache == "ram":
+                raise StageError(
+                    f"--train.cache ram: the features take {size / 1e9:.1f} GB, of the free memory "
+                    f"{room / 1e9:.1f} GB may be used; use --train.cache none"
+                )
+        reader = open_features(folders, output, verify=False)
+        source: FeatureSource = reader
+        if device.type == "cuda" and cache in ("auto", "device"):
+            source = _on_gpu(reader, device, must=cache == "device")
+        yield reader, source
+
+
+def _on_gpu(reader: "FeatureReader", device: "torch.device", *, must: bool) -> "FeatureSource":
+    import torch
+
+    from dclip.batches import InMemory
+
+    locations, dim = reader.manifest.locations, reader.manifest.dim
+    size = 2 * reader.views * len(reader) * locations * dim
+    room = int(_SHARE * torch.cuda.mem_get_info(device)[0])
+    if size <= room:
+        return InMemory(reader, device)
+    if must:
+        raise StageError(
+            f"--train.cache device: the features take {size / 1e9:.1f} GB, of the GPU's free "
+            f"memory {room / 1e9:.1f} GB may be used; use --train.cache ram or none"
+        )
+    return reader
+
+
+def _bytes(folder: str) -> int:
+    from dclip.paths import as_path
+    from dclip.shards import ShardError, read_manifest
+
+    try:
+        return sum(entry.bytes for entry in read_manifest(as_path(folder)).shards)
+    except ShardError as error:
+        raise StageError(str(error)) from None
+
+
+def _free_ram() -> int:
+    """Bytes free both in the RAM disk and in memory; 0 where there is no RAM disk."""
+    if not RAM_DISK.is_dir():
+        return 0
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return min(shutil.disk_usage(RAM_DISK).free, 1024 * available)
+
+
+@contextmanager
+def _in_ram(folder: str) -> Iterator[str]:
+    """A copy of a folder in RAM, made by whoever comes first and removed by whoever goes last."""
+    from dclip.paths import as_path
+
+    home = RAM_DISK / f"dclip-{os.getuid()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.stat().st_uid != os.getuid():
+        raise StageError(f"{home} belongs to another user; use --train.cache none")
+    place = as_path(folder)
+    _remove_unused(home)
+    with (home / f"{place.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one copies, the others wait
+        copy = copy_features(place, home)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        try:
+            yield str(copy)
+        finally:
+            _remove_if_unused(copy, lock.fileno())
+
+
+def _remove_unused(home: Path) -> None:
+    """Remove copies that a killed process left behind."""
+    for path in home.glob("*.lock"):
+        with path.open("a") as lock:
+            for copy in home.glob(f"*/{path.stem}"):
+                _remove_if_unused(copy, lock.fileno())
+
+
+def _remove_if_unused(copy: Path, lock: int) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    shutil.rmtree(copy, ignore_errors=True)
