@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -36,6 +37,7 @@ T = TypeVar("T")
 KEY = "dclip.key"
 # a server that is away, an SQLite file that is locked, a disk that is full
 _TROUBLE = (MlflowException, SQLAlchemyError, OSError)
+_REFUSALS = (400, 404)  # HTTP: trying again is no use
 
 Event = dict[str, Any]
 """One call on a run, as a line of its journal: ``call``, ``time`` (ms) and what is logged."""
@@ -77,6 +79,17 @@ class TrackedRun:
         """Record which features the run read, by the digest of their manifest."""
         uri = folder.as_uri() if isinstance(folder, Path) else str(folder)
         self._do("dataset", name=name, uri=uri, digest=digest[:36], context=context)
+
+    def register(self, name: str, checkpoint: Path, *, key: str, tags: Mapping[str, str]) -> None:
+        """Register a checkpoint as the version of a model whose alias is ``best``.
+
+        Args:
+            name: Name of the model.
+            checkpoint: File of the checkpoint.
+            key: What identifies the version among those of the model: it is registered once.
+            tags: Tags of the version.
+        """
+        self._do("register", name=name, path=str(checkpoint), key=key, tags=dict(tags))
 
     def close(self, status: str = "FINISHED") -> None:
         """End the run."""
@@ -123,7 +136,7 @@ class Tracker:
         try:
             self._store.experiment(self.experiment)
         except _TROUBLE as error:
-            if _is_refusal(error):
+            if 400 <= _status(error) < 500:
                 raise StageError(
                     f"cannot use the MLflow store {self.uri}: {_reason(error)}; start the server, "
                     "or unset MLFLOW_TRACKING_URI to use a local file"
@@ -147,6 +160,7 @@ class Tracker:
         key: str,
         parent: str | None = None,
         tags: Mapping[str, str] | None = None,
+        goes_on: bool = True,
     ) -> TrackedRun:
         """Start a run, or go on with the unfinished or earlier one of the same key.
 
@@ -155,6 +169,7 @@ class Tracker:
             key: What identifies the run in its experiment.
             parent: Key of the run it is a child of.
             tags: Tags of a new run.
+            goes_on: Whether a run that is there is running again; otherwise it is only added to.
         """
         labels = {"mlflow.source.git.commit": (git_commit() or "").rstrip("+"), **(tags or {})}
         labels["mlflow.source.name"] = f"pipeline {labels.get('dclip.stage', name)}"
@@ -167,6 +182,7 @@ class Tracker:
             "key": key,
             "parent": parent,
             "tags": labels,
+            "goes_on": goes_on,
         }
         return TrackedRun(self, opening)
 
@@ -229,7 +245,7 @@ class Tracker:
                 for event in events:
                     self._store.apply(run_id, event)
             except _TROUBLE as error:
-                if not _is_refusal(error):
+                if _status(error) not in _REFUSALS:
                     raise
                 log.warning("mlflow: %s refuses %s: %s", self.uri, path, _reason(error))
                 return 0
@@ -240,6 +256,11 @@ class Tracker:
     def children(self, parent: str) -> list[str]:
         """Ids of the runs below the run of a key, oldest first; none while the store is down."""
         return self.attempt(lambda store: store.children(self.experiment, parent)) or []
+
+    def model_uri(self, name: str, key: str) -> str | None:
+        """Where MLflow loads the version of a key from; None if it is not registered (yet)."""
+        version = self.attempt(lambda store: store.version(name, key))
+        return version and f"models:/{name}/{version}"
 
     @property
     def ui_command(self) -> str:
@@ -312,10 +333,11 @@ class _Store:
         return str(found[0].info.run_id) if found else None
 
     def open(self, event: Event) -> str:
-        """Id of the run of the event's key, marked as running; made if it is not there."""
+        """Id of the run of the event's key; made if it is not there."""
         run_id = self.find(event["experiment"], event["key"])
         if run_id is not None:
-            self._client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
+            if event["goes_on"]:
+                self._client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
             return run_id
         tags = {**event["tags"], KEY: event["key"]}
         if event["parent"] is not None:
@@ -340,7 +362,15 @@ class _Store:
         return [run.info.run_id for run in found]
 
     def apply(self, run_id: str, event: Event) -> None:
-        """Write one event of a run."""
+        """Write one event of a run; one that the store refuses is left out, and said."""
+        try:
+            self._apply(run_id, event)
+        except MlflowException as error:
+            if _status(error) not in _REFUSALS:
+                raise
+            log.warning("mlflow: %s refuses %s: %s", self._uri, event["call"], _reason(error))
+
+    def _apply(self, run_id: str, event: Event) -> None:
         client, values = self._client, event.get("values", {})
         match event["call"]:
             case "metrics":
@@ -363,6 +393,8 @@ class _Store:
                 data = Dataset(event["name"], event["digest"], "local", source)
                 tag = InputTag("mlflow.data.context", event["context"])
                 client.log_inputs(run_id, [DatasetInput(data, [tag])])
+            case "register":
+                self._register(run_id, event)
             case "close":
                 client.set_terminated(run_id, event["status"], event["time"])
 
@@ -376,12 +408,83 @@ class _Store:
         if step is not None:
             self._steps |= {(run_id, metric.key): step for metric in batch}
 
+    def version(self, name: str, key: str) -> str | None:
+        """Number of a model's version of a key."""
+        for version in self._client.search_model_versions(f"name = '{name}'"):
+            if version.tags.get(KEY) == key:
+                return str(version.version)
+        return None
+
+    def _register(self, run_id: str, event: Event) -> None:
+        name, client = event["name"], self._client
+        number = self.version(name, event["key"])
+        if number is None:
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name)
+            tags = {**event["tags"], KEY: event["key"]}
+            with _default_store(self._uri):
+                model = _log_model(run_id, Path(event["path"]))
+                number = client.create_model_version(
+                    name, model.model_uri, run_id, tags, model_id=model.model_id
+                ).version
+        client.set_registered_model_alias(name, "best", number)
+
     def _last_step(self, run_id: str, name: str) -> int:
         """Latest step at which a metric was logged; 0 if it never was."""
         if (run_id, name) not in self._steps:
             history = () if run_id in self._new else self._client.get_metric_history(run_id, name)
             self._steps[run_id, name] = max((metric.step for metric in history), default=0)
         return self._steps[run_id, name]
+
+
+@contextmanager
+def _default_store(uri: str) -> Iterator[None]:
+    """What MLflow's functions for models need: they know a store by the global setting alone.
+
+    Their import warns of MLflow's own types and, where logging has no handler yet, adds one, by
+    which every line of ours would come twice.
+    """
+    root, silent = logging.getLogger(), logging.NullHandler()
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)  # sets the variable, too
+    root.addHandler(silent)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        root.removeHandler(silent)
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets both
+
+
+def _log_model(run_id: str, checkpoint: Path) -> Any:
+    """Store a checkpoint with its run as what ``mlflow.pytorch.load_model`` loads.
+
+    It is a traced graph (pt2), not a pickle; batch size and number of locations stay free.
+    """
+    import mlflow.pytorch
+    import numpy as np
+    import torch
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from pipeline.checkpoints import Scorer, load_checkpoint
+
+    model, texts, about = load_checkpoint(checkpoint)
+    kind = np.dtype("float32")
+    return Model.log(
+        None,
+        mlflow.pytorch,
+        run_id=run_id,
+        name="projectors",
+        pytorch_model=Scorer(model, texts).eval(),
+        input_example=np.zeros((2, 3, about.embed_dim), kind),
+        signature=ModelSignature(
+            Schema([TensorSpec(kind, (-1, -1, about.embed_dim), "local")]),
+            Schema([TensorSpec(kind, (-1, len(about.class_names)), "probability")]),
+        ),
+        metadata={"class_names": about.class_names, "feature_space": about.feature_space},
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+    )
 
 
 def upload_pending(config: Config) -> None:
@@ -430,12 +533,14 @@ def _check_file(uri: str) -> None:
         raise StageError(f"{path} is not an SQLite database; move it away, MLflow makes a new one")
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether the store answered that it will not do this, so that trying again is no use."""
-    if isinstance(error, InvalidUrlException) or not isinstance(error, MlflowException):
-        return isinstance(error, MlflowException)
+def _status(error: Exception) -> int:
+    """HTTP status of what the store answered; 500 where it did not."""
+    if isinstance(error, InvalidUrlException):
+        return 400
+    if not isinstance(error, MlflowException):
+        return 500
     status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]  # theirs
-    return 400 <= status < 500
+    return status
 
 
 def _reason(error: Exception) -> str:

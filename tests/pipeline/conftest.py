@@ -62,7 +62,15 @@ def settings(output: Path, **changes: object) -> Config:
         "extract": {"limit": 48, "shard_size": 16, "workers": 2},
         "train": {"epochs": 4, "val_fraction": 0.25, "output_dim": 8},
         "evaluate": {"probe_epochs": 2, "scenes": 2},
-        "sweep": {"epochs": 2, "mfi_weight": [0.0, 0.1], "output_dim": [4, 8], "trials": 2},
+        "sweep": {
+            "epochs": 2,
+            "space": {
+                "train.redundancy_weight": [0.2, 1.0],
+                "train.mfi_weight": [0.0, 0.1],
+                "train.output_dim": [4, 8],
+            },
+            "trials": 2,
+        },
     }
     return Config.model_validate({**values, **changes})
 
