@@ -24,7 +24,7 @@ MAY_DIFFER = frozenset({"mfi_weight", "redundancy_weight", "output_dim"})
 
 
 RIDGE = 1e-4
-"""Ridge of the aligned start, as a share of the mean square length of the hidden features."""
+"""Ridge of the aligned start, as a share of the mean square length of the texts."""
 
 
 class Losses(NamedTuple):
@@ -60,10 +60,10 @@ def initial_model(recipe: Recipe, texts: Float[Tensor, "pairs dim"], *, seed: in
     With ``initial="random"``, as published, weights are PyTorch's: uniform in
     :math:`\pm 1 / \sqrt{\text{fan-in}}`. The two projectors then have nothing in common, what CLIP
     knows of images and texts is lost, and every class has to be found again; now and then one is
-    not. With ``initial="aligned"`` the image projector W is a random orthonormal projection, which
-    keeps CLIP's cosines up to chance, and the last map of the text projector is the ridge solution
-    of :math:`\text{projected}(t) = W t` on the given texts, so that training starts from what
-    frozen CLIP sees.
+    not. With ``initial="aligned"`` only the text projector f is PyTorch's. The image projector is a
+    random orthonormal R, which keeps CLIP's cosines up to chance, with the smallest change (by
+    ridge regression) that carries every text t to where the text projector carries it,
+    :math:`W t \propto f(t)`, and is as long as PyTorch's, so that steps are as bold.
 
     Args:
         recipe: Source of ``initial`` and of the sizes.
@@ -80,15 +80,16 @@ def initial_model(recipe: Recipe, texts: Float[Tensor, "pairs dim"], *, seed: in
 
 @torch.no_grad()
 def _align(model: DCLIP, texts: Float64[Tensor, "pairs dim"]) -> None:
-    """Start from frozen CLIP, with weights as large as PyTorch's, so that steps are as bold."""
-    image, text = model.image_projector.output.weight, model.text_projector
-    projection = torch.nn.init.orthogonal_(torch.empty_like(image))
-    hidden = F.relu(texts @ text.hidden.weight.double().T)  # a fresh BatchNorm changes nothing
-    gram = hidden @ hidden.T
+    """Let the image projector carry texts to where the text projector does."""
+    weight = model.image_projector.output.weight
+    projected = model.project_texts(texts.float(), statistics="running").double()
+    start = torch.nn.init.orthogonal_(torch.empty_like(weight)).double()
+    carried = texts @ start.T
+    gram = texts @ texts.T
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    output = hidden.T @ torch.linalg.solve(gram, texts @ projection.double().T)
-    for weight, aligned in ((image, projection), (text.output.weight, output.T)):
-        weight.copy_(aligned * (weight.norm() / aligned.norm()))
+    missing = projected * (carried.norm() / projected.norm()) - carried
+    aligned = start + missing.T @ torch.linalg.solve(gram, texts)
+    weight.copy_(aligned * (weight.norm() / aligned.norm()))
 
 
 def objective(
