@@ -8,7 +8,7 @@ variables (``DCLIP_TRAIN__LR=0.002``), the command line (``--train.lr 0.002``).
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, Self, get_origin
 
 import yaml
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
     PlainValidator,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import TypeAliasType
@@ -123,6 +124,12 @@ class TrainConfig(Recipe):
     val_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of the training split held out for val/* metrics"
     )
+
+    @model_validator(mode="after")
+    def _best_needs_held_out_images(self) -> Self:
+        if self.selection == "best_on_val" and self.val_fraction == 0:
+            raise ValueError("selection best_on_val needs a val_fraction above 0")
+        return self
 
     @property
     def recipe(self) -> Recipe:
