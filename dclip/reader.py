@@ -94,8 +94,13 @@ class FeatureReader:
         self._local, self._global = integers("local_offset"), integers("global_offset")
         self._scale = integers("scale_offset") if self.manifest.storage == "int8" else None
         self.labels = torch.zeros(len(self), len(self.manifest.class_names), dtype=torch.int8)
+        classes = range(len(self.manifest.class_names))
         for value, column in ((1, "labels"), (-1, "unknown")):
             for row, marked in enumerate(table[column].to_pylist()):
+                if not all(one in classes for one in marked):
+                    raise self._bad(
+                        SAMPLES, f"{self.keys[row]} has labels beyond the {len(classes)} classes"
+                    )
                 self.labels[row, marked] = value
         self._maps: dict[int, tuple[npt.NDArray[np.uint8], memoryview]] = {}
         self._views = [FeatureReader(view, verify=verify) for view in views]
@@ -169,8 +174,17 @@ class FeatureReader:
         return torch.from_numpy(out)
 
     def text_features(self) -> tuple[Float32[Tensor, "pairs dim"], Float32[Tensor, "classes dim"]]:
-        """Prompt-pair features, negatives first, and normalised class features."""
+        """Prompt-pair features, negatives first, and normalised class features.
+
+        Raises:
+            ShardError: They are not those of the manifest's classes.
+        """
         tensors = safetensors.torch.load_file(self.folder / TEXT)
+        classes, dim = len(self.manifest.class_names), self.manifest.dim
+        wanted = {"pairs": (2 * classes, dim), "classes": (classes, dim)}
+        found = {name: tuple(value.shape) for name, value in tensors.items()}
+        if found != wanted:
+            raise self._bad(TEXT, f"holds {found}, {classes} classes need {wanted}")
         return tensors["pairs"], tensors["classes"]
 
     def _fill(
