@@ -116,6 +116,9 @@ class TrainConfig(Recipe):
         "once a node, shared by its workers), none (mapped from their files); auto: the GPU if "
         "they fit, ram for remote ones if they fit, else none",
     )
+    precision: Literal["auto", "float32"] = Field(
+        "auto", description="of matrix products: auto is TF32 on a GPU's tensor cores, else float32"
+    )
     data_seed: int | None = Field(
         None,
         ge=0,

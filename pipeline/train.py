@@ -162,8 +162,12 @@ def begin(
     recipe: TrainConfig, reader: "FeatureReader", *, seed: int, device: str = "cpu"
 ) -> "Training":
     """One fresh trial on these features."""
+    import torch
+
     from dclip.trials import Training
 
+    if recipe.precision == "auto" and device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
     return Training([recipe.recipe], reader.text_features()[0], seeds=[seed], device=device)
 
 
