@@ -94,10 +94,15 @@ class FeatureReader:
         self._local, self._global = integers("local_offset"), integers("global_offset")
         self._scale = integers("scale_offset") if self.manifest.storage == "int8" else None
         self.labels = torch.zeros(len(self), len(self.manifest.class_names), dtype=torch.int8)
+        classes = range(len(self.manifest.class_names))
         for value, column in ((1, "labels"), (-1, "unknown")):
             for row, marked in enumerate(table[column].to_pylist()):
+                if not all(one in classes for one in marked):
+                    raise self._bad(
+                        SAMPLES, f"{self.keys[row]} has labels beyond the {len(classes)} classes"
+                    )
                 self.labels[row, marked] = value
-        self._maps: dict[int, npt.NDArray[np.uint8]] = {}
+        self._maps: dict[int, tuple[npt.NDArray[np.uint8], memoryview]] = {}
         self._views = [FeatureReader(view, verify=verify) for view in views]
         for view in self._views:
             ours, theirs = self.manifest, view.manifest
@@ -169,8 +174,17 @@ class FeatureReader:
         return torch.from_numpy(out)
 
     def text_features(self) -> tuple[Float32[Tensor, "pairs dim"], Float32[Tensor, "classes dim"]]:
-        """Prompt-pair features, negatives first, and normalised class features."""
+        """Prompt-pair features, negatives first, and normalised class features.
+
+        Raises:
+            ShardError: They are not those of the manifest's classes.
+        """
         tensors = safetensors.torch.load_file(self.folder / TEXT)
+        classes, dim = len(self.manifest.class_names), self.manifest.dim
+        wanted = {"pairs": (2 * classes, dim), "classes": (classes, dim)}
+        found = {name: tuple(value.shape) for name, value in tensors.items()}
+        if found != wanted:
+            raise self._bad(TEXT, f"holds {found}, {classes} classes need {wanted}")
         return tensors["pairs"], tensors["classes"]
 
     def _fill(
@@ -181,19 +195,19 @@ class FeatureReader:
     ) -> None:
         header = npy_header(out.shape[1:], out.dtype)
         flat = out.reshape(len(rows), -1).view(np.uint8)
-        for target, row in zip(flat, rows, strict=True):
-            data = self._map(int(self._shards[row]))
-            start = int(offsets[row])
-            if data[start : start + len(header)].tobytes() != header:
-                name = self.manifest.shards[int(self._shards[row])].name
+        places = zip(self._shards[rows].tolist(), offsets[rows].tolist(), strict=True)
+        for number, (shard, start) in enumerate(places):
+            data, head = self._maps.get(shard) or self._map(shard)
+            first = start + len(header)
+            if head[start:first] != header:
+                name = self.manifest.shards[shard].name
                 raise self._bad(name, f"no array of {out.shape[1:]} at offset {start}")
-            start += len(header)
-            target[:] = data[start : start + len(target)]
+            flat[number] = data[first : first + flat.shape[1]]  # without the interpreter's lock
 
-    def _map(self, shard: int) -> npt.NDArray[np.uint8]:
-        if shard not in self._maps:
-            path = self.folder / self.manifest.shards[shard].name
-            self._maps[shard] = np.memmap(path, np.uint8, mode="r")
+    def _map(self, shard: int) -> tuple[npt.NDArray[np.uint8], memoryview]:
+        path = self.folder / self.manifest.shards[shard].name
+        data: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+        self._maps[shard] = data, data.data
         return self._maps[shard]
 
     def _check(self, name: str, size: int | None, sha256: str | None) -> None:

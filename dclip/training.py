@@ -19,7 +19,7 @@ from dclip.batches import FeatureSource, clean_batches, epoch_batches, prefetch
 from dclip.logits import presence_probability
 from dclip.losses import check_mfi_stability
 from dclip.losses.asymmetric import check_labels
-from dclip.metrics import inter_class_cosine, mean_average_precision
+from dclip.metrics import mean_average_precision
 from dclip.model import DCLIP
 from dclip.recipe import Recipe
 from dclip.trials import Training
@@ -175,18 +175,17 @@ def fit(
             losses = training.objectives(output, batch.labels, known=batch.known, workers=workers)
             training.optimizer.zero_grad(set_to_none=True)
             losses.total.sum().backward()  # type: ignore[no-untyped-call]
+            values = torch.stack(losses, dim=1).detach()
             if workers > 1:
-                _sum_over_workers(training.weights)
+                gradients = [weight.grad for weight in training.weights if weight.grad is not None]
+                _sum_over_workers([*gradients, values])
             training.optimizer.step()
             training.average_in()
-            training._sums += torch.stack(losses, dim=1).detach()
+            training._sums += values
             training.step += 1
             if on_step is not None and training.step < steps:
                 on_step()
-        sums = training._sums.clone()
-        if workers > 1:
-            torch.distributed.all_reduce(sums)
-        means = (sums / steps).tolist()
+        means = (training._sums / steps).tolist()
         seconds = time.perf_counter() - started
         speed = (len(rows) - first * recipe.batch_size) / max(seconds, 1e-9)
         if not any(math.isfinite(loss) for loss, _, _ in means):
@@ -201,9 +200,7 @@ def fit(
             val_maps = _val_maps(training, features, val_rows)
         training.end_epoch(val_maps)
         if on_epoch is not None:
-            cosines = [
-                _cosine(model, training.texts) for model in training._models(training._current())
-            ]
+            cosines = training.inter_class_cosines()
             on_epoch(
                 [
                     EpochReport(training.epoch, lr, loss, asl, mfi, cosine, val_map, speed)
@@ -232,14 +229,13 @@ def _check(
     check_labels(features.labels)
 
 
-def _sum_over_workers(weights: Sequence[Tensor]) -> None:
-    """Sum all gradients over the workers, in one message."""
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+def _sum_over_workers(tensors: Sequence[Tensor]) -> None:
+    """Sum each tensor over the workers, in place and in one message."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
     torch.distributed.all_reduce(flat)
-    for gradient in gradients:
-        gradient.copy_(flat[: gradient.numel()].view_as(gradient))
-        flat = flat[gradient.numel() :]
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, total in zip(tensors, torch.split(flat, sizes), strict=True):
+        tensor.copy_(total.view_as(tensor))
 
 
 def _val_maps(
@@ -253,9 +249,3 @@ def _val_maps(
         math.nan if scores.isnan().any() else mean_average_precision(scores, labels)
         for scores in training.predict(features, rows)
     ]
-
-
-@torch.no_grad()
-def _cosine(model: DCLIP, texts: Float[Tensor, "pairs dim"]) -> float:
-    positives = model.project_texts(texts[len(texts) // 2 :].cpu(), statistics="running")
-    return inter_class_cosine(positives) if len(positives) > 1 else math.nan

@@ -1,8 +1,9 @@
 """Where features lie while they are trained on: in their files, in RAM, or on the GPU.
 
-Files are mapped, so that the page cache serves all processes of a machine. Remote features, and
-those on a slow disk, are better copied into RAM first: one copy a node, in a RAM-backed folder,
-shared by all its workers and trials, and removed by the last of them.
+Files are mapped, so that the page cache serves all processes of a machine. Remote features, which
+lie in the output folder that all nodes share, and those on a slow disk, are better copied into RAM
+first: one copy a node, in a RAM-backed folder, shared by all its workers, and removed by the last
+of them.
 """
 
 import fcntl
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import StageError
-from pipeline.features import copy_features, open_features
+from pipeline.features import copy_features, local_folders, open_features
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +50,11 @@ def cached_features(
     with ExitStack() as held:
         are_remote = not all(isinstance(as_path(folder), Path) for folder in folders)
         if cache == "ram" or (cache == "auto" and are_remote):
-            size = sum(map(_bytes, folders))
+            places = local_folders(folders, output)
+            size = sum(map(_bytes, places))
             room = int(_SHARE * _free_ram())
             if size <= room:
-                folders = [held.enter_context(_in_ram(folder)) for folder in folders]
+                folders = [held.enter_context(_in_ram(place)) for place in places]
             elif cache == "ram":
                 raise StageError(
                     f"--train.cache ram: the features take {size / 1e9:.1f} GB, of the free memory "
@@ -83,14 +85,10 @@ def _on_gpu(reader: "FeatureReader", device: "torch.device", *, must: bool) -> "
     return reader
 
 
-def _bytes(folder: str) -> int:
-    from dclip.paths import as_path
-    from dclip.shards import ShardError, read_manifest
+def _bytes(folder: Path) -> int:
+    from dclip.shards import read_manifest
 
-    try:
-        return sum(entry.bytes for entry in read_manifest(as_path(folder)).shards)
-    except ShardError as error:
-        raise StageError(str(error)) from None
+    return sum(entry.bytes for entry in read_manifest(folder).shards)
 
 
 def _free_ram() -> int:
@@ -103,20 +101,23 @@ def _free_ram() -> int:
 
 
 @contextmanager
-def _in_ram(folder: str) -> Iterator[str]:
+def _in_ram(folder: Path) -> Iterator[str]:
     """A copy of a folder in RAM, made by whoever comes first and removed by whoever goes last."""
-    from dclip.paths import as_path
+    from dclip.shards import MANIFEST
 
     home = RAM_DISK / f"dclip-{os.getuid()}"
     home.mkdir(mode=0o700, exist_ok=True)
-    if home.stat().st_uid != os.getuid():
+    if home.lstat().st_uid != os.getuid():
         raise StageError(f"{home} belongs to another user; use --train.cache none")
-    place = as_path(folder)
     _remove_unused(home)
-    with (home / f"{place.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one copies, the others wait
-        copy = copy_features(place, home)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with (home / f"{folder.name}.lock").open("a") as lock:
+        copy = home / folder.parent.name / folder.name
+        is_held = False
+        while not is_held:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one copies, the others wait
+            copy_features(folder, home)
+            fcntl.flock(lock, fcntl.LOCK_SH)  # gives up the one lock before it takes the other
+            is_held = (copy / MANIFEST).is_file()
         try:
             yield str(copy)
         finally:

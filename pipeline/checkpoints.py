@@ -93,7 +93,8 @@ def read_about(path: Path) -> About:
         found = json.loads(metadata["dclip"])
         if found["format"] != FORMAT:
             raise StageError(
-                f"{path} has format {found['format']}, this version reads {FORMAT}; train again"
+                f"{path} has format {found['format']}, this version reads {FORMAT}; delete it and "
+                "train again"
             )
         about = About.model_validate(found)
     except FileNotFoundError:
@@ -168,4 +169,4 @@ def check_features(path: Path, about: About, manifest: Manifest) -> None:
 
 def _bad(path: Path, error: Exception) -> StageError:
     reason = " ".join(str(error).split())
-    return StageError(f"{path} is not a checkpoint ({reason}); train again or give another file")
+    return StageError(f"{path} is not a checkpoint ({reason}); delete it and train again")

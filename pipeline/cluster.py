@@ -12,8 +12,9 @@ from pipeline.errors import StageError
 
 log = logging.getLogger(__name__)
 
-# Workers at the driver's priority (Ray's default is nice +15), quick polls of Ray Train (each
-# report waits for one), quiet start-up. glibc keeps the memory that tensors free: else every large
+# Workers at the driver's priority (Ray's default is nice +15), quick polls of Ray Train, which an
+# elastic training otherwise lets wait a minute for workers of a node it has just lost, quiet
+# start-up. glibc keeps the memory that tensors free: else every large
 # one is mapped and zeroed page by page anew, and a CPU encodes a fifth more slowly.
 _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
@@ -21,6 +22,7 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
     "RAY_worker_niceness": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",

@@ -9,7 +9,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, Self, get_origin
 
 import yaml
 from pydantic import (
@@ -21,6 +21,7 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -122,6 +123,9 @@ class TrainConfig(Recipe):
         "once a node, shared by its workers), none (mapped from their files); auto: the GPU if "
         "they fit, ram for remote ones if they fit, else none",
     )
+    precision: Literal["auto", "float32"] = Field(
+        "auto", description="of matrix products: auto is TF32 on a GPU's tensor cores, else float32"
+    )
     data_seed: int | None = Field(
         None,
         ge=0,
@@ -130,6 +134,12 @@ class TrainConfig(Recipe):
     val_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of the training split held out for val/* metrics"
     )
+
+    @model_validator(mode="after")
+    def _best_needs_held_out_images(self) -> Self:
+        if self.selection == "best_on_val" and self.val_fraction == 0:
+            raise ValueError("selection best_on_val needs a val_fraction above 0")
+        return self
 
     @property
     def recipe(self) -> Recipe:
@@ -242,6 +252,43 @@ def _assignments(text: str) -> dict[str, list[str]]:
     return found
 
 
+Study = Literal["losses", "pooling", "output_dim", "redundancy_weight", "mfi_weight", "presets"]
+
+
+class AblateConfig(BaseModel):
+    """Which parts of the method are taken away or changed, one at a time."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    studies: list[Study] = Field(
+        ["losses", "pooling", "output_dim", "redundancy_weight", "mfi_weight", "presets"],
+        min_length=1,
+        description="losses (ASL with and without MFI; BCE and focal loss with it), pooling (after "
+        "or before projection), output_dim, redundancy_weight, mfi_weight (values below), presets",
+    )
+    seeds: int = Field(
+        3,
+        ge=1,
+        description="trainings of each row, of initial weights seed, seed + 1, ...; shuffle and "
+        "held-out images are those of train.data_seed for all",
+    )
+    epochs: int | None = Field(
+        None, ge=1, description="epochs of each training; left out: each recipe's own"
+    )
+    output_dim: list[Annotated[int, Field(ge=2)]] | None = Field(
+        None, min_length=1, description="values of d'; left out: 1/8, 1/4, 1/2 and all of CLIP's"
+    )
+    redundancy_weight: list[Annotated[float, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="values of lambda; left out: 0, 1/5, 1 and 5 times train's"
+    )
+    mfi_weight: list[Annotated[float, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="values of alpha; left out: 0, 1/10, 1 and 10 times train's"
+    )
+    pack: int = Field(
+        9, ge=1, description="trainings that share one pass over the features, at most"
+    )
+
+
 class Config(BaseSettings):
     """Settings of a run: what to read, which frozen CLIP, how to train, where to write."""
 
@@ -300,6 +347,7 @@ class Config(BaseSettings):
     train: TrainConfig = Field(TrainConfig(), description="python -m pipeline.train")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="python -m pipeline.evaluate")
     sweep: SweepConfig = Field(SweepConfig(), description="python -m pipeline.sweep")
+    ablate: AblateConfig = Field(AblateConfig(), description="python -m pipeline.ablate")
 
     @classmethod
     def settings_customise_sources(

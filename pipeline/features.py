@@ -363,16 +363,30 @@ def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) 
     Raises:
         StageError: They are missing, damaged or foreign.
     """
-    from dclip.paths import as_path
     from dclip.reader import FeatureReader
     from dclip.shards import ShardError
 
+    places = local_folders(folders, output)
     try:
-        places = [
+        return FeatureReader(places[0], views=places[1:], verify=verify)
+    except ShardError as error:
+        raise StageError(str(error)) from None
+
+
+def local_folders(folders: Sequence[str], output: Path) -> list[Path]:
+    """Folders of features on this machine; remote ones are copied to the output folder first.
+
+    Raises:
+        StageError: They are missing.
+    """
+    from dclip.paths import as_path
+    from dclip.shards import ShardError
+
+    try:
+        return [
             place if isinstance(place, Path) else copy_features(place, output / "features")
             for place in map(as_path, folders)
         ]
-        return FeatureReader(places[0], views=places[1:], verify=verify)
     except ShardError as error:
         raise StageError(str(error)) from None
 

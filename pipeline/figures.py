@@ -275,6 +275,39 @@ def sweep_trials(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figu
     return figure
 
 
+def ablation(lines: Sequence[Mapping[str, Any]]) -> Figure:
+    """Test mAP and inter-class cosine of every row: mean, standard deviation, and each seed."""
+    studies = list(dict.fromkeys(line["study"] for line in lines))
+    groups = [[line for line in lines if line["study"] == study] for study in studies]
+    sizes = [len(group) for group in groups]
+    figure = Figure(figsize=(0.6 * sum(sizes) + 0.4 * len(sizes) + 1.5, 6.4), layout="constrained")
+    axes = figure.subplots(
+        2, len(groups), sharey="row", sharex="col", squeeze=False, width_ratios=sizes
+    )
+    scores = (("test_map", 100, "test mAP, %"), ("inter_class_cosine", 1, "inter-class cosine"))
+    for line_of_axes, (name, scale, title) in zip(axes, scores, strict=True):
+        line_of_axes[0].set_ylabel(title)
+        for axis, group in zip(line_of_axes, groups, strict=True):
+            for place, line in enumerate(group):
+                values = [scale * value for value in line["by_seed"][name].values()]
+                axis.scatter([place + 0.18] * len(values), values, s=9, color="#7f7f7f")
+                if values:
+                    spread = scale * (line[f"{name}_std"] or 0.0)
+                    axis.errorbar(
+                        place, scale * line[name], spread, fmt="o", color="#0072b2", capsize=3
+                    )
+            axis.grid(axis="y", linewidth=0.4)
+            axis.set_xlim(-0.6, len(group) - 0.4)
+            axis.set_xticks(range(len(group)), [line["row"] for line in group], rotation=60)
+            axis.spines[["top", "right"]].set_visible(False)
+    for axis, study in zip(axes[0], studies, strict=True):
+        axis.set_title(study, fontsize=9)
+    for axis in axes[1]:
+        for label in axis.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor", fontsize=8)
+    return figure
+
+
 def class_histogram(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
     """Images of every class, the most frequent first; on a logarithmic axis if they differ much."""
     order = np.argsort(-counts, kind="stable")

@@ -111,6 +111,10 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
     name = run_name(config, plan)
     folder = config.output.absolute() / "train" / name
     folder.mkdir(parents=True, exist_ok=True)
+    training = begin(config.train, reader, seed=config.seed)
+    if (folder / STATE).is_file():
+        read_state(folder / STATE, training)
+        log.info("train: %s goes on after epoch %d, step %d", name, training.epoch, training.step)
     settings = {
         "train": config.train.model_dump(),
         "seed": config.seed,
@@ -124,13 +128,16 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
         tracked.params(run_params(config, plan))
         source = f"{config.dataset_slug}-{config.train_split}"
         tracked.dataset(source, plan.folder, plan.fingerprint, "training")
-        with (
-            cluster.ray_session(config),
-            _follow(folder / _HISTORY, config.train.epochs, config.method, tracked),
-        ):
-            _fit_on_ray(config, settings, folder)
-        training = begin(config.train, reader, seed=config.seed)
+        with _follow(folder / _HISTORY, config.train.epochs, config.method, tracked):
+            if training.epoch < config.train.epochs:
+                with cluster.ray_session(config):
+                    _fit_on_ray(config, settings, folder)
         read_state(folder / STATE, training)
+        if training.epoch < config.train.epochs:
+            raise StageError(
+                f"training {name} stands at epoch {training.epoch} of {config.train.epochs}: "
+                "another process wrote to it meanwhile; the same command goes on"
+            )
         about = About(
             format=FORMAT,
             method=config.method,
@@ -157,7 +164,16 @@ def begin(
     """One fresh trial on these features."""
     from dclip.trials import Training
 
+    use_precision(recipe.precision, device)
     return Training([recipe.recipe], reader.text_features()[0], seeds=[seed], device=device)
+
+
+def use_precision(precision: str, device: str) -> None:
+    """Let a GPU multiply in TF32, unless the settings want float32 throughout."""
+    import torch
+
+    if precision == "auto" and device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
 
 
 def run_params(config: Config, plan: "FeaturePlan") -> dict[str, Any]:
@@ -194,6 +210,10 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
             f"--train.workers {train.workers}: the cluster has {available} {resource}s; "
             "ask for fewer workers or add nodes"
         )
+    if train.cache == "device" and device != "cuda":
+        raise StageError(
+            f"--train.cache device: the training runs on the CPU ({why}); use ram or none"
+        )
     log.info("train: %s: %d workers on %s (%s)", folder.name, train.workers, device, why)
     trainer = TorchTrainer(
         _worker,
@@ -221,13 +241,17 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
 
 
 def _cpus_each(workers: int) -> int:
-    """CPUs of a worker, which are its threads: the node's with the fewest, shared out."""
+    """CPUs of a worker, which are its threads: as many as all workers can have at once.
+
+    No more than the smallest node has, so that any node can take over a lost one's work.
+    """
     import ray
 
-    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    smallest = min(count for count in cpus if count > 0)
-    total = sum(cpus)
-    return max(1, min(smallest, total // workers))
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    cpus = min(count for count in nodes if count > 0)
+    while cpus > 1 and sum(count // cpus for count in nodes) < workers:
+        cpus -= 1
+    return cpus
 
 
 def _worker(settings: dict[str, Any]) -> str | None:
@@ -257,9 +281,8 @@ def _worker(settings: dict[str, Any]) -> str | None:
 
     def on_epoch(reports: list[EpochReport]) -> None:
         if rank == 0:
-            line = {name: value for name, value in reports[0]._asdict().items() if value == value}
-            with history_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            history.append({name: x for name, x in reports[0]._asdict().items() if x == x})
+            write_text(history_file, "".join(json.dumps(line) + "\n" for line in history))
         save()
 
     def on_step() -> None:
@@ -272,9 +295,7 @@ def _worker(settings: dict[str, Any]) -> str | None:
         training = begin(config, reader, seed=settings["seed"], device=str(device))
         if state.is_file():
             read_state(state, training)
-        if rank == 0:
-            history = _read_history(history_file)[: training.epoch]
-            write_text(history_file, "".join(json.dumps(line) + "\n" for line in history))
+        history = _read_history(history_file)[: training.epoch]
         rows, val_rows = hold_out(len(reader), config.val_fraction, seed=settings["data_seed"])
         try:
             fit(
@@ -294,8 +315,8 @@ def _worker(settings: dict[str, Any]) -> str | None:
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:
-    """Whole lines of a history file; a line that was cut short by a kill is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+    """One line an epoch; none if no epoch is done."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines]
 
 

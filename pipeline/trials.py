@@ -23,7 +23,7 @@ from pipeline.features import FeaturePlan
 from pipeline.progress import Progress
 from pipeline.space import SEED, Entry, label, recipe_at
 from pipeline.tracking import TrackedRun, Tracker
-from pipeline.train import STATE, metric_names, run_params
+from pipeline.train import STATE, metric_names, run_params, use_precision
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ def begin(
 ) -> Training:
     """Fresh trials of a pack."""
     train = TrainConfig.model_validate(settings["train"])
+    use_precision(train.precision, device)
     return Training(
         [recipe_at(train, point).recipe for _, point in pack],
         texts,

@@ -77,7 +77,7 @@ def start(output: Path, *words: str, **environment: str) -> subprocess.Popen[str
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline
         if process is not None:
