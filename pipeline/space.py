@@ -45,7 +45,8 @@ def checked_space(config: Config) -> dict[str, list[Any] | str]:
     space: dict[str, list[Any] | str] = {}
     for key, values in config.sweep.space.items():
         if key not in _KEYS:
-            close = difflib.get_close_matches(key, _KEYS, n=1)
+            full = f"{_PREFIX}{key}"
+            close = [full] if full in _KEYS else difflib.get_close_matches(key, _KEYS, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise UsageError(
                 f"sweep.space: {key!r} cannot be swept; {hint}these can: {', '.join(_KEYS)}"

@@ -220,7 +220,11 @@ def _run_trials(
         )
     with progress("sweep", count * config.sweep.epochs, "epochs") as bar:
         runs.bar = bar
-        results = tuner.fit()
+        try:
+            results = tuner.fit()
+        except KeyboardInterrupt:
+            runs.stop()
+            raise
     rows = [row for result in results for row in _rows(result)]
     return sorted(rows, key=lambda row: (row["val_map"] is None, -(row["val_map"] or 0)))
 

@@ -154,7 +154,7 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         self.config, self.plan, self.sweep, self.tracker = config, plan, sweep, tracker
         self.bar: Progress | None = None
         self._runs: dict[int, TrackedRun] = {}
-        self._failed: set[int] = set()
+        self._closed: set[int] = set()
         self._resumed: dict[str, int] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -195,8 +195,7 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
     ) -> None:
         """Close the runs of points that did not fail as finished."""
         for entry in trial.config[PACK]:
-            if entry[0] not in self._failed:
-                self.run(Entry(*entry)).close()
+            self._close(Entry(*entry), "FINISHED")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -223,11 +222,21 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
             self._runs[entry.number] = run
         return self._runs[entry.number]
 
+    def stop(self) -> None:
+        """Close all open runs: the user ended the sweep."""
+        for number, run in self._runs.items():
+            if number not in self._closed:
+                run.close("KILLED")
+
     def _fail(self, entry: Entry, error: str) -> None:
-        if entry.number not in self._failed:
-            self._failed.add(entry.number)
+        if entry.number not in self._closed:
             self.run(entry).tags({"dclip.error": error[:5000]})
-            self.run(entry).close("FAILED")
+        self._close(entry, "FAILED")
+
+    def _close(self, entry: Entry, status: str) -> None:
+        if entry.number not in self._closed:
+            self._closed.add(entry.number)
+            self.run(entry).close(status)
 
 
 def reason(error: object) -> str:

@@ -73,6 +73,7 @@ def test_whole_numbers_that_run_out_end_the_draw() -> None:
     ("space", "words"),
     [
         ({"train.lrr": [1]}, "'train.lrr' cannot be swept; did you mean 'train.lr'"),
+        ({"lr": [1]}, "'lr' cannot be swept; did you mean 'train.lr'"),
         ({"output": ["a"]}, "'output' cannot be swept"),
         ({"train.preset": ["author"]}, "'train.preset' cannot be swept"),
         ({"train.workers": [1, 2]}, "'train.workers' cannot be swept"),
