@@ -244,15 +244,17 @@ def sweep_trials(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figu
     figure = Figure(figsize=(1.2 + 3.6 * columns, 0.2 + 3.6 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
     scores = [100 * row["val_map"] for row in rows]
+    cosines = [np.nan if (c := row["inter_class_cosine"]) is None else c for row in rows]
     points = None
     for axis, key in zip(axes.flat, keys, strict=False):
         given = [row[key] for row in rows]
         values = sorted(set(given), key=lambda value: (isinstance(value, str), value or 0))
-        is_list = len(values) <= 8
+        is_list = len(values) <= 8 or not all(isinstance(v, int | float) for v in values)
         points = axis.scatter(
             [values.index(value) for value in given] if is_list else given,
             scores,
-            c=[row["inter_class_cosine"] for row in rows],
+            c=cosines,
+            plotnonfinite=True,  # a single class has no cosine
             cmap="viridis",
             s=45,
             edgecolors="black",
