@@ -209,7 +209,7 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
         raise StageError(
             f"--train.cache device: the training runs on the CPU ({why}); use ram or none"
         )
-    log.info("train: %s: %d workers on %s (%s)", folder.name, train.workers, device, why)
+    log.info("train: %s: %d worker(s) on %s (%s)", folder.name, train.workers, device, why)
     trainer = TorchTrainer(
         _worker,
         train_loop_config=dict(settings),
