@@ -73,6 +73,8 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         if flags.dry_run:
             _print(module.describe(config))
             return 0
+        if any(config.pending.glob("*.jsonl")):
+            import_module("pipeline.tracking").upload_pending(config)
         report: Report = module.run(config)
     except UsageError as error:
         return _fail(stage, error, 2)
@@ -134,7 +136,9 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
 }

@@ -6,6 +6,7 @@ variables (``DCLIP_TRAIN__LR=0.002``), the command line (``--train.lr 0.002``).
 """
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
@@ -19,9 +20,15 @@ from pydantic import (
     PlainValidator,
     ValidationError,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 from typing_extensions import TypeAliasType
 
 from dclip.paths import AnyPath, RemotePath, as_path
@@ -156,23 +163,93 @@ class EvaluateConfig(BaseModel):
     scenes: int = Field(4, ge=1, le=32, description="test images drawn with activation maps")
 
 
+def bounds(text: str) -> tuple[float, float]:
+    """Both ends of ``low..high``.
+
+    Raises:
+        ValueError: The text is no range of numbers from 0 on, or an empty one.
+    """
+    try:
+        low, high = (float(end) for end in text.split(".."))
+    except ValueError:
+        raise ValueError(f"{text!r} is not LOW..HIGH, such as 0.01..1") from None
+    if not 0 <= low < high < math.inf:
+        raise ValueError(f"{text}: a range goes from a number, 0 at least, to a larger one")
+    return low, high
+
+
 class SweepConfig(BaseModel):
     """Which settings a sweep tries."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    grid: bool = Field(True, description="every combination; --no-grid draws --trials at random")
-    trials: int | None = Field(
-        None, ge=1, description="number of trials; left out: the whole grid, or 8 random ones"
+    search: Literal["grid", "random", "optuna"] = Field(
+        "grid",
+        description="grid: every combination; random: points drawn at random; optuna: points "
+        "chosen by the scores of those before (TPE)",
     )
-    redundancy_weight: list[float] = Field([0.2, 1.0], min_length=1, description="values of lambda")
-    mfi_weight: list[float] = Field([0.1, 1.0], min_length=1, description="values of alpha")
-    output_dim: list[int] = Field([32, 64], min_length=1, description="values of d'")
+    space: Annotated[dict[str, list[Any] | str], NoDecode] = Field(
+        {
+            "train.redundancy_weight": [0.2, 1.0],
+            "train.mfi_weight": [0.1, 1.0],
+            "train.output_dim": [32, 64],
+        },
+        min_length=1,
+        description="what to vary, any key of train or the seed (of initial weights): "
+        "train.lr=1e-3,3e-3 tries these values, train.lr=1e-4..1e-2 (random, optuna) the range "
+        "between, evenly on a logarithmic scale; repeat the flag for more keys",
+    )
+    trials: int | None = Field(
+        None,
+        ge=1,
+        description="number of trials; left out: the whole grid, or 8 random or optuna points",
+    )
     epochs: int = Field(10, ge=1, description="epochs of each trial")
     asha: bool = Field(False, description="stop weak trials early (ASHA)")
-    concurrency: int | None = Field(
-        None, ge=1, description="trials at once; left out: one per CPU or GPU"
+    pack: Literal["auto", "never"] = Field(
+        "auto",
+        description="auto: trials that differ only in lambda, alpha, d' and seed share each pass "
+        "over the features, unless asha or optuna; never: each trial has a process of its own",
     )
+    concurrency: int | None = Field(
+        None, ge=1, description="processes at once; left out: one per CPU, or as GPUs allow"
+    )
+    gpus_per_trial: float = Field(
+        0.25, gt=0, description="share of a GPU that a trial in a process of its own takes"
+    )
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _read_space(cls, value: Any) -> Any:
+        """Text of the command line, or a mapping; a range stays text, anything else is a list."""
+        if isinstance(value, str):
+            value = _assignments(value)
+        if not isinstance(value, Mapping):
+            return value
+        space: dict[str, list[Any] | str] = {}
+        for key, given in value.items():
+            values = given if isinstance(given, list) else [given]
+            if not values:
+                raise ValueError(f"{key} has no values; write KEY=VALUE,VALUE,... or KEY=LOW..HIGH")
+            is_range = len(values) == 1 and isinstance(values[0], str) and ".." in values[0]
+            if is_range:
+                bounds(values[0])
+            space[str(key).replace("-", "_")] = values[0] if is_range else values
+        return space
+
+
+def _assignments(text: str) -> dict[str, list[str]]:
+    """``a=1,2,b=3`` as ``{"a": ["1", "2"], "b": ["3"]}``."""
+    found: dict[str, list[str]] = {}
+    values: list[str] | None = None
+    for word in text.split(","):
+        key, equals, value = word.rpartition("=")
+        if equals:
+            values = found.setdefault(key.strip(), [])
+        if values is None or not value.strip():
+            raise ValueError("write KEY=VALUE,VALUE,... or KEY=LOW..HIGH")
+        values.append(value.strip())
+    return found
 
 
 Study = Literal["losses", "pooling", "output_dim", "redundancy_weight", "mfi_weight", "presets"]
@@ -301,6 +378,11 @@ class Config(BaseSettings):
     def method(self) -> str:
         """Name of what these settings train: ``name`` if given, else by the presence of MFI."""
         return self.name or ("dclip" if self.train.mfi_weight > 0 else "asl_only")
+
+    @property
+    def pending(self) -> Path:
+        """Folder of records that wait for an MLflow store that did not answer."""
+        return self.output.absolute() / "mlflow-pending"
 
     def with_train(self, **changes: Any) -> "Config":
         """The same settings with some of ``train`` replaced (checked again)."""

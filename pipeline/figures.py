@@ -232,22 +232,25 @@ def _maps(system: str, local: Tensor, classes: Tensor, models: Models) -> Tensor
     return positive - negative
 
 
-def sweep_trials(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def sweep_trials(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figure:
     """Validation mAP of every trial against each swept setting, coloured by inter-class cosine."""
-    axes_of = {
-        "mfi_weight": "MFI weight \u03b1",
-        "redundancy_weight": "redundancy weight \u03bb",
-        "output_dim": "projector dimension d'",
+    titles = {
+        "train.mfi_weight": "MFI weight \u03b1",
+        "train.redundancy_weight": "redundancy weight \u03bb",
+        "train.output_dim": "projector dimension d'",
     }
-    figure = Figure(figsize=(12.0, 3.8), layout="constrained")
-    axes = figure.subplots(1, len(axes_of), sharey=True)
+    columns = min(3, len(keys))
+    lines = -(-len(keys) // columns)
+    figure = Figure(figsize=(1.2 + 3.6 * columns, 0.2 + 3.6 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
     scores = [100 * row["val_map"] for row in rows]
     points = None
-    for axis, (key, title) in zip(axes, axes_of.items(), strict=True):
-        values = sorted({row[key] for row in rows})
-        places = {value: place for place, value in enumerate(values)}
+    for axis, key in zip(axes.flat, keys, strict=False):
+        given = [row[key] for row in rows]
+        values = sorted(set(given), key=lambda value: (isinstance(value, str), value or 0))
+        is_list = len(values) <= 8
         points = axis.scatter(
-            [places[row[key]] for row in rows],
+            [values.index(value) for value in given] if is_list else given,
             scores,
             c=[row["inter_class_cosine"] for row in rows],
             cmap="viridis",
@@ -255,12 +258,18 @@ def sweep_trials(rows: Sequence[Mapping[str, Any]]) -> Figure:
             edgecolors="black",
             linewidths=0.4,
         )
-        if len(values) <= 12:
-            axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-        axis.set_xlim(-0.5, len(values) - 0.5)
-        axis.set_xlabel(title)
+        if is_list:
+            names = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+            axis.set_xticks(range(len(values)), names)
+            axis.set_xlim(-0.5, len(values) - 0.5)
+        elif min(values) > 0 and max(values) > 10 * min(values):
+            axis.set_xscale("log")
+        axis.set_xlabel(titles.get(key, key.removeprefix("train.")))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("mAP on held-out images, %")
+    for axis in axes.flat[len(keys) :]:
+        axis.axis("off")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("mAP on held-out images, %")
     if points is not None:
         figure.colorbar(points, ax=axes, label="inter-class cosine after training")
     return figure

@@ -162,13 +162,18 @@ def begin(
     recipe: TrainConfig, reader: "FeatureReader", *, seed: int, device: str = "cpu"
 ) -> "Training":
     """One fresh trial on these features."""
-    import torch
-
     from dclip.trials import Training
 
-    if recipe.precision == "auto" and device.startswith("cuda"):
-        torch.set_float32_matmul_precision("high")
+    use_precision(recipe.precision, device)
     return Training([recipe.recipe], reader.text_features()[0], seeds=[seed], device=device)
+
+
+def use_precision(precision: str, device: str) -> None:
+    """Let a GPU multiply in TF32, unless the settings want float32 throughout."""
+    import torch
+
+    if precision == "auto" and device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
 
 
 def run_params(config: Config, plan: "FeaturePlan") -> dict[str, Any]:
@@ -324,15 +329,13 @@ def _follow(path: Path, epochs: int, label: str, tracked: "TrackedRun") -> Itera
 
     def follow() -> None:
         seen = 0
-        logged = tracked.last_step("train/loss")  # by an earlier run that was stopped
         with progress(f"train {label}", epochs, "epochs") as bar:
             last_look = False
             while not last_look:
                 last_look = stop.wait(0.5)
                 history = _read_history(path)
                 for line in history[seen:]:
-                    if line["epoch"] > logged:
-                        tracked.metrics(metric_names(line), step=int(line["epoch"]))
+                    tracked.metrics(metric_names(line), step=int(line["epoch"]))
                     note = f"loss {line['loss']:.4f} val/map {_percent(line.get('val_map'))}"
                     bar.advance(1, note)
                 seen = max(seen, len(history))

@@ -61,8 +61,9 @@ def test_a_preset_fills_what_the_layers_leave_open(tmp_path: Path) -> None:
 def test_keys_of_the_stage_need_no_prefix_and_both_dashes_do() -> None:
     assert parse("--batch_size=16", stage="train").train.batch_size == 16
     assert parse("--batch-size", "16", stage="extract").extract.batch_size == 16
-    assert parse("--mfi-weight", "0.1,0.2", stage="sweep").sweep.mfi_weight == [0.1, 0.2]
-    assert parse("--no-grid", stage="sweep").sweep.grid is False
+    space = parse("--space", "train.lr=0.1,0.2", "--space", "seed=1..3", stage="sweep").sweep.space
+    assert space == {"train.lr": ["0.1", "0.2"], "seed": "1..3"}
+    assert parse("--no-asha", stage="sweep").sweep.asha is False
 
 
 @pytest.mark.parametrize(
