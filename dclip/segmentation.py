@@ -5,6 +5,7 @@ An image goes through the frozen backbone as one square or as sliding windows
 
 1. `class_scores`: cosines of the local features with the texts of every class; `System` says with
    which projectors, if any. `surgery_scores` is CLIP Surgery's form.
+   `System.present`, on request, lets only those classes compete that the projectors find.
 2. `min_max`: on request, each class's scores over the image become 0 to 1.
 3. `label_map`: scores are drawn to the size of the image and each pixel takes the largest; on
    request, it is background where none is sure enough.
@@ -30,7 +31,7 @@ from torch.nn import functional as F
 from dclip.backbones import Backbone, ImageFeatures
 from dclip.data.pixels import normalise
 from dclip.data.windows import View, Window
-from dclip.logits import similarity_maps
+from dclip.logits import presence_probability, similarity_maps
 from dclip.model import DCLIP
 from dclip.precision import at_least_float32
 from dclip.prompts import encode_class_names
@@ -122,19 +123,32 @@ class System:
         texts: Frozen text features of the classes.
         model: Projectors that both sides pass, in evaluation mode; None for frozen CLIP.
         surgery: Whether scores are those of `surgery_scores`; for frozen CLIP only.
+        pairs: Frozen features of the classes' prompt pairs, negatives first, as the projectors were
+            trained with. Where given, only the classes that `present` finds compete.
+        presence_kind: Kind of local features that `present` looks at: what was trained on.
 
     Raises:
-        ValueError: If there are projectors and surgery is asked for.
+        ValueError: If projectors are there and surgery is asked for, or the other way round with
+            ``pairs``.
     """
 
     kind: str
     texts: ClassTexts
     model: DCLIP | None = None
     surgery: bool = False
+    pairs: Float[Tensor, "pairs dim"] | None = None
+    presence_kind: str = "value"
 
     def __post_init__(self) -> None:
         if self.model is not None and self.surgery:
             raise ValueError("feature surgery is of frozen CLIP; leave out the projectors")
+        if self.model is None and self.pairs is not None:
+            raise ValueError("only projectors tell which classes are present; leave out pairs")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of local features it needs."""
+        return (self.kind,) if self.pairs is None else (self.kind, self.presence_kind)
 
     @torch.no_grad()
     def scores(
@@ -157,6 +171,28 @@ class System:
             projected = self.model.project_texts(texts.features.float(), statistics="running")
             texts = ClassTexts(projected, texts.classes)
         return class_scores(local, texts)
+
+    @torch.no_grad()
+    def present(
+        self, local: Float[Tensor, "windows locations dim"]
+    ) -> Int64[Tensor, " found"] | None:
+        """Classes that the projectors find in an image: probability above one half, or the largest.
+
+        It is the projectors' own answer to the task they were trained for, over the locations of
+        all windows as if they were of one.
+
+        Args:
+            local: Of one image and of `presence_kind`, the mean tokens included where there are.
+
+        Returns:
+            Positions, ascending; None if all classes compete.
+        """
+        if self.model is None or self.pairs is None:
+            return None
+        locations = at_least_float32(local).flatten(0, 1)[None]
+        logits = self.model(locations, self.pairs.float()).pair_logits
+        probability = presence_probability(logits)[0]
+        return (probability >= probability.max().clamp(max=0.5)).nonzero().flatten()
 
 
 def class_scores(
@@ -388,34 +424,47 @@ def segment_images(
     Raises:
         ValueError: If a system's kind is not the backbone's, or windows do not fit its stride.
     """
-    kinds = dict.fromkeys(system.kind for system in systems.values())
+    kinds = dict.fromkeys(kind for system in systems.values() for kind in system.kinds)
     for batch in _batches(views, batch_size):
         pixels = torch.from_numpy(np.concatenate([view.pixels for view in batch]))
-        maps: list[dict[str, Tensor]] = [{} for _ in batch]
-        for kind in kinds:
-            features = _encode(backbone, pixels, kind, batch_size, precision, device)
+        features = {
+            kind: _encode(backbone, pixels, kind, batch_size, precision, device) for kind in kinds
+        }
+        scores = {
+            name: system.scores(
+                features[system.kind], has_global_token=backbone.include_global_token
+            )
+            for name, system in systems.items()
+        }
+        start = 0
+        for view in batch:
+            windows = slice(start, start + len(view.windows))
+            start = windows.stop
+            found = {}
             for name, system in systems.items():
-                if system.kind != kind:
-                    continue
-                scores = system.scores(features, has_global_token=backbone.include_global_token)
-                counts = [len(view.windows) for view in batch]
-                for found, view, own in zip(maps, batch, torch.split(scores, counts), strict=True):
-                    found[name] = _decide(own, view, backbone, rule, budget)
-        yield from ({name: found[name] for name in systems} for found in maps)
+                classes = None
+                if system.pairs is not None:
+                    classes = system.present(features[system.presence_kind].local[windows])
+                own = scores[name][windows]
+                found[name] = _decide(own, classes, view, backbone, rule, budget)
+            yield found
 
 
 def _decide(
     scores: Float[Tensor, "windows classes locations"],
+    classes: Int64[Tensor, " found"] | None,
     view: View,
     backbone: Backbone,
     rule: Rule,
     budget: int,
 ) -> UInt8[Tensor, "height width"]:
-    """Scores of one image to its label map, as the rule says."""
+    """Scores of one image to its label map, as the rule says; of some classes if they are named."""
+    if classes is not None:
+        scores = scores[:, classes]
     if rule.normalisation == "minmax":
         scores = min_max(scores)
     grid = backbone.grid(*view.pixels.shape[1:3])
-    return label_map(
+    found = label_map(
         scores.reshape(*scores.shape[:2], *grid),
         view.windows,
         view.canvas,
@@ -424,6 +473,11 @@ def _decide(
         background=rule.background,
         budget=budget,
     )
+    if classes is None:
+        return found
+    if rule.background is not None:
+        classes = F.pad(classes + 1, (1, 0))
+    return classes.to(torch.uint8)[found.long()]
 
 
 def _batches(views: Sequence[View], batch_size: int) -> Iterator[list[View]]:

@@ -170,6 +170,19 @@ class BackboneInfo:
         """Local features of an image, the mean token included."""
         return self.grid[0] * self.grid[1] + int(self.include_global_token)
 
+    def space(self, kind: str) -> dict[str, Any]:
+        """What gives the numbers of its features their meaning; one of ``paths``."""
+        return {
+            "backbone": self.fingerprint,
+            "kind": kind,
+            "path": self.paths[kind],
+            "resolution": self.resolution,
+            "include_global_token": self.include_global_token,
+            "resize": "square, bilinear, antialiased",
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
 
 def describe_backbone(config: Config) -> BackboneInfo:
     """Facts about the backbone of the settings, from an earlier run where nothing changed since.
@@ -267,16 +280,7 @@ def _plan(config: Config, split: str, view: int) -> FeaturePlan:
             + ", ".join(backbone.paths)
         )
     num_images = min(len(listing), wanted.limit or len(listing))
-    space = {
-        "backbone": backbone.fingerprint,
-        "kind": wanted.kind,
-        "path": backbone.paths[wanted.kind],
-        "resolution": backbone.resolution,
-        "include_global_token": backbone.include_global_token,
-        "resize": "square, bilinear, antialiased",
-        "mean": list(backbone.mean),
-        "std": list(backbone.std),
-    }
+    space = backbone.space(wanted.kind)
     source: dict[str, Any] = {
         "format": FORMAT,
         "listing": listing.identity(),

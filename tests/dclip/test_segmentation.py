@@ -11,9 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dclip.backbones import Backbone, ImageFeatures, load_backbone
+from dclip.data.pixels import normalise
 from dclip.data.windows import Window, sliding_view, whole_view
+from dclip.logits import presence_probability
 from dclip.model import DCLIP
 from dclip.projectors import ProjectorSizes
+from dclip.prompts import encode_prompt_pairs
 from dclip.segmentation import (
     ClassTexts,
     Rule,
@@ -113,6 +116,47 @@ def test_surgery_takes_the_mean_token_where_there_is_one_and_the_embedding_elsew
     assert torch.equal(with_token, surgery_scores(local[:, 1:], called, local[:, 0]))
     without = system.scores(features, has_global_token=False)
     assert torch.equal(without, surgery_scores(local, called, embedding))
+
+
+def projectors(dim: int) -> DCLIP:
+    torch.manual_seed(0)
+    return DCLIP(ProjectorSizes(embed_dim=dim, hidden_dim=5, output_dim=4)).eval()
+
+
+def test_classes_found_present_are_those_of_the_projectors_own_answer() -> None:
+    model, local, pairs = projectors(6), random(1, 9, 6), random(10, 6, seed=1)
+    system = System("vv", texts(random(5, 6, seed=2)), model, pairs=pairs)
+    with torch.no_grad():
+        probability = presence_probability(model(local, pairs).pair_logits)[0]
+    expected = [k for k, p in enumerate(probability.tolist()) if p >= 0.5]
+    assert 0 < len(expected) < 5
+    found = system.present(local)
+    assert found is not None
+    assert found.tolist() == expected
+    # the windows of an image are one set of locations
+    split = system.present(local.reshape(3, 3, 6))
+    assert split is not None
+    assert split.tolist() == expected
+
+
+def test_where_no_class_is_found_the_most_probable_one_is_taken() -> None:
+    model, local, pairs = projectors(6), random(1, 9, 6), random(10, 6, seed=1)
+    with torch.no_grad():
+        probability = presence_probability(model(local, pairs).pair_logits)[0]
+    absent = (probability < 0.5).nonzero().flatten()
+    few = torch.cat([pairs[absent], pairs[absent + 5]])
+    found = System("vv", texts(random(len(absent), 6)), model, pairs=few).present(local)
+    assert found is not None
+    assert found.tolist() == [int(probability[absent].argmax())]
+
+
+def test_only_projectors_tell_what_is_present() -> None:
+    called = texts(random(3, 6))
+    assert System("vv", called, projectors(6)).present(random(1, 9, 6)) is None
+    with pytest.raises(ValueError, match="leave out pairs"):
+        System("vv", called, pairs=random(6, 6))
+    with pytest.raises(ValueError, match="leave out the projectors"):
+        System("vv", called, projectors(6), surgery=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -230,6 +274,25 @@ def test_images_have_maps_of_their_own_size_whatever_the_batch(tiny: Backbone) -
         for name in found:
             assert found[name].shape == (image.height, image.width)
             assert (found[name] == alone[name]).float().mean() > 0.99  # ties of batched products
+
+
+@pytest.mark.parametrize("background", [None, 0.2])
+def test_classes_that_are_not_found_win_no_pixel(tiny: Backbone, background: float | None) -> None:
+    names = ("circle", "square", "star", "moon")
+    called = encode_class_texts(tiny, [(name,) for name in names])
+    system = System(
+        "vv", called, projectors(tiny.embed_dim), pairs=encode_prompt_pairs(tiny, names)
+    )
+    view = whole_view(picture(64, 64), 64)
+    images = normalise(torch.tensor(view.pixels), tiny.mean, tiny.std)
+    present = system.present(tiny.encode_images(images).local)
+    assert present is not None
+    assert len(present) < 4
+    rule = Rule(background=background)
+    (found,) = segment_images(tiny, [view], {"one": system}, rule)
+    shift = 0 if background is None else 1
+    allowed = {*(present + shift).tolist(), *([] if background is None else [0])}
+    assert set(found["one"].unique().tolist()) <= allowed
 
 
 def test_one_window_over_everything_is_the_whole_square(tiny: Backbone) -> None:
