@@ -25,7 +25,9 @@ from pipeline.features import describe_backbone, open_backbone
 from pipeline.systems import (
     LABELS,
     SystemPlan,
+    Texts,
     build_systems,
+    encode_texts,
     plan_systems,
     rule_of,
     scored_classes,
@@ -216,23 +218,20 @@ class Segmenter:
     Args:
         config: Settings.
         plan: What is segmented.
+        texts: What the systems are told of the classes.
         device: ``"cpu"`` or ``"cuda"``.
         threads: That read and resize images.
     """
 
-    def __init__(self, config: Config, plan: SegmentPlan, device: str, threads: int) -> None:
+    def __init__(
+        self, config: Config, plan: SegmentPlan, texts: Texts, device: str, threads: int
+    ) -> None:
         from dclip.extraction import BATCH_SIZES
 
         self._plan, self._device = plan, device
         self._rule = rule_of(config)
         self._backbone = open_backbone(config, device=device)
-        self._systems = build_systems(
-            plan.systems,
-            self._backbone,
-            [plan.listing.phrasings[position] for position in plan.scored],
-            config.segment.templates,
-            device=device,
-        )
+        self._systems = build_systems(plan.systems, texts, device=device)
         self._precision: Any = config.segment.precision
         if self._precision == "auto":
             self._precision = "float16" if device == "cuda" else "float32"
@@ -317,11 +316,13 @@ class Segmenter:
 class _Worker:
     """Actor that holds the backbone and the systems, and makes the counts of groups."""
 
-    def __init__(self, config: Config, plan: SegmentPlan, device: str, threads: int) -> None:
+    def __init__(
+        self, config: Config, plan: SegmentPlan, texts: Texts, device: str, threads: int
+    ) -> None:
         # a GPU has work while the next group is read; CPUs are busy with that themselves
         self._slots = threading.Semaphore(2 if device == "cuda" else 1)
         self._plan = plan
-        self._segmenter = Segmenter(config, plan, device, threads)
+        self._segmenter = Segmenter(config, plan, texts, device, threads)
 
     def ready(self) -> None:
         """Answer as soon as everything is loaded."""
@@ -368,6 +369,8 @@ def _make(config: Config, plan: SegmentPlan, missing: Sequence[int]) -> None:
     from pipeline.pool import Pool
     from pipeline.progress import progress
 
+    phrasings = [plan.listing.phrasings[position] for position in plan.scored]
+    texts = encode_texts(open_backbone(config), phrasings, config.segment.templates)
     plan.folder.mkdir(parents=True, exist_ok=True)
     left = sum(len(plan.rows(group)) for group in missing)
     before = plan.num_images - left
@@ -388,9 +391,9 @@ def _make(config: Config, plan: SegmentPlan, missing: Sequence[int]) -> None:
         )
         threads = config.segment.threads or place.cpus
         actor = ray.remote(max_concurrency=3, **place.options)(_Worker)
-        shared = ray.put(plan)
+        shared, told = ray.put(plan), ray.put(texts)
         pool: Pool[int] = Pool(
-            lambda: actor.remote(config, shared, place.device, threads),
+            lambda: actor.remote(config, shared, told, place.device, threads),
             lambda worker, group: worker.make.remote(group),
             place.count,
         )

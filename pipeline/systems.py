@@ -11,11 +11,12 @@ from pipeline.errors import StageError, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from dclip.backbones import Backbone
     from dclip.data.segmentation import SegmentationListing
     from dclip.data.windows import View
-    from dclip.segmentation import Rule, System
+    from dclip.segmentation import ClassTexts, Rule, System
     from pipeline.features import BackboneInfo
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,12 @@ def _plan_projectors(config: Config, backbone: "BackboneInfo") -> list[SystemPla
     if not files:
         source = plan_features(config, config.train_split)
         files = [checkpoint_path(settings, source) for settings in methods(config)]
+        missing = next((path for path in files if not path.is_file()), None)
+        if missing is not None:
+            raise StageError(
+                f"no checkpoint at {missing}; make it by python -m pipeline.run with the same "
+                "settings, or give --segment.checkpoint FILE, or only frozen --segment.systems"
+            )
     spaces = {digest(backbone.space(each)): each for each in backbone.paths}
     abouts = [read_about(path) for path in files]
     methods_there = [about.method for about in abouts]
@@ -144,39 +151,57 @@ def _plan_projectors(config: Config, backbone: "BackboneInfo") -> list[SystemPla
     return plans
 
 
-def build_systems(
-    plans: Sequence[SystemPlan],
-    backbone: "Backbone",
-    phrasings: Sequence[Sequence[str]],
-    templates: Sequence[str],
-    *,
-    device: str,
-) -> "dict[str, System]":
-    """The systems with their texts and projectors on the device.
+@dataclass(frozen=True)
+class Texts:
+    """Frozen text features of the classes that are scored, on the CPU.
+
+    Attributes:
+        classes: Of every phrasing.
+        pairs: Of the prompt pairs of the display names, negatives first.
+    """
+
+    classes: "ClassTexts"
+    pairs: "Tensor"
+
+
+def encode_texts(
+    backbone: "Backbone", phrasings: Sequence[Sequence[str]], templates: Sequence[str]
+) -> Texts:
+    """What the systems of a comparison are told of the classes.
 
     Raises:
-        StageError: A checkpoint is missing or damaged.
         ValueError: Classes without a name of their own, or a template without its ``{}``.
     """
     from dclip.prompts import encode_prompt_pairs
-    from dclip.segmentation import ClassTexts, System, encode_class_texts
-    from pipeline.checkpoints import load_checkpoint
+    from dclip.segmentation import ClassTexts, encode_class_texts
 
     texts = encode_class_texts(backbone, phrasings, templates=templates)
-    texts = ClassTexts(texts.features.float().to(device), texts.classes.to(device))
-    pairs = encode_prompt_pairs(backbone, [names[0] for names in phrasings]).to(device)
+    pairs = encode_prompt_pairs(backbone, [names[0] for names in phrasings])
+    classes = ClassTexts(texts.features.float().cpu(), texts.classes.cpu())
+    return Texts(classes, pairs.float().cpu())
+
+
+def build_systems(plans: Sequence[SystemPlan], texts: Texts, *, device: str) -> "dict[str, System]":
+    """The systems by name, with their texts and projectors on the device.
+
+    Raises:
+        StageError: A checkpoint is missing or damaged.
+    """
+    from dclip.segmentation import ClassTexts, System
+    from pipeline.checkpoints import load_checkpoint
+
+    classes = ClassTexts(texts.classes.features.to(device), texts.classes.classes.to(device))
     systems = {}
     for plan in plans:
         if plan.checkpoint is None:
-            systems[plan.name] = System(plan.kind, texts, surgery=plan.name == "clip_surgery")
+            systems[plan.name] = System(plan.kind, classes, surgery=plan.name == "clip_surgery")
             continue
-        model = load_checkpoint(plan.checkpoint)[0].to(device)
         assert plan.trained_kind is not None
         systems[plan.name] = System(
             plan.kind,
-            texts,
-            model,
-            pairs=pairs if plan.only_present else None,
+            classes,
+            load_checkpoint(plan.checkpoint)[0].to(device),
+            pairs=texts.pairs.to(device) if plan.only_present else None,
             presence_kind=plan.trained_kind,
         )
     return systems

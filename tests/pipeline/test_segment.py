@@ -237,6 +237,7 @@ def test_windows_may_slide_and_two_checkpoints_of_a_method_have_names(
             r"one\.safetensors was trained on features of toy",
         ),
         ({"checkpoint": [Path("no.safetensors")]}, {}, "no checkpoint at no.safetensors"),
+        ({"checkpoint": []}, {}, r"no checkpoint at .*, or only frozen --segment.systems"),
         ({"kind": "naclip"}, {}, "no features of kind 'naclip'; it has value, vv"),
         ({"stride": 8}, {}, "need --segment.window"),
         ({"window": 128}, {}, "stride <= window <= short side"),
@@ -251,6 +252,16 @@ def test_mistakes_are_told_before_any_work(
 ) -> None:
     with pytest.raises((StageError, UsageError), match=message):
         segment.describe(wanted(tmp_path, segment=asked, **changes))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"), [("a", "exactly one '{}'"), ("a {} b {}", "exactly one '{}'")]
+)
+def test_a_template_that_does_not_fit_stops_before_workers_start(
+    template: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        segment.run(wanted(tmp_path, segment={"templates": [template]}))
 
 
 def voc(tmp_path: Path, trees: ModuleType, **asked: object) -> tuple[Config, Path]:
