@@ -40,6 +40,13 @@ _HISTORY, STATE = "history.jsonl", "state.safetensors"
 _PLACEMENT = {"workers", "min_workers", "max_failures", "checkpoint_seconds", "cache"}
 
 
+def methods(config: Config) -> list[Config]:
+    """Settings of the trainings that are compared: without MFI, and with it."""
+    plain = config.with_train(mfi_weight=0.0).model_copy(update={"name": "asl_only"})
+    full = config.model_copy(update={"name": config.name or "dclip"})
+    return [plain, full] if config.train.mfi_weight > 0 else [plain]
+
+
 def checkpoint_path(config: Config, plan: "FeaturePlan") -> Path:
     """Where the checkpoint of these settings goes; the name holds a hash of all that shapes it."""
     return config.output.absolute() / "checkpoints" / f"{run_name(config, plan)}.safetensors"
