@@ -56,6 +56,7 @@ def checkpoint(config: Config, path: Path, method: str = "dclip", seed: int = 0)
         class_names=list(shapes.CLASS_NAMES),
         recipe=Recipe(output_dim=8),
         seed=seed,
+        epoch=1,
         features="f" * 64,
         history=[{"epoch": 1.0, "loss": 0.5}],
         commit=None,
