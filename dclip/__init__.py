@@ -10,11 +10,18 @@ if TYPE_CHECKING:
     from dclip.backbones import Backbone, ImageFeatures, load_backbone
     from dclip.logits import pair_logits, presence_probability
     from dclip.losses import asymmetric_loss, mfi_loss
-    from dclip.metrics import average_precision, inter_class_cosine, mean_average_precision
+    from dclip.metrics import (
+        average_precision,
+        confusion_matrix,
+        inter_class_cosine,
+        mean_average_precision,
+        miou,
+    )
     from dclip.model import DCLIP
     from dclip.projectors import PROJECTOR_PRESETS, ProjectorSizes
     from dclip.prompts import encode_class_names, encode_prompt_pairs
     from dclip.recipe import Recipe
+    from dclip.segmentation import Rule, System, encode_class_texts, segment_images
     from dclip.training import fit, predict
     from dclip.trials import Training
 
@@ -27,8 +34,10 @@ _HOME = {
     "asymmetric_loss": "dclip.losses",
     "mfi_loss": "dclip.losses",
     "average_precision": "dclip.metrics",
+    "confusion_matrix": "dclip.metrics",
     "inter_class_cosine": "dclip.metrics",
     "mean_average_precision": "dclip.metrics",
+    "miou": "dclip.metrics",
     "DCLIP": "dclip.model",
     "PROJECTOR_PRESETS": "dclip.projectors",
     "ProjectorSizes": "dclip.projectors",
@@ -36,6 +45,10 @@ _HOME = {
     "encode_prompt_pairs": "dclip.prompts",
     "Recipe": "dclip.recipe",
     "Training": "dclip.trials",
+    "Rule": "dclip.segmentation",
+    "System": "dclip.segmentation",
+    "encode_class_texts": "dclip.segmentation",
+    "segment_images": "dclip.segmentation",
     "fit": "dclip.training",
     "predict": "dclip.training",
 }
@@ -47,19 +60,25 @@ __all__ = [
     "ImageFeatures",
     "ProjectorSizes",
     "Recipe",
+    "Rule",
+    "System",
     "Training",
     "asymmetric_loss",
     "average_precision",
+    "confusion_matrix",
     "encode_class_names",
+    "encode_class_texts",
     "encode_prompt_pairs",
     "fit",
     "inter_class_cosine",
     "load_backbone",
     "mean_average_precision",
     "mfi_loss",
+    "miou",
     "pair_logits",
     "predict",
     "presence_probability",
+    "segment_images",
 ]
 
 

@@ -9,6 +9,7 @@ of them.
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 RAM_DISK = Path("/dev/shm")
 _SHARE = 0.8  # of the memory that is free: what a copy may take
+_POLL_SECONDS = 0.02
 
 
 @contextmanager
@@ -112,12 +114,12 @@ def _in_ram(folder: Path) -> Iterator[str]:
     _remove_unused(home)
     with (home / f"{folder.name}.lock").open("a") as lock:
         copy = home / folder.parent.name / folder.name
-        is_held = False
-        while not is_held:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one copies, the others wait
-            copy_features(folder, home)
-            fcntl.flock(lock, fcntl.LOCK_SH)  # gives up the one lock before it takes the other
-            is_held = (copy / MANIFEST).is_file()
+        fcntl.flock(lock, fcntl.LOCK_SH)  # all who use the copy hold it, who makes one is alone
+        while not (copy / MANIFEST).is_file():
+            if _lock_alone(lock.fileno()):
+                copy_features(folder, home)
+            time.sleep(_POLL_SECONDS)
+            fcntl.flock(lock, fcntl.LOCK_SH)  # waits for who makes it
         try:
             yield str(copy)
         finally:
@@ -133,8 +135,17 @@ def _remove_unused(home: Path) -> None:
 
 
 def _remove_if_unused(copy: Path, lock: int) -> None:
+    from dclip.shards import MANIFEST
+
+    if _lock_alone(lock):
+        (copy / MANIFEST).unlink(missing_ok=True)  # first, so that what has one is whole
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def _lock_alone(lock: int) -> bool:
+    """Exchange a shared lock for an exclusive one; if that fails, the shared one is lost too."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return
-    shutil.rmtree(copy, ignore_errors=True)
+        return False
+    return True

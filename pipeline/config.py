@@ -33,6 +33,7 @@ from typing_extensions import TypeAliasType
 
 from dclip.paths import AnyPath, RemotePath, as_path
 from dclip.recipe import Recipe
+from dclip.templates import ZERO_SHOT_TEMPLATE
 from pipeline.errors import UsageError
 
 
@@ -176,6 +177,77 @@ def bounds(text: str) -> tuple[float, float]:
     if not 0 <= low < high < math.inf:
         raise ValueError(f"{text}: a range goes from a number, 0 at least, to a larger one")
     return low, high
+
+
+class SegmentConfig(BaseModel):
+    """How pixels get classes, and which systems are compared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: str | None = Field(None, description="split to segment; left out: the test split")
+    systems: list[
+        Literal[
+            "clip", "maskclip", "clip_vv", "clip_surgery", "sclip", "clearclip", "naclip",
+            "projectors", "projectors_present",
+        ]
+    ] = Field(
+        ["clip", "maskclip", "clip_vv", "clip_surgery", "projectors", "projectors_present"],
+        min_length=1,
+        description="what is compared; projectors are the checkpoints, _present with only those "
+        "classes competing that they find in the image; the others are frozen CLIP",
+    )  # fmt: skip
+    checkpoint: list[Path] = Field(
+        [], description="checkpoints; left out: those that pipeline.run trains with these settings"
+    )
+    kind: str = Field("vv", description="local features that projectors look at here: vv or value")
+    templates: list[str] = Field(
+        [ZERO_SHOT_TEMPLATE],
+        min_length=1,
+        description="prompt templates with one {}, whose class features are averaged",
+    )
+    normalisation: Literal["minmax", "none"] = Field(
+        "minmax", description="stretch the scores of each class over an image to 0..1, or do not"
+    )
+    background: Literal["none", "threshold", "class"] = Field(
+        "none",
+        description="none: its true pixels are not counted; threshold: where no class is sure; "
+        "class: its phrasings compete",
+    )
+    threshold: float = Field(
+        0.85, gt=0, lt=1, description="largest probability below which a pixel is background"
+    )
+    logit_scale: float = Field(
+        100.0, gt=0, description="multiplier of the scores in the softmax behind threshold"
+    )
+    resolution: int | None = Field(
+        None, ge=1, description="side of the square an image is resized to; left out: as trained"
+    )
+    window: int | None = Field(
+        None, ge=1, description="side of windows that slide over the image; left out: one square"
+    )
+    stride: int | None = Field(
+        None, ge=1, description="pixels between windows; left out: half a window"
+    )
+    short_side: int | None = Field(
+        None, ge=1, description="short side of the image under windows; left out: resolution"
+    )
+    neighbours: int = Field(3, ge=1, description="similar classes that the leakage measure takes")
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="processes that each hold the backbone; left out: one per CPU or GPU",
+    )
+    threads: int | None = Field(
+        None, ge=1, description="threads of each worker that read; left out: one per CPU of it"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="in which the backbone computes; auto: float16 on a GPU, else float32"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="windows per forward pass; left out: 32 on a CPU, 128 on a GPU"
+    )
+    group_size: int = Field(64, ge=1, description="images between two files of counts")
+    limit: int | None = Field(None, ge=1, description="only the first images of the split")
 
 
 class SweepConfig(BaseModel):
@@ -346,6 +418,7 @@ class Config(BaseSettings):
     extract: ExtractConfig = Field(ExtractConfig(), description="python -m pipeline.extract")
     train: TrainConfig = Field(TrainConfig(), description="python -m pipeline.train")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="python -m pipeline.evaluate")
+    segment: SegmentConfig = Field(SegmentConfig(), description="python -m pipeline.segment")
     sweep: SweepConfig = Field(SweepConfig(), description="python -m pipeline.sweep")
     ablate: AblateConfig = Field(AblateConfig(), description="python -m pipeline.ablate")
 

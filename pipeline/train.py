@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,13 @@ A run that was stopped goes on from its last checkpoint; finished settings are n
 _HISTORY, STATE = "history.jsonl", "state.safetensors"
 # where and how often, not what: these do not change the trained weights
 _PLACEMENT = {"workers", "min_workers", "max_failures", "checkpoint_seconds", "cache"}
+
+
+def methods(config: Config) -> list[Config]:
+    """Settings of the trainings that are compared: without MFI, and with it."""
+    plain = config.with_train(mfi_weight=0.0).model_copy(update={"name": "asl_only"})
+    full = config.model_copy(update={"name": config.name or "dclip"})
+    return [plain, full] if config.train.mfi_weight > 0 else [plain]
 
 
 def checkpoint_path(config: Config, plan: "FeaturePlan") -> Path:
@@ -214,14 +221,17 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
         raise StageError(
             f"--train.cache device: the training runs on the CPU ({why}); use ram or none"
         )
-    log.info("train: %s: %d workers on %s (%s)", folder.name, train.workers, device, why)
+    log.info("train: %s: %d worker(s) on %s (%s)", folder.name, train.workers, device, why)
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     trainer = TorchTrainer(
         _worker,
         train_loop_config=dict(settings),
         scaling_config=ScalingConfig(
             num_workers=train.workers if least == train.workers else (least, train.workers),
             use_gpu=device == "cuda",
-            resources_per_worker=None if device == "cuda" else {"CPU": _cpus_each(train.workers)},
+            resources_per_worker=None
+            if device == "cuda"
+            else {"CPU": cpus_each(cpus, train.workers)},
         ),
         run_config=RunConfig(
             name="ray",
@@ -240,14 +250,15 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
         raise StageError(f"training {folder.name} diverged: {result.return_value}")
 
 
-def _cpus_each(workers: int) -> int:
+def cpus_each(nodes: Sequence[int], workers: int) -> int:
     """CPUs of a worker, which are its threads: as many as all workers can have at once.
 
-    No more than the smallest node has, so that any node can take over a lost one's work.
-    """
-    import ray
+    No more than the smallest node has, so that any node can take over what a lost one did.
 
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    Args:
+        nodes: CPUs of each node; those without any take no part.
+        workers: Number of workers.
+    """
     cpus = min(count for count in nodes if count > 0)
     while cpus > 1 and sum(count // cpus for count in nodes) < workers:
         cpus -= 1

@@ -13,7 +13,7 @@ from pipeline import cli
 from pipeline.config import Config, conf_folder, known_keys
 from pipeline.errors import UsageError
 
-STAGES = ("extract", "train", "evaluate", "sweep", "run")
+STAGES = ("extract", "train", "evaluate", "segment", "sweep", "run")
 
 
 def parse(*words: str, stage: str = "train") -> Config:
@@ -161,7 +161,7 @@ def test_a_root_may_be_a_url(
 def test_every_key_has_a_description() -> None:
     schema = json.dumps(Config.model_json_schema())
     assert schema.count('"description"') > 60
-    for section in ("extract", "train", "evaluate", "sweep"):
+    for section in ("extract", "train", "evaluate", "segment", "sweep"):
         model = Config.model_fields[section].annotation
         assert model is not None
         assert all(model.model_fields[key].description for key in known_keys(section))  # type: ignore[attr-defined]

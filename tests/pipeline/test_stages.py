@@ -19,6 +19,7 @@ from dclip.data import shapes
 from dclip.reader import FeatureReader
 from dclip.shards import file_digest, read_manifest
 from pipeline import cli, evaluate, extract, run, sweep, train
+from pipeline.cache import RAM_DISK
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
 
@@ -128,19 +129,28 @@ def test_another_backbone_never_mixes_with_these_features(finished) -> None:  # 
         evaluate.evaluate(other, [Path(report["checkpoints"]["dclip"])])
 
 
-def test_two_workers_train_what_one_trained(finished) -> None:  # type: ignore[no-untyped-def]
+def test_two_workers_on_one_copy_in_ram_train_what_one_trained(finished) -> None:  # type: ignore[no-untyped-def]
     config, report = finished
-    two = config.with_train(workers=2).model_copy(update={"name": "two"})
+    two = config.with_train(workers=2, cache="ram").model_copy(update={"name": "two"})
     first = safetensors.torch.load_file(report["checkpoints"]["dclip"])
     second = safetensors.torch.load_file(train.run(two)["checkpoint"])
     for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-4)
+    copy = extract.plan_features(config, "train").folder.name
+    assert not list(RAM_DISK.glob(f"dclip-{os.getuid()}/*/{copy}"))
 
 
 def test_more_workers_than_cpus_is_an_error_not_a_hang(finished) -> None:  # type: ignore[no-untyped-def]
     config, _ = finished
     with pytest.raises(StageError, match="ask for fewer workers"):
         train.run(config.with_train(workers=999, epochs=1))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_copy_on_the_gpu_needs_one(finished) -> None:  # type: ignore[no-untyped-def]
+    config, _ = finished
+    with pytest.raises(StageError, match=r"--train.cache device: .* use ram or none"):
+        train.run(config.with_train(cache="device", epochs=1))
 
 
 def test_a_diverging_training_says_so_and_leaves_no_checkpoint(finished) -> None:  # type: ignore[no-untyped-def]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,16 +11,22 @@ from pathlib import Path
 
 import mlflow
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from dclip.batches import hold_out
+from dclip.paths import as_path
+from dclip.shards import MANIFEST, SAMPLES, TEXT, file_digest, read_manifest
 from dclip.training import fit
-from pipeline import extract, train
+from pipeline import cache, extract, train
+from pipeline.cache import cached_features
 from pipeline.checkpoints import load_checkpoint
 from pipeline.config import Config
+from pipeline.errors import StageError
 from pipeline.features import open_features, plan_features
 
 from .conftest import TOY, WITH_RAY, settings
@@ -134,3 +141,202 @@ def test_killed_workers_and_drivers_leave_the_weights_of_an_undisturbed_training
     assert run.info.status == "FINISHED"
     steps = store.get_metric_history(run.info.run_id, "train/loss")
     assert [metric.step for metric in steps] == [1, 2, 3, 4]
+
+
+# ---------------------------------------------------------------------------------------------
+# Nodes
+# ---------------------------------------------------------------------------------------------
+
+
+def test_a_training_outlives_two_of_three_nodes(
+    tmp_path: Path,
+    features: Path,
+    undisturbed: Mapping[str, Tensor],
+    cluster: tuple[str, list[int]],  # noqa: F811 - the fixture
+) -> None:
+    """Two workers of three nodes: the idle one takes over; then one worker is left."""
+    address, groups = cluster
+    config = slow(tmp_path, features)
+    process = start(
+        config, "--workers", "2", "--min-workers", "1", "--max-failures", "2",
+        RAY_ADDRESS=address, RAY_AUTH_MODE="disabled",
+    )  # fmt: skip
+    for _ in range(2):
+        before = place(config)
+        wait_until(lambda: is_within_epoch(config, before), process)  # noqa: B023 - used at once
+        lost = next(group for group in groups if alive(group) and workers(group))
+        os.killpg(lost, signal.SIGKILL)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    for name, value in checkpoint(config).items():
+        torch.testing.assert_close(value, undisturbed[name], rtol=0, atol=1e-4)
+    assert [line["epoch"] for line in history(config)] == [1, 2, 3, 4]
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "expected"),
+    [
+        ([2], 1, 2),
+        ([2], 2, 1),
+        ([8, 8], 2, 8),
+        ([5, 5], 3, 2),  # 3 each would leave the third worker waiting for ever
+        ([0, 2, 16], 2, 2),  # 16 could not be had again once that node is lost
+        ([4, 4], 9, 1),
+    ],
+)
+def test_a_worker_has_as_many_cpus_as_all_can_have(
+    nodes: list[int], workers: int, expected: int
+) -> None:
+    assert train.cpus_each(nodes, workers) == expected
+
+
+# ---------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+
+
+def folders(config: Config) -> list[str]:
+    return plan_features(config, "train").folders
+
+
+def copies(config: Config) -> list[Path]:
+    name = plan_features(config, "train").folder.name
+    return list(cache.RAM_DISK.glob(f"dclip-{os.getuid()}/*/{name}"))
+
+
+def test_all_who_train_share_one_copy_in_ram_and_the_last_removes_it(
+    tmp_path: Path, features: Path
+) -> None:
+    config = slow(tmp_path, features)
+    with cached_features(folders(config), tmp_path, cache="ram", device=CPU) as (first, _):
+        with cached_features(folders(config), tmp_path, cache="ram", device=CPU) as (second, _):
+            assert first.folder == second.folder
+            assert copies(config) == [first.folder]
+        assert copies(config) == [first.folder]
+        whole = open_features(folders(config), tmp_path)
+        rows = hold_out(len(whole), 0.5, seed=0)[0]
+        assert torch.equal(first.local(rows), whole.local(rows))
+    assert not copies(config)
+
+
+def test_a_copy_that_a_killed_process_left_is_removed_by_the_next(
+    tmp_path: Path, features: Path
+) -> None:
+    config = slow(tmp_path, features)
+    code = (
+        "import os, sys, torch\n"
+        "from pathlib import Path\n"
+        "from pipeline.cache import cached_features\n"
+        "cpu = torch.device('cpu')\n"
+        "with cached_features(sys.argv[2:], Path(sys.argv[1]), cache='ram', device=cpu):\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), *folders(config)], check=False)
+    assert copies(config)
+    shutil.copytree(folders(config)[0], other := tmp_path / "shapes" / "other")
+    with cached_features([str(other)], tmp_path, cache="ram", device=CPU):
+        assert not copies(config)
+
+
+def test_a_copy_that_does_not_fit_is_an_error_only_if_it_was_asked_for(
+    tmp_path: Path, features: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = slow(tmp_path, features)
+    remote = f"{s3_bucket}/{'/'.join(Path(folders(config)[0]).parts[-2:])}"
+    for file in Path(folders(config)[0]).iterdir():
+        (as_path(remote) / file.name).put(file)
+    with cached_features([remote], tmp_path, cache="auto", device=CPU) as (reader, _):
+        assert reader.folder.is_relative_to(cache.RAM_DISK)
+    monkeypatch.setattr(cache, "_SHARE", 0.0)
+    with cached_features([remote], tmp_path, cache="auto", device=CPU) as (reader, _):
+        assert reader.folder.is_relative_to(tmp_path / "features")
+    with (
+        pytest.raises(StageError, match=r"features take .* GB, .* use --train.cache none"),
+        cached_features(folders(config), tmp_path, cache="ram", device=CPU),
+    ):
+        pass
+
+
+# ---------------------------------------------------------------------------------------------
+# Bad input
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path, features: Path) -> Config:
+    """Settings with a copy of the features, to be damaged."""
+    shutil.copytree(features, tmp_path / "features")
+    return slow(tmp_path, tmp_path / "features")
+
+
+def replace_file(config: Config, name: str) -> None:
+    """Make the manifest agree with a file that was changed."""
+    folder = Path(folders(config)[0])
+    manifest = read_manifest(folder)
+    files = {**manifest.files, name: file_digest(folder / name)}
+    changed = manifest.model_copy(update={"files": files})
+    (folder / MANIFEST).write_text(changed.model_dump_json())
+
+
+def test_labels_beyond_the_classes_are_named(own: Config) -> None:
+    path = Path(folders(own)[0]) / SAMPLES
+    table = pq.ParquetFile(path).read()
+    labels = table["labels"].to_pylist()
+    labels[5] = [99]
+    place_of = table.column_names.index("labels")
+    kind = table.schema.field("labels")
+    pq.write_table(table.set_column(place_of, kind, pa.array(labels, kind.type)), path)
+    replace_file(own, SAMPLES)
+    with pytest.raises(StageError, match=r"labels beyond the 16 classes; run python -m"):
+        train.run(own)
+
+
+def test_texts_of_other_classes_are_named(own: Config) -> None:
+    path = Path(folders(own)[0]) / TEXT
+    texts = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({name: value[:-2] for name, value in texts.items()}, path)
+    replace_file(own, TEXT)
+    with pytest.raises(ValueError, match=r"16 classes need"):
+        train.run(own)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "delete it to train from the start"),
+        (b"x" * 200, "delete it to train from the start"),
+        (safetensors.torch.save({"epoch": torch.tensor(2)}), "that of another training"),
+    ],
+    ids=["empty", "noise", "foreign"],
+)
+def test_a_damaged_state_is_named_before_ray_starts(
+    own: Config, content: bytes, words: str
+) -> None:
+    name = train.run_name(own, plan_features(own, "train"))
+    path = own.output / "train" / name / train.STATE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(StageError, match=words) as caught:
+        train.run(own)
+    assert str(path) in str(caught.value)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_to_be_deleted(own: Config) -> None:
+    path = train.checkpoint_path(own, plan_features(own, "train"))
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    with pytest.raises(StageError, match="delete it and train again"):
+        train.run(own)
+
+
+def test_an_alpha_that_is_bound_to_diverge_is_refused_before_any_work(own: Config) -> None:
+    wild = own.with_train(optimizer="sgd", mfi_reduction="sum", mfi_weight=1.0, lr=0.1)
+    with pytest.raises(ValueError, match="diverge"):
+        train.run(wild)
+    assert not list(own.output.glob("train/*/*"))
