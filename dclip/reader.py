@@ -102,7 +102,7 @@ class FeatureReader:
                         SAMPLES, f"{self.keys[row]} has labels beyond the {len(classes)} classes"
                     )
                 self.labels[row, marked] = value
-        self._maps: dict[int, npt.NDArray[np.uint8]] = {}
+        self._maps: dict[int, tuple[npt.NDArray[np.uint8], memoryview]] = {}
         self._views = [FeatureReader(view, verify=verify) for view in views]
         for view in self._views:
             ours, theirs = self.manifest, view.manifest
@@ -193,21 +193,23 @@ class FeatureReader:
         rows: Int64[np.ndarray, " images"],
         offsets: npt.NDArray[np.int64],
     ) -> None:
+        if len(rows) == 0:  # the share of a worker in a batch of fewer images than workers
+            return
         header = npy_header(out.shape[1:], out.dtype)
         flat = out.reshape(len(rows), -1).view(np.uint8)
-        for target, row in zip(flat, rows, strict=True):
-            data = self._map(int(self._shards[row]))
-            start = int(offsets[row])
-            if data[start : start + len(header)].tobytes() != header:
-                name = self.manifest.shards[int(self._shards[row])].name
+        places = zip(self._shards[rows].tolist(), offsets[rows].tolist(), strict=True)
+        for number, (shard, start) in enumerate(places):
+            data, head = self._maps.get(shard) or self._map(shard)
+            first = start + len(header)
+            if head[start:first] != header:
+                name = self.manifest.shards[shard].name
                 raise self._bad(name, f"no array of {out.shape[1:]} at offset {start}")
-            start += len(header)
-            target[:] = data[start : start + len(target)]
+            flat[number] = data[first : first + flat.shape[1]]  # without the interpreter's lock
 
-    def _map(self, shard: int) -> npt.NDArray[np.uint8]:
-        if shard not in self._maps:
-            path = self.folder / self.manifest.shards[shard].name
-            self._maps[shard] = np.memmap(path, np.uint8, mode="r")
+    def _map(self, shard: int) -> tuple[npt.NDArray[np.uint8], memoryview]:
+        path = self.folder / self.manifest.shards[shard].name
+        data: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+        self._maps[shard] = data, data.data
         return self._maps[shard]
 
     def _check(self, name: str, size: int | None, sha256: str | None) -> None:

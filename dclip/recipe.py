@@ -61,7 +61,8 @@ class Recipe(BaseModel):
     )
     initial: Literal["aligned", "random"] = Field(
         "aligned",
-        description="initial weights: aligned starts from what frozen CLIP sees, random from none",
+        description="initial weights: random, or aligned, which lets the two projectors agree on "
+        "the texts",
     )
     epochs: int = Field(20, ge=1, description="passes over the training images")
     batch_size: int = Field(32, ge=1, description="images per step, over all workers together")

@@ -19,7 +19,7 @@ from dclip.batches import FeatureSource, clean_batches, epoch_batches, prefetch
 from dclip.logits import presence_probability
 from dclip.losses import check_mfi_stability
 from dclip.losses.asymmetric import check_labels
-from dclip.metrics import inter_class_cosine, mean_average_precision
+from dclip.metrics import mean_average_precision
 from dclip.model import DCLIP
 from dclip.recipe import Recipe
 from dclip.trials import Training
@@ -200,9 +200,7 @@ def fit(
             val_maps = _val_maps(training, features, val_rows)
         training.end_epoch(val_maps)
         if on_epoch is not None:
-            cosines = [
-                _cosine(model, training.texts) for model in training._models(training._current())
-            ]
+            cosines = training.inter_class_cosines()
             on_epoch(
                 [
                     EpochReport(training.epoch, lr, loss, asl, mfi, cosine, val_map, speed)
@@ -251,9 +249,3 @@ def _val_maps(
         math.nan if scores.isnan().any() else mean_average_precision(scores, labels)
         for scores in training.predict(features, rows)
     ]
-
-
-@torch.no_grad()
-def _cosine(model: DCLIP, texts: Float[Tensor, "pairs dim"]) -> float:
-    positives = model.project_texts(texts[len(texts) // 2 :].cpu(), statistics="running")
-    return inter_class_cosine(positives) if len(positives) > 1 else math.nan

@@ -1,7 +1,9 @@
 """Projectors of one trial, or of several that train together: weights, objective, state."""
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from dclip.batches import FeatureSource, clean_batches
 from dclip.logits import pair_logits, pool_locations, pooled_pair_logits, presence_probability
 from dclip.losses import mfi_loss
 from dclip.losses.asymmetric import summed_asymmetric_loss
+from dclip.metrics import inter_class_cosine
 from dclip.model import DCLIP, DCLIPOutput
 from dclip.projectors import ProjectorSizes
 from dclip.recipe import Recipe
@@ -24,7 +27,7 @@ MAY_DIFFER = frozenset({"mfi_weight", "redundancy_weight", "output_dim"})
 
 
 RIDGE = 1e-4
-"""Ridge of the aligned start, as a share of the mean square length of the hidden features."""
+"""Ridge of the aligned start, as a share of the mean square length of the texts."""
 
 
 class Losses(NamedTuple):
@@ -60,10 +63,10 @@ def initial_model(recipe: Recipe, texts: Float[Tensor, "pairs dim"], *, seed: in
     With ``initial="random"``, as published, weights are PyTorch's: uniform in
     :math:`\pm 1 / \sqrt{\text{fan-in}}`. The two projectors then have nothing in common, what CLIP
     knows of images and texts is lost, and every class has to be found again; now and then one is
-    not. With ``initial="aligned"`` the image projector W is a random orthonormal projection, which
-    keeps CLIP's cosines up to chance, and the last map of the text projector is the ridge solution
-    of :math:`\text{projected}(t) = W t` on the given texts, so that training starts from what
-    frozen CLIP sees.
+    not. With ``initial="aligned"`` only the text projector f is PyTorch's. The image projector is a
+    random orthonormal R, which keeps CLIP's cosines up to chance, with the smallest change (by
+    ridge regression) that carries every text t to where the text projector carries it,
+    :math:`W t \propto f(t)`, and is as long as PyTorch's, so that steps are as bold.
 
     Args:
         recipe: Source of ``initial`` and of the sizes.
@@ -80,15 +83,16 @@ def initial_model(recipe: Recipe, texts: Float[Tensor, "pairs dim"], *, seed: in
 
 @torch.no_grad()
 def _align(model: DCLIP, texts: Float64[Tensor, "pairs dim"]) -> None:
-    """Start from frozen CLIP, with weights as large as PyTorch's, so that steps are as bold."""
-    image, text = model.image_projector.output.weight, model.text_projector
-    projection = torch.nn.init.orthogonal_(torch.empty_like(image))
-    hidden = F.relu(texts @ text.hidden.weight.double().T)  # a fresh BatchNorm changes nothing
-    gram = hidden @ hidden.T
+    """Let the image projector carry texts to where the text projector does."""
+    weight = model.image_projector.output.weight
+    projected = model.project_texts(texts.float(), statistics="running").double()
+    start = torch.nn.init.orthogonal_(torch.empty_like(weight)).double()
+    carried = texts @ start.T
+    gram = texts @ texts.T
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    output = hidden.T @ torch.linalg.solve(gram, texts @ projection.double().T)
-    for weight, aligned in ((image, projection), (text.output.weight, output.T)):
-        weight.copy_(aligned * (weight.norm() / aligned.norm()))
+    missing = projected * (carried.norm() / projected.norm()) - carried
+    aligned = start + missing.T @ torch.linalg.solve(gram, texts)
+    weight.copy_(aligned * (weight.norm() / aligned.norm()))
 
 
 def objective(
@@ -284,20 +288,30 @@ class Training:
         source = self._current()
         if selected and self._best is not None and self._best_epoch[trial] > 0:
             source = self._best
-        return self._models(source)[trial]
+        for stack in self._stacks:
+            own, source = source[: len(stack.weights)], source[len(stack.weights) :]
+            if trial in stack.trials:
+                return stack.model([weight[stack.trials.index(trial)] for weight in own])
+        raise IndexError(f"there is no trial {trial} of {len(self)}")
 
     def best_epoch(self, trial: int = 0) -> int:
         """Epoch that :meth:`model` returns the weights of."""
         best = int(self._best_epoch[trial]) if self._best is not None else 0
         return best or self.epoch
 
-    def _models(self, source: Sequence[Tensor]) -> list[DCLIP]:
-        left, models = list(source), {}
-        for stack in self._stacks:
-            own, left = left[: len(stack.weights)], left[len(stack.weights) :]
-            for number, trial in enumerate(stack.trials):
-                models[trial] = stack.model([weight[number] for weight in own])
-        return [models[trial] for trial in range(len(self))]
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Compute with the moving average of the weights, if the recipe keeps one."""
+        if self._average is None:
+            yield
+            return
+        kept = self._copy()
+        with torch.no_grad():
+            torch._foreach_copy_(self.weights, self._average)
+            try:
+                yield
+            finally:
+                torch._foreach_copy_(self.weights, kept)
 
     @torch.no_grad()
     def predict(
@@ -308,16 +322,25 @@ class Training:
         batch_size: int = 256,
     ) -> Float[Tensor, "trials rows classes"]:
         """Probability of presence of every class in every given row, by every trial's weights."""
-        kept = self._copy()
-        for weight, value in zip(self.weights, self._current(), strict=True):
-            weight.copy_(value)
-        parts = [
-            self._in_order([presence_probability(out.pair_logits) for out in self.forward(local)])
-            for local in clean_batches(features, rows, self.device, max(1, batch_size // len(self)))
-        ]
-        for weight, value in zip(self.weights, kept, strict=True):
-            weight.copy_(value)
-        return torch.cat(parts, dim=1).cpu()
+        parts = [torch.empty(len(self), 0, len(self.texts) // 2)]
+        with self.averaged():
+            for local in clean_batches(features, rows, self.device, -(-batch_size // len(self))):
+                outputs = self.forward(local)
+                scores = [presence_probability(output.pair_logits) for output in outputs]
+                parts.append(self._in_order(scores).cpu())
+        return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def inter_class_cosines(self) -> list[float]:
+        """Mean cosine between the projected positive texts of each trial; nan for one class."""
+        classes = len(self.texts) // 2
+        found = {}
+        with self.averaged():
+            for stack in self._stacks:
+                projected = stack.project_texts(self.texts)[:, classes:]
+                for trial, positives in zip(stack.trials, projected.cpu(), strict=True):
+                    found[trial] = inter_class_cosine(positives) if classes > 1 else math.nan
+        return [found[trial] for trial in range(len(self))]
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All that going on needs, as one flat dictionary of CPU tensors, for safetensors."""
@@ -407,7 +430,7 @@ class _Stack:
         texts: Float[Tensor, "pairs dim"],
         dropped: Bool[Tensor, "images locations"] | None,
     ) -> DCLIPOutput:
-        projected = self._project_texts(texts)
+        projected = self.project_texts(texts)
         images, locations, dim = local.shape
         flat = local.reshape(1, -1, dim).expand(len(self.trials), -1, -1)
         weight = self.weights["image_projector.output.weight"]
@@ -419,12 +442,12 @@ class _Stack:
     def forward_pooled(
         self, pooled: Float[Tensor, "images pairs dim"], texts: Float[Tensor, "pairs dim"]
     ) -> DCLIPOutput:
-        projected = self._project_texts(texts)
+        projected = self.project_texts(texts)
         weight = self.weights["image_projector.output.weight"]
         features = torch.matmul(pooled, weight[:, None].mT)
         return DCLIPOutput(pooled_pair_logits(features, projected), projected)
 
-    def _project_texts(
+    def project_texts(
         self, texts: Float[Tensor, "pairs dim"]
     ) -> Float[Tensor, "trials pairs output_dim"]:
         """TextProjector of every trial; its BatchNorm stays at mean 0 and variance 1."""
@@ -438,7 +461,7 @@ class _Stack:
 
     def model(self, weights: Sequence[Tensor]) -> DCLIP:
         """A model of its own with these weights, in their order."""
-        model = DCLIP(self._template.sizes, aggregation=self._template.aggregation)
+        model = copy.deepcopy(self._template)
         named = dict(zip(self.weights, weights, strict=True))
         with torch.no_grad():
             for name, parameter in model.named_parameters():

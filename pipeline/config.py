@@ -8,7 +8,7 @@ variables (``DCLIP_TRAIN__LR=0.002``), the command line (``--train.lr 0.002``).
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, Self, get_origin
 
 import yaml
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
     PlainValidator,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import TypeAliasType
@@ -115,6 +116,9 @@ class TrainConfig(Recipe):
         "once a node, shared by its workers), none (mapped from their files); auto: the GPU if "
         "they fit, ram for remote ones if they fit, else none",
     )
+    precision: Literal["auto", "float32"] = Field(
+        "auto", description="of matrix products: auto is TF32 on a GPU's tensor cores, else float32"
+    )
     data_seed: int | None = Field(
         None,
         ge=0,
@@ -123,6 +127,12 @@ class TrainConfig(Recipe):
     val_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of the training split held out for val/* metrics"
     )
+
+    @model_validator(mode="after")
+    def _best_needs_held_out_images(self) -> Self:
+        if self.selection == "best_on_val" and self.val_fraction == 0:
+            raise ValueError("selection best_on_val needs a val_fraction above 0")
+        return self
 
     @property
     def recipe(self) -> Recipe:

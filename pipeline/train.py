@@ -162,8 +162,12 @@ def begin(
     recipe: TrainConfig, reader: "FeatureReader", *, seed: int, device: str = "cpu"
 ) -> "Training":
     """One fresh trial on these features."""
+    import torch
+
     from dclip.trials import Training
 
+    if recipe.precision == "auto" and device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
     return Training([recipe.recipe], reader.text_features()[0], seeds=[seed], device=device)
 
 
@@ -205,7 +209,7 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
         raise StageError(
             f"--train.cache device: the training runs on the CPU ({why}); use ram or none"
         )
-    log.info("train: %s: %d workers on %s (%s)", folder.name, train.workers, device, why)
+    log.info("train: %s: %d worker(s) on %s (%s)", folder.name, train.workers, device, why)
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     trainer = TorchTrainer(
         _worker,

@@ -80,6 +80,23 @@ def some_dropped(images: int, locations: int) -> Tensor:
     return dropped
 
 
+@pytest.mark.parametrize("with_dropped", [False, True])
+def test_the_gradient_in_closed_form_is_that_of_finite_differences(with_dropped: bool) -> None:
+    images = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)  # of two trials
+    texts = torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True)
+    dropped = some_dropped(3, 5) if with_dropped else None
+    assert torch.autograd.gradcheck(
+        lambda i, t: pair_logits(i, t, dropped=dropped, local_scale=3.0), (images, texts)
+    )
+
+
+def test_trials_computed_together_are_those_computed_alone() -> None:
+    images, texts = torch.randn(2, 3, 5, 4), torch.randn(2, 6, 4)
+    together = pair_logits(images, texts)
+    for trial in range(2):
+        torch.testing.assert_close(together[trial], pair_logits(images[trial], texts[trial]))
+
+
 def test_dropped_locations_might_as_well_not_be_there(device: torch.device) -> None:
     images = torch.randn(4, 7, 5, dtype=torch.float64)
     texts = torch.randn(6, 5, dtype=torch.float64)

@@ -55,9 +55,10 @@ class Cache:
 
 
 def texts() -> Tensor:
-    """Prompt pairs that mostly agree, as CLIP's do: across classes, and within each pair."""
+    """Prompt pairs as CLIP's: they mostly agree, and lean towards what they name."""
     random = torch.Generator().manual_seed(5)
-    positive = torch.ones(CLASSES, DIM) + 0.5 * torch.randn(CLASSES, DIM, generator=random)
+    positive = 1 + 2 * torch.eye(DIM)[:CLASSES]
+    positive = positive + 0.3 * torch.randn(CLASSES, DIM, generator=random)
     negative = positive + 0.1 * torch.randn(CLASSES, DIM, generator=random)
     return torch.cat([negative, positive])
 
@@ -99,17 +100,19 @@ def test_author_is_the_published_recipe() -> None:
 
 
 def test_it_learns_scenes_that_frozen_features_confuse() -> None:
-    cache = Cache(256)
-    recipe = Recipe(epochs=20, lr=1e-2, batch_size=16, hidden_dim=32, output_dim=16, mfi_weight=0.3)
-    training, reports = train(recipe, cache, val_rows=np.arange(64))
-    (first,), (last,) = reports[0], reports[-1]
-    assert last.val_map > 0.95
-    assert last.val_map > first.val_map
-    assert last.loss < first.loss
-    assert last.inter_class_cosine < 0.5
+    cache = Cache(512)
+    recipe = Recipe(epochs=12, lr=1e-2, batch_size=16, hidden_dim=32, output_dim=16, mfi_weight=0.3)
+    training, reports = train([recipe] * 4, cache, seeds=[0, 1, 2, 3], val_rows=np.arange(64))
+    first, last = (torch.tensor(reports[epoch]).mean(0) for epoch in (0, -1))
+    names = EpochReport._fields
+    before, after = dict(zip(names, first, strict=True)), dict(zip(names, last, strict=True))
+    assert after["val_map"] > 0.95
+    assert after["val_map"] > before["val_map"]
+    assert after["loss"] < before["loss"]
+    assert after["inter_class_cosine"] < 0.1
     held_out = Cache(64, seed=9)
     scores = predict(training.model(), held_out, np.arange(64), texts())
-    assert ((scores > 0.5) == held_out.labels.bool()).float().mean() > 0.9
+    assert ((scores > 0.5) == held_out.labels.bool()).float().mean() > 0.85
 
 
 @pytest.mark.parametrize("label", [0, -1])
@@ -345,17 +348,25 @@ def test_gradients_of_uneven_shares_sum_to_the_gradient_of_the_batch(reduction: 
 def test_the_best_epoch_on_held_out_images_is_kept() -> None:
     cache = Cache(64)
     recipe = Recipe(
-        epochs=6, lr=0.2, batch_size=16, output_dim=4, selection="best_on_val", weight_decay=0.0
+        epochs=6, lr=1.0, batch_size=16, output_dim=4, selection="best_on_val", weight_decay=0.0
     )
     val = np.arange(24)
-    training, reports = train([recipe, recipe], cache, seeds=[1, 2], val_rows=val)
+    training = Training([recipe, recipe], texts(), seeds=[1, 2])
+    reports: list[list[EpochReport]] = []
+    epochs: list[list[dict[str, Tensor]]] = []
+
+    def note(report: list[EpochReport]) -> None:
+        reports.append(report)
+        models = [training.model(trial, selected=False) for trial in range(2)]
+        epochs.append([model.state_dict() for model in models])
+
+    fit(training, cache, np.arange(64), seed=3, val_rows=val, on_epoch=note)
     for trial in range(2):
         maps = [report[trial].val_map for report in reports]
-        assert training.best_epoch(trial) == 1 + maps.index(max(maps))
-        scores = predict(training.model(trial), cache, val, texts())
-        assert mean_average_precision(scores, cache.labels[:24]) == pytest.approx(max(maps))
-        last = predict(training.model(trial, selected=False), cache, val, texts())
-        assert mean_average_precision(last, cache.labels[:24]) == pytest.approx(maps[-1])
+        best = 1 + maps.index(max(maps))
+        assert training.best_epoch(trial) == best
+        for name, value in weights(training, trial).items():
+            assert torch.equal(value, epochs[best - 1][trial][name]), name
     assert any(training.best_epoch(trial) < 6 for trial in range(2))  # else nothing was chosen
 
 
@@ -421,13 +432,12 @@ def test_labels_of_other_classes_than_the_texts_are_an_error() -> None:
 def test_a_class_that_never_occurs_is_trained_as_absent() -> None:
     cache = Cache(48)
     cache.labels[:, 1] = 0
-    training, reports = train(
-        Recipe(epochs=6, lr=5e-3, output_dim=8), cache, val_rows=np.arange(16)
-    )
+    recipe = Recipe(epochs=10, lr=1e-2, output_dim=8, batch_size=4)
+    training, reports = train(recipe, cache, val_rows=np.arange(16))
     assert math.isfinite(reports[-1][0].loss)
     assert math.isfinite(reports[-1][0].val_map)  # over the classes that do occur
     scores = predict(training.model(), cache, np.arange(48), texts())
-    assert scores[:, 1].mean() < scores[:, [0, 2, 3]].mean()
+    assert scores[:, 1].mean() < 0.3 < scores[:, [0, 2, 3]].mean()
 
 
 def test_building_a_model_leaves_the_global_generator_alone() -> None:
