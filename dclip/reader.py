@@ -193,6 +193,8 @@ class FeatureReader:
         rows: Int64[np.ndarray, " images"],
         offsets: npt.NDArray[np.int64],
     ) -> None:
+        if len(rows) == 0:  # the share of a worker in a batch of fewer images than workers
+            return
         header = npy_header(out.shape[1:], out.dtype)
         flat = out.reshape(len(rows), -1).view(np.uint8)
         places = zip(self._shards[rows].tolist(), offsets[rows].tolist(), strict=True)

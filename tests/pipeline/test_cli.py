@@ -13,7 +13,7 @@ from pipeline import cli
 from pipeline.config import Config, conf_folder, known_keys
 from pipeline.errors import UsageError
 
-STAGES = ("extract", "train", "evaluate", "segment", "sweep", "run")
+STAGES = ("extract", "train", "evaluate", "segment", "sweep", "ablate", "run")
 
 
 def parse(*words: str, stage: str = "train") -> Config:

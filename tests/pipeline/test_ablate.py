@@ -1,0 +1,155 @@
+"""Ablations: what the rows are, what trains together, and that only what is missing is trained."""
+
+import csv
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dclip.recipe import Recipe
+from dclip.trials import common_fields_that_differ
+from pipeline import ablate, extract
+from pipeline.config import Config
+from pipeline.errors import StageError, UsageError
+from pipeline.features import open_features, plan_features
+
+from .conftest import WITH_RAY, settings
+from .test_extract import make_here
+
+WIDTH = 16
+
+
+def wanted(tmp_path: Path, **changes: object) -> Config:
+    return settings(tmp_path, ablate={"epochs": 2, "seeds": 2, **changes})
+
+
+def test_every_row_differs_from_the_recipe_in_one_thing(tmp_path: Path) -> None:
+    config = wanted(tmp_path)
+    table = [row for row in ablate.rows(config, WIDTH) if row.study != "presets"]
+    base = config.train.recipe.model_copy(update={"epochs": 2})
+    changed: dict[str, list[set[str]]] = {}
+    for row in table:
+        before, after = base.model_dump(), row.recipe.model_dump()
+        changed.setdefault(row.study, []).append(
+            {name for name in before if before[name] != after[name]}
+        )
+    assert changed == {
+        "losses": [
+            set(),
+            {"mfi_weight"},
+            {"gamma_neg", "gamma_pos", "clip"},
+            {"gamma_pos", "clip"},  # gamma_neg is 2 already
+        ],
+        "pooling": [set(), {"aggregation"}],
+        "output_dim": [{"output_dim"}] * 2 + [set(), {"output_dim"}],
+        "redundancy_weight": [{"redundancy_weight"}] * 2 + [set(), {"redundancy_weight"}],
+        "mfi_weight": [{"mfi_weight"}] * 2 + [set(), {"mfi_weight"}],
+    }
+
+
+def test_presets_are_compared_as_they_are_but_for_the_epochs(tmp_path: Path) -> None:
+    author, robust = ablate.rows(wanted(tmp_path, studies=["presets"]), WIDTH)
+    assert author.recipe == Recipe(preset="author", epochs=2)
+    assert robust.recipe == Recipe(epochs=2)
+
+
+def test_a_recipe_without_mfi_has_nothing_to_take_away(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--train\.mfi-weight must be above 0"):
+        ablate.rows(wanted(tmp_path).with_train(mfi_weight=0.0), WIDTH)
+
+
+def test_packs_hold_every_trial_once_and_only_such_as_train_together(tmp_path: Path) -> None:
+    recipes = dict.fromkeys(row.recipe for row in ablate.rows(wanted(tmp_path), WIDTH))
+    trials = [ablate.Trial(recipe, seed, f"{n}-{seed}") for n, recipe in enumerate(recipes)
+              for seed in range(3)]  # fmt: skip
+    packs = ablate.packs(trials, 4)
+    assert sorted(trial.name for pack in packs for trial in pack) == sorted(t.name for t in trials)
+    for pack in packs:
+        assert 1 <= len(pack) <= 4
+        assert not common_fields_that_differ([trial.recipe for trial in pack])
+
+
+def test_the_table_gives_mean_and_sample_deviation_of_what_did_not_diverge() -> None:
+    def result(score: float, diverged: str = "") -> dict[str, object]:
+        line = {"epoch": 1.0, "val_map": score / 2, "inter_class_cosine": 0.0}
+        return {"diverged": diverged, "test": {"map": score}, "history": [line], "parameters": 7}
+
+    recipe = Recipe()
+    results = {(recipe, 0): result(0.2), (recipe, 1): result(0.6), (recipe, 2): result(9.0, "inf")}
+    (line,) = ablate.summary([ablate.Row("losses", "x", recipe)], results, range(3))
+    assert (line["test_map"], line["val_map"]) == pytest.approx((0.4, 0.2))
+    assert line["test_map_std"] == pytest.approx(0.08**0.5)  # (0.2^2 + 0.2^2) / (2 - 1)
+    assert (line["diverged"], line["seeds"], line["parameters"]) == (1, 3, 7)
+    (line,) = ablate.summary([ablate.Row("losses", "x", recipe)], results, range(2, 3))
+    assert (line["test_map"], line["test_map_std"]) == (None, None)
+    config = Config(ablate={"seeds": 1})  # type: ignore[arg-type]
+    assert "1 of 1 diverged" in ablate.as_text(config, [line])
+
+
+class TestOnRay:
+    pytestmark = (*WITH_RAY, pytest.mark.usefixtures("ray_session"))
+
+    def test_only_what_is_missing_is_trained(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = wanted(tmp_path, studies=["losses", "pooling"], pack=3)
+        for split in ("train", "test"):
+            make_here(plan_features(config, split), config)
+        extract.extract(config, [plan_features(config, split) for split in ("train", "test")])
+        report = ablate.run(config)
+        assert report["trained_now"] == 10  # 4 losses and one other order, two seeds each
+        assert [row["study"] for row in report["rows"]] == ["losses"] * 4 + ["pooling"] * 2
+        assert report["rows"][4]["by_seed"] == report["rows"][0]["by_seed"]
+        sheet, _, picture = map(Path, report["files"])
+        with sheet.open() as file:
+            told = list(csv.DictReader(file))
+        assert float(told[1]["test_map"]) == pytest.approx(report["rows"][1]["test_map"])
+        with Image.open(picture) as image:
+            assert np.asarray(image.convert("L")).std() > 5
+        assert "ASL only" in capsys.readouterr().out
+
+        store = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        runs = store.search_runs([e.experiment_id for e in store.search_experiments()])
+        children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+        assert (len(runs), len(children)) == (11, 10)
+        assert all(run.info.status == "FINISHED" for run in runs)
+        assert all("test/map" in run.data.metrics for run in children)
+        steps = store.get_metric_history(children[0].info.run_id, "val/map")
+        assert [metric.step for metric in steps] == [1, 2]
+
+        lost = sorted((tmp_path / "ablations" / "trainings").iterdir())[0]
+        before = json.loads(lost.read_text())
+        lost.unlink()  # as if it had been killed before this one
+        assert ablate.run(config)["trained_now"] == 1
+        assert len(store.search_runs([run.info.experiment_id for run in runs[:1]])) == 11
+        after = json.loads(lost.read_text())
+        assert after["test"]["map"] == pytest.approx(before["test"]["map"], abs=1e-4)
+        lost.write_text("{")
+        with pytest.raises(StageError, match=f"{lost.name} is damaged; delete it"):
+            ablate.run(config)
+
+    def test_a_row_is_what_train_trains(self, tmp_path: Path) -> None:
+        """The scores of the first row are those of a training of its own, without Ray."""
+        from dclip.batches import hold_out
+        from dclip.metrics import mean_average_precision
+        from dclip.training import fit
+        from pipeline.train import begin
+
+        config = wanted(tmp_path, studies=["losses"], seeds=1)
+        for split in ("train", "test"):
+            make_here(plan_features(config, split), config)
+        extract.extract(config, [plan_features(config, split) for split in ("train", "test")])
+        row = ablate.run(config)["rows"][0]
+        one = config.with_train(epochs=2)
+        reader = open_features(plan_features(config, "train").folders, tmp_path)
+        training = begin(one.train, reader, seed=0)
+        fit(training, reader, hold_out(len(reader), one.train.val_fraction, seed=0)[0], seed=0)
+        test = open_features(plan_features(config, "test").folders, tmp_path)
+        (scores,) = training.predict(test, np.arange(len(test)))
+        assert torch.isfinite(scores).all()
+        expected = float(mean_average_precision(scores, test.labels))
+        assert row["test_map"] == pytest.approx(expected, abs=1e-3)
