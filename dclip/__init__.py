@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         miou,
     )
     from dclip.model import DCLIP
+    from dclip.prediction import Prediction, predict_image
     from dclip.projectors import PROJECTOR_PRESETS, ProjectorSizes
     from dclip.prompts import encode_class_names, encode_prompt_pairs
     from dclip.recipe import Recipe
@@ -39,6 +40,8 @@ _HOME = {
     "mean_average_precision": "dclip.metrics",
     "miou": "dclip.metrics",
     "DCLIP": "dclip.model",
+    "Prediction": "dclip.prediction",
+    "predict_image": "dclip.prediction",
     "PROJECTOR_PRESETS": "dclip.projectors",
     "ProjectorSizes": "dclip.projectors",
     "encode_class_names": "dclip.prompts",
@@ -58,6 +61,7 @@ __all__ = [
     "PROJECTOR_PRESETS",
     "Backbone",
     "ImageFeatures",
+    "Prediction",
     "ProjectorSizes",
     "Recipe",
     "Rule",
@@ -77,6 +81,7 @@ __all__ = [
     "miou",
     "pair_logits",
     "predict",
+    "predict_image",
     "presence_probability",
     "segment_images",
 ]

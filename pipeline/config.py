@@ -247,6 +247,70 @@ class SegmentConfig(BaseModel):
         None, ge=1, description="windows per forward pass; left out: 32 on a CPU, 128 on a GPU"
     )
     group_size: int = Field(64, ge=1, description="images between two files of counts")
+    scenes: int = Field(
+        6, ge=1, le=32, description="images drawn with their masks, and as many of the worst"
+    )
+    limit: int | None = Field(None, ge=1, description="only the first images of the split")
+
+
+class PredictConfig(BaseModel):
+    """Which images are looked at, for which classes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    paths: list[str] = Field(
+        [], description="images, or folders of images: paths or URLs; words without a flag go here"
+    )
+    classes: list[str] = Field(
+        [], description="class names of any choice, with commas between: dog, horse, person"
+    )
+    checkpoint: Path | None = Field(
+        None, description="projectors; left out: those that these settings train"
+    )
+    zero_shot: bool = Field(False, description="frozen CLIP alone, no projectors")
+    threshold: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="probability below which a pixel is background: that of the class's own prompt "
+        "pair there; with zero_shot the largest of a softmax over the classes",
+    )
+
+
+class SegmentsMlrConfig(BaseModel):
+    """How the segments of an image help CLIP to say what it shows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: str | None = Field(None, description="split to score; left out: the test split")
+    checkpoint: Path | None = Field(
+        None, description="projectors that segment; left out: those that these settings train"
+    )
+    kind: str = Field("vv", description="local features that projectors look at: vv or value")
+    only_present: bool = Field(
+        True, description="only classes compete for pixels that the projectors find in the image"
+    )
+    area: float = Field(
+        0.01, ge=0, lt=1, description="share of an image below which a segment is left out"
+    )
+    weights: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [0.25, 0.5, 0.75], description="weights of the segments in the fused score"
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="processes that each hold the backbone; left out: one per CPU or GPU",
+    )
+    threads: int | None = Field(
+        None, ge=1, description="threads of each worker that read; left out: one per CPU of it"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="in which the backbone computes; auto: float16 on a GPU, else float32"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="images per forward pass; left out: 32 on a CPU, 128 on a GPU"
+    )
+    group_size: int = Field(64, ge=1, description="images between two files of scores")
     limit: int | None = Field(None, ge=1, description="only the first images of the split")
 
 
@@ -419,6 +483,10 @@ class Config(BaseSettings):
     train: TrainConfig = Field(TrainConfig(), description="python -m pipeline.train")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="python -m pipeline.evaluate")
     segment: SegmentConfig = Field(SegmentConfig(), description="python -m pipeline.segment")
+    segments_mlr: SegmentsMlrConfig = Field(
+        SegmentsMlrConfig(), description="python -m pipeline.segments_mlr"
+    )
+    predict: PredictConfig = Field(PredictConfig(), description="python -m pipeline.predict")
     sweep: SweepConfig = Field(SweepConfig(), description="python -m pipeline.sweep")
     ablate: AblateConfig = Field(AblateConfig(), description="python -m pipeline.ablate")
 
@@ -479,7 +547,7 @@ def yaml_layers(dataset: str, files: Sequence[Path]) -> dict[str, Any]:
     is_shipped = Path(dataset).name == dataset and default.is_file()
     merged: dict[str, Any] = {}
     for path in [*([default] if is_shipped else []), *files]:
-        merged = _merge(merged, _read_yaml(path))
+        merged = merge(merged, _read_yaml(path))
     return merged
 
 
@@ -514,12 +582,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, those of ``top`` in place of those of ``base``."""
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
         both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
     return merged
 
 

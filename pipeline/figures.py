@@ -20,6 +20,7 @@ from dclip.paths import atomic_write
 from dclip.reader import FeatureReader
 from pipeline.config import Config
 from pipeline.features import open_features
+from pipeline.mask_figures import show_heat
 
 if TYPE_CHECKING:
     from dclip.model import DCLIP
@@ -195,7 +196,6 @@ def activation_maps(
             continue
         side = 256
         pixels = np.asarray(picture.resize((side, side)))
-        grey = 64 + pixels.mean(axis=2) / 2
         present = torch.nonzero(test.labels[row] == 1).flatten().tolist()[: columns - 1]
         local = test.local(np.array([row])).float()
         if test.manifest.include_global_token:
@@ -214,9 +214,7 @@ def activation_maps(
                     mode="bilinear",
                     align_corners=False,
                 )[0, 0]
-                strength = np.clip((heat.numpy() - low) / max(high - low, 1e-9), 0, 1)
-                axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
-                axis.imshow(strength, cmap="inferno", alpha=0.8 * strength, vmin=0, vmax=1)
+                show_heat(axis, pixels, heat.numpy(), low, high)
                 axis.set_title(test.class_names[column], fontsize=9)
     return figure
 

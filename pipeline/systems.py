@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dclip.data.segmentation import SegmentationListing
     from dclip.data.windows import View
     from dclip.segmentation import ClassTexts, Rule, System
+    from pipeline.checkpoints import About
     from pipeline.features import BackboneInfo
 
 log = logging.getLogger(__name__)
@@ -106,8 +107,6 @@ def plan_systems(config: Config, backbone: "BackboneInfo") -> list[SystemPlan]:
 
 def _plan_projectors(config: Config, backbone: "BackboneInfo") -> list[SystemPlan]:
     """Plans of the checkpoints; several of one method are called by their files."""
-    from dclip.shards import digest
-    from pipeline.checkpoints import read_about
     from pipeline.features import plan_features
     from pipeline.train import checkpoint_path, methods
 
@@ -127,28 +126,49 @@ def _plan_projectors(config: Config, backbone: "BackboneInfo") -> list[SystemPla
                 f"no checkpoint at {missing}; make it by python -m pipeline.run with the same "
                 "settings, or give --segment.checkpoint FILE, or only frozen --segment.systems"
             )
-    spaces = {digest(backbone.space(each)): each for each in backbone.paths}
-    abouts = [read_about(path) for path in files]
-    methods_there = [about.method for about in abouts]
+    origins = [read_origin(path, backbone) for path in files]
+    methods_there = [about.method for about, _ in origins]
     plans = []
-    for path, about in zip(files, abouts, strict=True):
-        if about.feature_space not in spaces:
-            raise StageError(
-                f"checkpoint {path} was trained on features of {about.backbone_name} "
-                f"({about.feature_space[:12]}), not of {backbone.name} at {backbone.resolution} "
-                "px; give the backbone, weights and resolution it was trained with"
-            )
+    for path, (about, trained_kind) in zip(files, origins, strict=True):
         is_alone = methods_there.count(about.method) == 1 and about.method not in _FROZEN
         plans.append(
             SystemPlan(
                 about.method if is_alone else path.stem,
                 kind,
                 path.absolute(),
-                spaces[about.feature_space],
+                trained_kind,
                 tuple(about.class_names),
             )
         )
     return plans
+
+
+def default_checkpoint(config: Config) -> Path:
+    """Where the checkpoint of the settings is, or would be."""
+    from pipeline.features import plan_features
+    from pipeline.train import checkpoint_path
+
+    return checkpoint_path(config, plan_features(config, config.train_split))
+
+
+def read_origin(path: Path, backbone: "BackboneInfo") -> "tuple[About, str]":
+    """Origin of a checkpoint, and the kind of the backbone's features that it was trained on.
+
+    Raises:
+        StageError: It is missing, damaged, or of another backbone.
+    """
+    from dclip.shards import digest
+    from pipeline.checkpoints import read_about
+
+    about = read_about(path)
+    spaces = {digest(backbone.space(kind)): kind for kind in backbone.paths}
+    if about.feature_space not in spaces:
+        raise StageError(
+            f"checkpoint {path} was trained on features of {about.backbone_name} "
+            f"({about.feature_space[:12]}), not of {backbone.name} at {backbone.resolution} "
+            "px; give the backbone, weights and resolution it was trained with"
+        )
+    return about, spaces[about.feature_space]
 
 
 @dataclass(frozen=True)
