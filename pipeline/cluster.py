@@ -90,11 +90,15 @@ def ray_session(config: Config, *, dashboard: bool = False) -> Iterator[None]:
     try:
         # progress bars and log lines of ours replace Ray's own
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of no class of its own where a start takes too long
         reason = str(error).splitlines()[0]
-        raise StageError(
-            f"cannot start Ray (RAY_ADDRESS={address!r}): {reason}; "
+        remedy = (
             "unset RAY_ADDRESS to run on this machine"
+            if address
+            else "run the command again when the machine is less busy"
+        )
+        raise StageError(
+            f"cannot start Ray (RAY_ADDRESS={address!r}): {reason}; {remedy}"
         ) from None
     _protect_token()
     try:

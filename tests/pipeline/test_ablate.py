@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import mlflow
 import numpy as np
@@ -91,7 +92,7 @@ def test_the_table_gives_mean_and_sample_deviation_of_what_did_not_diverge() -> 
 
 
 class TestOnRay:
-    pytestmark = (*WITH_RAY, pytest.mark.usefixtures("ray_session"))
+    pytestmark: ClassVar = [*WITH_RAY, pytest.mark.usefixtures("ray_session")]
 
     def test_only_what_is_missing_is_trained(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -168,8 +168,9 @@ def test_a_training_outlives_two_of_three_nodes(
         os.killpg(lost, signal.SIGKILL)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
+    # 288 steps of AdamW amplify the order of sums; one step left out moves weights by lr, 1e-3
     for name, value in checkpoint(config).items():
-        torch.testing.assert_close(value, undisturbed[name], rtol=0, atol=1e-4)
+        torch.testing.assert_close(value, undisturbed[name], rtol=0, atol=5e-4)
     assert [line["epoch"] for line in history(config)] == [1, 2, 3, 4]
 
 
