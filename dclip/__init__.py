@@ -10,11 +10,19 @@ if TYPE_CHECKING:
     from dclip.backbones import Backbone, ImageFeatures, load_backbone
     from dclip.logits import pair_logits, presence_probability
     from dclip.losses import asymmetric_loss, mfi_loss
-    from dclip.metrics import average_precision, inter_class_cosine, mean_average_precision
+    from dclip.metrics import (
+        average_precision,
+        confusion_matrix,
+        inter_class_cosine,
+        mean_average_precision,
+        miou,
+    )
     from dclip.model import DCLIP
+    from dclip.prediction import Prediction, predict_image
     from dclip.projectors import PROJECTOR_PRESETS, ProjectorSizes
     from dclip.prompts import encode_class_names, encode_prompt_pairs
     from dclip.recipe import Recipe
+    from dclip.segmentation import Rule, System, encode_class_texts, segment_images
     from dclip.training import fit, predict
     from dclip.trials import Training
 
@@ -27,15 +35,23 @@ _HOME = {
     "asymmetric_loss": "dclip.losses",
     "mfi_loss": "dclip.losses",
     "average_precision": "dclip.metrics",
+    "confusion_matrix": "dclip.metrics",
     "inter_class_cosine": "dclip.metrics",
     "mean_average_precision": "dclip.metrics",
+    "miou": "dclip.metrics",
     "DCLIP": "dclip.model",
+    "Prediction": "dclip.prediction",
+    "predict_image": "dclip.prediction",
     "PROJECTOR_PRESETS": "dclip.projectors",
     "ProjectorSizes": "dclip.projectors",
     "encode_class_names": "dclip.prompts",
     "encode_prompt_pairs": "dclip.prompts",
     "Recipe": "dclip.recipe",
     "Training": "dclip.trials",
+    "Rule": "dclip.segmentation",
+    "System": "dclip.segmentation",
+    "encode_class_texts": "dclip.segmentation",
+    "segment_images": "dclip.segmentation",
     "fit": "dclip.training",
     "predict": "dclip.training",
 }
@@ -45,21 +61,29 @@ __all__ = [
     "PROJECTOR_PRESETS",
     "Backbone",
     "ImageFeatures",
+    "Prediction",
     "ProjectorSizes",
     "Recipe",
+    "Rule",
+    "System",
     "Training",
     "asymmetric_loss",
     "average_precision",
+    "confusion_matrix",
     "encode_class_names",
+    "encode_class_texts",
     "encode_prompt_pairs",
     "fit",
     "inter_class_cosine",
     "load_backbone",
     "mean_average_precision",
     "mfi_loss",
+    "miou",
     "pair_logits",
     "predict",
+    "predict_image",
     "presence_probability",
+    "segment_images",
 ]
 
 

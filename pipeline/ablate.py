@@ -24,7 +24,7 @@ from pipeline.errors import StageError, UsageError
 if TYPE_CHECKING:
     from dclip.recipe import Recipe
     from pipeline.features import FeaturePlan
-    from pipeline.tracking import TrackedRun, Tracker
+    from pipeline.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -235,12 +235,12 @@ def run(config: Config) -> Report:
         results = plan.done()
         left = [trial for trial in plan.trials.values() if trial not in results]
         for trial, result in results.items():
-            _record(plan, tracker, tracked, trial, result)
+            _record(plan, tracker, trial, result)
         if left:
             with cluster.ray_session(config):
                 for trial, result in _fit_all(config, plan, left):
                     results[trial] = result
-                    _record(plan, tracker, tracked, trial, result)
+                    _record(plan, tracker, trial, result)
         table = summary(plan.rows, {(t.recipe, t.seed): r for t, r in results.items()}, plan.seeds)
         files = _write(config, plan, table)
         for path in files:
@@ -469,11 +469,10 @@ def _write(config: Config, plan: _Plan, table: Sequence[Mapping[str, Any]]) -> l
 def _record(
     plan: _Plan,
     tracker: "Tracker",
-    parent: "TrackedRun",
     trial: Trial,
     result: Mapping[str, Any],
 ) -> None:
-    """The MLflow child run of one training, unless it stands."""
+    """The MLflow child run of one training; what it holds already is left as it is."""
     from pipeline.tracking import flat
     from pipeline.train import metric_names
 
@@ -482,16 +481,14 @@ def _record(
     child = tracker.open(
         f"{label}, seed {trial.seed}",
         key=f"{plan.name}/{trial.name}",
-        parent=parent.run_id,
+        parent=plan.name,
         tags=tags,
     )
-    epochs = len(result["history"])
-    if not child.last_step("test/map"):
-        child.params({**flat(trial.recipe.model_dump(), "train."), "seed": trial.seed})
-        for line in result["history"]:
-            child.metrics(metric_names(line), step=int(line["epoch"]))
-        final = {f"test/{key}": value for key, value in result["test"].items() if key != "ap"}
-        child.metrics(final, step=epochs)
+    child.params({**flat(trial.recipe.model_dump(), "train."), "seed": trial.seed})
+    for line in result["history"]:
+        child.metrics(metric_names(line), step=int(line["epoch"]))
+    final = {f"test/{key}": value for key, value in result["test"].items() if key != "ap"}
+    child.metrics(final, step=len(result["history"]))
     child.close("FAILED" if result["diverged"] else "FINISHED")
 
 

@@ -8,8 +8,9 @@ import safetensors
 import safetensors.torch
 from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
+from dclip.logits import presence_probability
 from dclip.model import DCLIP
 from dclip.paths import atomic_write
 from dclip.recipe import Recipe
@@ -124,6 +125,25 @@ def load_checkpoint(path: Path) -> tuple[DCLIP, Float32[Tensor, "pairs dim"], Ab
     except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
         raise _bad(path, error) from None
     return model.eval(), texts, about
+
+
+class Scorer(nn.Module):
+    """A checkpoint as one function: local features to the probability of each of its classes.
+
+    Args:
+        model: Its projectors.
+        texts: The text features they were trained with.
+    """
+
+    def __init__(self, model: DCLIP, texts: Float32[Tensor, "pairs dim"]) -> None:
+        super().__init__()
+        self.model = model
+        self.texts: Tensor
+        self.register_buffer("texts", texts)
+
+    def forward(self, local: Float32[Tensor, "images locations dim"]) -> Tensor:
+        """Probability of presence of every class in every image."""
+        return presence_probability(self.model(local, self.texts).pair_logits)
 
 
 def check_features(path: Path, about: About, manifest: Manifest) -> None:

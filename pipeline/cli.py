@@ -20,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
-from pipeline.config import Config, conf_folder, explain, known_keys, yaml_layers
+from pipeline.config import Config, conf_folder, explain, known_keys, merge, yaml_layers
 from pipeline.errors import StageError, UsageError
 
 Report = dict[str, Any]
@@ -52,7 +52,8 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
     """Parse the command line of one stage, run it, and turn its outcome into an exit code.
 
     The module ``pipeline.<stage>`` has ``DESCRIPTION``, the help text; ``describe``, what it would
-    do in words (``--dry-run``); and ``run``, the work, whose report ``--json`` prints.
+    do in words (``--dry-run``); and ``run``, the work, whose report ``--json`` prints. A report
+    with an ``error`` is of work that could be done in part only.
 
     Args:
         stage: Name of the module, as in ``python -m pipeline.<stage>``.
@@ -73,6 +74,8 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         if flags.dry_run:
             _print(module.describe(config))
             return 0
+        if any(config.pending.glob("*.jsonl")):
+            import_module("pipeline.tracking").upload_pending(config)
         report: Report = module.run(config)
     except UsageError as error:
         return _fail(stage, error, 2)
@@ -83,6 +86,9 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         return 130
     if flags.json:
         _print(json.dumps(report))
+    if "error" in report:  # a part of the work could not be done
+        _log(f"{stage}: error: {report['error']}")
+        return 1
     return 0
 
 
@@ -117,8 +123,17 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
     source = CliSettingsSource[Any](
         Config, root_parser=parser, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    flags = parser.parse_args([_long_form(word, section, stage) for word in argv])
-    layers = yaml_layers(_dataset(flags), [Path(name) for name in flags.config])
+    words = [_long_form(word, section, stage) for word in argv]
+    layers: dict[str, Any] = {}
+    if stage in _POSITIONAL:
+        key, shown = _POSITIONAL[stage]
+        parser.add_argument(key, nargs="*", metavar=shown, help="images, or folders of images")
+        flags = parser.parse_intermixed_args(words)
+        given = flags.__dict__.pop(key)
+        layers = {stage: {key: given}} if given else {}
+    else:
+        flags = parser.parse_args(words)
+    layers = merge(yaml_layers(_dataset(flags), [Path(name) for name in flags.config]), layers)
     values = {key: value for key, value in vars(flags).items() if key not in _CONTROL}
     try:
         config = Config(_cli_settings_source=source(parsed_args=values), **layers)
@@ -134,10 +149,14 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
 }
+# words without a flag: the key of the stage's section that takes them, and what --help calls them
+_POSITIONAL = {"predict": ("paths", "IMAGE")}
 _CONTROL = ("config", "dry_run", "print_config", "json")
 
 
@@ -161,7 +180,7 @@ def _long_form(word: str, section: Sequence[str], stage: str) -> str:
     bare = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
     if bare in section and bare not in Config.model_fields:
         no = "no-" if flag.startswith("--no-") else ""
-        flag = f"--{no}{stage}.{bare.replace('_', '-')}"
+        flag = f"--{no}{stage.replace('_', '-')}.{bare.replace('_', '-')}"
     return f"{flag}{equals}{value}"
 
 

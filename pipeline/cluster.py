@@ -3,8 +3,9 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Config
@@ -27,6 +28,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a sweep; Tune would go on to its results
     "TUNE_GLOBAL_CHECKPOINT_S": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
@@ -103,6 +105,51 @@ def ray_session(config: Config, *, dashboard: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What each worker that holds a backbone gets of the cluster.
+
+    Attributes:
+        device: Where its tensors live.
+        why: Why there.
+        cpus: Its CPUs; Ray takes the number of threads of OpenMP from it.
+        count: How many workers there should be; changes as nodes come and go.
+    """
+
+    device: str
+    why: str
+    cpus: int
+    count: Callable[[], int]
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Resources to ask Ray for."""
+        return {"num_cpus": self.cpus, "num_gpus": int(self.device == "cuda")}
+
+
+def place_workers(config: Config, wanted: int | None) -> Placement:
+    """One worker a GPU, with its share of the CPUs, or one a CPU; Ray must be running.
+
+    Args:
+        config: Settings; ``device`` decides where.
+        wanted: Number of workers, if not as many as the cluster has places.
+
+    Raises:
+        StageError: CUDA was asked for and is not there.
+    """
+    import ray
+
+    device, why = choose_device(config.device)
+    cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
+    share = max(1, cpus // gpus) if device == "cuda" and gpus else 1
+
+    def count() -> int:
+        there = int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
+        return wanted or max(1, there)
+
+    return Placement(device, why, share, count)
 
 
 def cause(error: BaseException) -> BaseException:

@@ -6,6 +6,7 @@ variables (``DCLIP_TRAIN__LR=0.002``), the command line (``--train.lr 0.002``).
 """
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
@@ -19,13 +20,20 @@ from pydantic import (
     PlainValidator,
     ValidationError,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 from typing_extensions import TypeAliasType
 
 from dclip.paths import AnyPath, RemotePath, as_path
 from dclip.recipe import Recipe
+from dclip.templates import ZERO_SHOT_TEMPLATE
 from pipeline.errors import UsageError
 
 
@@ -156,23 +164,228 @@ class EvaluateConfig(BaseModel):
     scenes: int = Field(4, ge=1, le=32, description="test images drawn with activation maps")
 
 
+def bounds(text: str) -> tuple[float, float]:
+    """Both ends of ``low..high``.
+
+    Raises:
+        ValueError: The text is no range of numbers from 0 on, or an empty one.
+    """
+    try:
+        low, high = (float(end) for end in text.split(".."))
+    except ValueError:
+        raise ValueError(f"{text!r} is not LOW..HIGH, such as 0.01..1") from None
+    if not 0 <= low < high < math.inf:
+        raise ValueError(f"{text}: a range goes from a number, 0 at least, to a larger one")
+    return low, high
+
+
+class SegmentConfig(BaseModel):
+    """How pixels get classes, and which systems are compared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: str | None = Field(None, description="split to segment; left out: the test split")
+    systems: list[
+        Literal[
+            "clip", "maskclip", "clip_vv", "clip_surgery", "sclip", "clearclip", "naclip",
+            "projectors", "projectors_present",
+        ]
+    ] = Field(
+        ["clip", "maskclip", "clip_vv", "clip_surgery", "projectors", "projectors_present"],
+        min_length=1,
+        description="what is compared; projectors are the checkpoints, _present with only those "
+        "classes competing that they find in the image; the others are frozen CLIP",
+    )  # fmt: skip
+    checkpoint: list[Path] = Field(
+        [], description="checkpoints; left out: those that pipeline.run trains with these settings"
+    )
+    kind: str = Field("vv", description="local features that projectors look at here: vv or value")
+    templates: list[str] = Field(
+        [ZERO_SHOT_TEMPLATE],
+        min_length=1,
+        description="prompt templates with one {}, whose class features are averaged",
+    )
+    normalisation: Literal["minmax", "none"] = Field(
+        "minmax", description="stretch the scores of each class over an image to 0..1, or do not"
+    )
+    background: Literal["none", "threshold", "class"] = Field(
+        "none",
+        description="none: its true pixels are not counted; threshold: where no class is sure; "
+        "class: its phrasings compete",
+    )
+    threshold: float = Field(
+        0.85, gt=0, lt=1, description="largest probability below which a pixel is background"
+    )
+    logit_scale: float = Field(
+        100.0, gt=0, description="multiplier of the scores in the softmax behind threshold"
+    )
+    resolution: int | None = Field(
+        None, ge=1, description="side of the square an image is resized to; left out: as trained"
+    )
+    window: int | None = Field(
+        None, ge=1, description="side of windows that slide over the image; left out: one square"
+    )
+    stride: int | None = Field(
+        None, ge=1, description="pixels between windows; left out: half a window"
+    )
+    short_side: int | None = Field(
+        None, ge=1, description="short side of the image under windows; left out: resolution"
+    )
+    neighbours: int = Field(3, ge=1, description="similar classes that the leakage measure takes")
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="processes that each hold the backbone; left out: one per CPU or GPU",
+    )
+    threads: int | None = Field(
+        None, ge=1, description="threads of each worker that read; left out: one per CPU of it"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="in which the backbone computes; auto: float16 on a GPU, else float32"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="windows per forward pass; left out: 32 on a CPU, 128 on a GPU"
+    )
+    group_size: int = Field(64, ge=1, description="images between two files of counts")
+    scenes: int = Field(
+        6, ge=1, le=32, description="images drawn with their masks, and as many of the worst"
+    )
+    limit: int | None = Field(None, ge=1, description="only the first images of the split")
+
+
+class PredictConfig(BaseModel):
+    """Which images are looked at, for which classes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    paths: list[str] = Field(
+        [], description="images, or folders of images: paths or URLs; words without a flag go here"
+    )
+    classes: list[str] = Field(
+        [], description="class names of any choice, with commas between: dog, horse, person"
+    )
+    checkpoint: Path | None = Field(
+        None, description="projectors; left out: those that these settings train"
+    )
+    zero_shot: bool = Field(False, description="frozen CLIP alone, no projectors")
+    threshold: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="probability below which a pixel is background: that of the class's own prompt "
+        "pair there; with zero_shot the largest of a softmax over the classes",
+    )
+
+
+class SegmentsMlrConfig(BaseModel):
+    """How the segments of an image help CLIP to say what it shows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: str | None = Field(None, description="split to score; left out: the test split")
+    checkpoint: Path | None = Field(
+        None, description="projectors that segment; left out: those that these settings train"
+    )
+    kind: str = Field("vv", description="local features that projectors look at: vv or value")
+    only_present: bool = Field(
+        True, description="only classes compete for pixels that the projectors find in the image"
+    )
+    area: float = Field(
+        0.01, ge=0, lt=1, description="share of an image below which a segment is left out"
+    )
+    weights: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [0.25, 0.5, 0.75], description="weights of the segments in the fused score"
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="processes that each hold the backbone; left out: one per CPU or GPU",
+    )
+    threads: int | None = Field(
+        None, ge=1, description="threads of each worker that read; left out: one per CPU of it"
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="in which the backbone computes; auto: float16 on a GPU, else float32"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="images per forward pass; left out: 32 on a CPU, 128 on a GPU"
+    )
+    group_size: int = Field(64, ge=1, description="images between two files of scores")
+    limit: int | None = Field(None, ge=1, description="only the first images of the split")
+
+
 class SweepConfig(BaseModel):
     """Which settings a sweep tries."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    grid: bool = Field(True, description="every combination; --no-grid draws --trials at random")
-    trials: int | None = Field(
-        None, ge=1, description="number of trials; left out: the whole grid, or 8 random ones"
+    search: Literal["grid", "random", "optuna"] = Field(
+        "grid",
+        description="grid: every combination; random: points drawn at random; optuna: points "
+        "chosen by the scores of those before (TPE)",
     )
-    redundancy_weight: list[float] = Field([0.2, 1.0], min_length=1, description="values of lambda")
-    mfi_weight: list[float] = Field([0.1, 1.0], min_length=1, description="values of alpha")
-    output_dim: list[int] = Field([32, 64], min_length=1, description="values of d'")
+    space: Annotated[dict[str, list[Any] | str], NoDecode] = Field(
+        {
+            "train.redundancy_weight": [0.2, 1.0],
+            "train.mfi_weight": [0.1, 1.0],
+            "train.output_dim": [32, 64],
+        },
+        min_length=1,
+        description="what to vary, any key of train or the seed (of initial weights): "
+        "train.lr=1e-3,3e-3 tries these values, train.lr=1e-4..1e-2 (random, optuna) the range "
+        "between, evenly on a logarithmic scale; repeat the flag for more keys",
+    )
+    trials: int | None = Field(
+        None,
+        ge=1,
+        description="number of trials; left out: the whole grid, or 8 random or optuna points",
+    )
     epochs: int = Field(10, ge=1, description="epochs of each trial")
     asha: bool = Field(False, description="stop weak trials early (ASHA)")
-    concurrency: int | None = Field(
-        None, ge=1, description="trials at once; left out: one per CPU or GPU"
+    pack: Literal["auto", "never"] = Field(
+        "auto",
+        description="auto: trials that differ only in lambda, alpha, d' and seed share each pass "
+        "over the features, unless asha or optuna; never: each trial has a process of its own",
     )
+    concurrency: int | None = Field(
+        None, ge=1, description="processes at once; left out: one per CPU, or as GPUs allow"
+    )
+    gpus_per_trial: float = Field(
+        0.25, gt=0, description="share of a GPU that a trial in a process of its own takes"
+    )
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _read_space(cls, value: Any) -> Any:
+        """Text of the command line, or a mapping; a range stays text, anything else is a list."""
+        if isinstance(value, str):
+            value = _assignments(value)
+        if not isinstance(value, Mapping):
+            return value
+        space: dict[str, list[Any] | str] = {}
+        for key, given in value.items():
+            values = given if isinstance(given, list) else [given]
+            if not values:
+                raise ValueError(f"{key} has no values; write KEY=VALUE,VALUE,... or KEY=LOW..HIGH")
+            is_range = len(values) == 1 and isinstance(values[0], str) and ".." in values[0]
+            if is_range:
+                bounds(values[0])
+            space[str(key).replace("-", "_")] = values[0] if is_range else values
+        return space
+
+
+def _assignments(text: str) -> dict[str, list[str]]:
+    """``a=1,2,b=3`` as ``{"a": ["1", "2"], "b": ["3"]}``."""
+    found: dict[str, list[str]] = {}
+    values: list[str] | None = None
+    for word in text.split(","):
+        key, equals, value = word.rpartition("=")
+        if equals:
+            values = found.setdefault(key.strip(), [])
+        if values is None or not value.strip():
+            raise ValueError("write KEY=VALUE,VALUE,... or KEY=LOW..HIGH")
+        values.append(value.strip())
+    return found
 
 
 Study = Literal["losses", "pooling", "output_dim", "redundancy_weight", "mfi_weight", "presets"]
@@ -269,6 +482,11 @@ class Config(BaseSettings):
     extract: ExtractConfig = Field(ExtractConfig(), description="python -m pipeline.extract")
     train: TrainConfig = Field(TrainConfig(), description="python -m pipeline.train")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="python -m pipeline.evaluate")
+    segment: SegmentConfig = Field(SegmentConfig(), description="python -m pipeline.segment")
+    segments_mlr: SegmentsMlrConfig = Field(
+        SegmentsMlrConfig(), description="python -m pipeline.segments_mlr"
+    )
+    predict: PredictConfig = Field(PredictConfig(), description="python -m pipeline.predict")
     sweep: SweepConfig = Field(SweepConfig(), description="python -m pipeline.sweep")
     ablate: AblateConfig = Field(AblateConfig(), description="python -m pipeline.ablate")
 
@@ -302,6 +520,11 @@ class Config(BaseSettings):
         """Name of what these settings train: ``name`` if given, else by the presence of MFI."""
         return self.name or ("dclip" if self.train.mfi_weight > 0 else "asl_only")
 
+    @property
+    def pending(self) -> Path:
+        """Folder of records that wait for an MLflow store that did not answer."""
+        return self.output.absolute() / "mlflow-pending"
+
     def with_train(self, **changes: Any) -> "Config":
         """The same settings with some of ``train`` replaced (checked again)."""
         train = TrainConfig.model_validate({**self.train.model_dump(), **changes})
@@ -324,7 +547,7 @@ def yaml_layers(dataset: str, files: Sequence[Path]) -> dict[str, Any]:
     is_shipped = Path(dataset).name == dataset and default.is_file()
     merged: dict[str, Any] = {}
     for path in [*([default] if is_shipped else []), *files]:
-        merged = _merge(merged, _read_yaml(path))
+        merged = merge(merged, _read_yaml(path))
     return merged
 
 
@@ -359,12 +582,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, those of ``top`` in place of those of ``base``."""
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
         both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
     return merged
 
 

@@ -838,10 +838,9 @@ def _show_stats(report: Mapping[str, Any]) -> str:
 
 def _registered(name: str) -> "Dataset | None":
     """The registered data set of that name; None for the user's own."""
-    from pipeline.listings import FOLDER, WEBDATASET, find_dataset
+    from pipeline.listings import find_dataset, is_own
 
-    is_own = name.startswith((FOLDER, WEBDATASET)) or name.endswith(".json")
-    return None if is_own else find_dataset(name)
+    return None if is_own(name) else find_dataset(name)
 
 
 def _open(

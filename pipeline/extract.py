@@ -296,32 +296,25 @@ def _make_shards(
     with cluster.ray_session(config), progress("extract", images, "images") as bar:
         import ray
 
-        device, why = cluster.choose_device(config.device)
-        cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
-        share = max(1, cpus // gpus) if device == "cuda" and gpus else 1
-
-        def workers() -> int:
-            there = int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))
-            return config.extract.workers or max(1, there)
-
+        place = cluster.place_workers(config, config.extract.workers)
         log.info(
             "extract: %d shards to make by %d workers on %s (%s)",
             len(tasks),
-            min(workers(), len(tasks)),
-            device,
-            why,
+            min(place.count(), len(tasks)),
+            place.device,
+            place.why,
         )
-        # Ray takes the number of threads of OpenMP from num_cpus; decoding adds to it
-        options = {"num_cpus": share, "num_gpus": 1 if device == "cuda" else 0}
-        threads = config.extract.threads or share
-        actor = ray.remote(max_concurrency=3, **options)(_Worker)
+        threads = config.extract.threads or place.cpus  # beside those of the network
+        actor = ray.remote(max_concurrency=3, **place.options)(_Worker)
         shared = [ray.put(plan) for plan in plans]
 
         def submit(worker: Any, task: Task) -> Any:
             found = _sources(plans[task.plan], task.number, sources.get(task.plan, {}))
             return worker.make.remote(shared[task.plan], task.number, found)
 
-        pool: Pool[Task] = Pool(lambda: actor.remote(config, device, threads), submit, workers)
+        pool: Pool[Task] = Pool(
+            lambda: actor.remote(config, place.device, threads), submit, place.count
+        )
         finished_images = unreadable = 0
         try:
             for event in pool.run(tasks):

@@ -171,6 +171,28 @@ class BackboneInfo:
         """Local features of an image, the mean token included."""
         return self.grid[0] * self.grid[1] + int(self.include_global_token)
 
+    def space(self, kind: str) -> dict[str, Any]:
+        """What gives the numbers of its features of a kind their meaning.
+
+        Raises:
+            UsageError: It has no such kind.
+        """
+        if kind not in self.paths:
+            raise UsageError(
+                f"backbone {self.name} has no features of kind {kind!r}; it has "
+                + ", ".join(self.paths)
+            )
+        return {
+            "backbone": self.fingerprint,
+            "kind": kind,
+            "path": self.paths[kind],
+            "resolution": self.resolution,
+            "include_global_token": self.include_global_token,
+            "resize": "square, bilinear, antialiased",
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
 
 def describe_backbone(config: Config) -> BackboneInfo:
     """Facts about the backbone of the settings, from an earlier run where nothing changed since.
@@ -257,7 +279,7 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
     wanted = config.extract
     listing = open_dataset(config, split)
     backbone = describe_backbone(config)
-    space = _feature_space(backbone, wanted.kind)
+    space = backbone.space(wanted.kind)
     feature_space = digest(space)
     num_images = min(len(listing), wanted.limit or len(listing))
     clean: dict[str, Any] = {
@@ -295,25 +317,6 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
 
     views = wanted.views if split == config.train_split else 0
     return replace(plan(0), views=tuple(map(plan, range(1, views + 1))))
-
-
-def _feature_space(backbone: BackboneInfo, kind: str) -> dict[str, Any]:
-    """What gives features of a kind their meaning."""
-    if kind not in backbone.paths:
-        raise UsageError(
-            f"backbone {backbone.name} has no features of kind {kind!r}; it has "
-            + ", ".join(backbone.paths)
-        )
-    return {
-        "backbone": backbone.fingerprint,
-        "kind": kind,
-        "path": backbone.paths[kind],
-        "resolution": backbone.resolution,
-        "include_global_token": backbone.include_global_token,
-        "resize": "square, bilinear, antialiased",
-        "mean": list(backbone.mean),
-        "std": list(backbone.std),
-    }
 
 
 def complete_manifest(plan: FeaturePlan) -> "Manifest | None":

@@ -20,6 +20,7 @@ from dclip.paths import atomic_write
 from dclip.reader import FeatureReader
 from pipeline.config import Config
 from pipeline.features import open_features
+from pipeline.mask_figures import show_heat
 
 if TYPE_CHECKING:
     from dclip.model import DCLIP
@@ -195,7 +196,6 @@ def activation_maps(
             continue
         side = 256
         pixels = np.asarray(picture.resize((side, side)))
-        grey = 64 + pixels.mean(axis=2) / 2
         present = torch.nonzero(test.labels[row] == 1).flatten().tolist()[: columns - 1]
         local = test.local(np.array([row])).float()
         if test.manifest.include_global_token:
@@ -214,9 +214,7 @@ def activation_maps(
                     mode="bilinear",
                     align_corners=False,
                 )[0, 0]
-                strength = np.clip((heat.numpy() - low) / max(high - low, 1e-9), 0, 1)
-                axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
-                axis.imshow(strength, cmap="inferno", alpha=0.8 * strength, vmin=0, vmax=1)
+                show_heat(axis, pixels, heat.numpy(), low, high)
                 axis.set_title(test.class_names[column], fontsize=9)
     return figure
 
@@ -232,35 +230,46 @@ def _maps(system: str, local: Tensor, classes: Tensor, models: Models) -> Tensor
     return positive - negative
 
 
-def sweep_trials(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def sweep_trials(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figure:
     """Validation mAP of every trial against each swept setting, coloured by inter-class cosine."""
-    axes_of = {
-        "mfi_weight": "MFI weight \u03b1",
-        "redundancy_weight": "redundancy weight \u03bb",
-        "output_dim": "projector dimension d'",
+    titles = {
+        "train.mfi_weight": "MFI weight \u03b1",
+        "train.redundancy_weight": "redundancy weight \u03bb",
+        "train.output_dim": "projector dimension d'",
     }
-    figure = Figure(figsize=(12.0, 3.8), layout="constrained")
-    axes = figure.subplots(1, len(axes_of), sharey=True)
+    columns = min(3, len(keys))
+    lines = -(-len(keys) // columns)
+    figure = Figure(figsize=(1.2 + 3.6 * columns, 0.2 + 3.6 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
     scores = [100 * row["val_map"] for row in rows]
+    cosines = [np.nan if (c := row["inter_class_cosine"]) is None else c for row in rows]
     points = None
-    for axis, (key, title) in zip(axes, axes_of.items(), strict=True):
-        values = sorted({row[key] for row in rows})
-        places = {value: place for place, value in enumerate(values)}
+    for axis, key in zip(axes.flat, keys, strict=False):
+        given = [row[key] for row in rows]
+        values = sorted(set(given), key=lambda value: (isinstance(value, str), value or 0))
+        is_list = len(values) <= 8 or not all(isinstance(v, int | float) for v in values)
         points = axis.scatter(
-            [places[row[key]] for row in rows],
+            [values.index(value) for value in given] if is_list else given,
             scores,
-            c=[row["inter_class_cosine"] for row in rows],
+            c=cosines,
+            plotnonfinite=True,  # a single class has no cosine
             cmap="viridis",
             s=45,
             edgecolors="black",
             linewidths=0.4,
         )
-        if len(values) <= 12:
-            axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-        axis.set_xlim(-0.5, len(values) - 0.5)
-        axis.set_xlabel(title)
+        if is_list:
+            names = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+            axis.set_xticks(range(len(values)), names)
+            axis.set_xlim(-0.5, len(values) - 0.5)
+        elif min(values) > 0 and max(values) > 10 * min(values):
+            axis.set_xscale("log")
+        axis.set_xlabel(titles.get(key, key.removeprefix("train.")))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("mAP on held-out images, %")
+    for axis in axes.flat[len(keys) :]:
+        axis.axis("off")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("mAP on held-out images, %")
     if points is not None:
         figure.colorbar(points, ax=axes, label="inter-class cosine after training")
     return figure

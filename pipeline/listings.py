@@ -95,19 +95,34 @@ def open_segmentation(
     """Images and masks of one split of a registered data set.
 
     Raises:
-        UsageError: An unknown data set, split or option, or no root.
+        UsageError: An unknown data set, split or option, or no root; or the data set has no masks.
         ValueError: What is on disk cannot be used; the message names file and remedy.
     """
+    from dataclasses import replace
+
+    if is_own(dataset):
+        raise _no_masks(dataset)
     found = find_dataset(dataset)
-    if found.task != "segmentation":
-        raise UsageError(
-            f"dataset {dataset!r} has label vectors, no masks; use python -m"
-            " pipeline.datasets list to see which have"
-        )
+    if found.open_masks is not None:
+        found = replace(found, open=found.open_masks)
+    elif found.task != "segmentation":
+        raise _no_masks(dataset)
     settled = settle_options(found, options or {})
     return cast(
         "SegmentationListing", _open_registered(found, root_of(found, root), split, settled)
     )
+
+
+def _no_masks(dataset: str) -> UsageError:
+    from dclip.data.registry import DATASETS
+
+    have = [d.name for d in DATASETS.values() if d.task == "segmentation" or d.open_masks]
+    return UsageError(f"dataset {dataset!r} has label vectors, no masks; {', '.join(have)} have")
+
+
+def is_own(dataset: str) -> bool:
+    """Whether a data set is the user's own, with label vectors, and not a registered one."""
+    return dataset.startswith((FOLDER, WEBDATASET)) or dataset.endswith(".json")
 
 
 def path_of(place: str) -> AnyPath:
@@ -145,7 +160,7 @@ def options_of(dataset: str, images: str, options: Mapping[str, str]) -> dict[st
         UsageError: ``images`` has another value than its default and the data set does not know it.
     """
     is_coco = dataset.endswith(".json") or (
-        not dataset.startswith((FOLDER, WEBDATASET)) and "images" in find_dataset(dataset).options
+        not is_own(dataset) and "images" in find_dataset(dataset).options
     )
     if is_coco:
         return {"images": images, **options}

@@ -48,6 +48,8 @@ class Progress:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(units)
         elif self._started is None:  # rates leave out what came before the first unit: start-up
+            if not units:
+                return
             self._started = self._last_line = now
             self._first = self._done
         elif now - self._last_line >= _SECONDS_BETWEEN_LINES:

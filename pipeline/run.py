@@ -22,13 +22,6 @@ examples:
 Stages whose result stands are skipped; whatever was stopped goes on."""
 
 
-def methods(config: Config) -> list[Config]:
-    """Settings of the trainings that are compared: without MFI, and with it."""
-    plain = config.with_train(mfi_weight=0.0).model_copy(update={"name": "asl_only"})
-    full = config.model_copy(update={"name": config.name or "dclip"})
-    return [plain, full] if config.train.mfi_weight > 0 else [plain]
-
-
 def run(config: Config) -> Report:
     """Run all stages; the report holds the scores, cosines, seconds by stage, and the settings."""
     from pipeline import cluster
@@ -48,7 +41,7 @@ def run(config: Config) -> Report:
         features = timed("extract", partial(extract.run, config))
         trained = {
             settings.method: timed(f"train {settings.method}", partial(train.run, settings))
-            for settings in methods(config)
+            for settings in train.methods(config)
         }
     checkpoints = [Path(report["checkpoint"]) for report in trained.values()]
     compared = timed("evaluate", partial(evaluate.publish, config, checkpoints))
@@ -70,7 +63,7 @@ def _is_pending(config: Config) -> bool:
     """Whether any stage has work for Ray."""
     plans = [*extract.all_plans(config)]
     source = plan_features(config, config.train_split)
-    paths = [train.checkpoint_path(settings, source) for settings in methods(config)]
+    paths = [train.checkpoint_path(settings, source) for settings in train.methods(config)]
     return not (all(map(is_complete, plans)) and all(path.is_file() for path in paths))
 
 
@@ -78,9 +71,9 @@ def describe(config: Config) -> str:
     """The plan of all stages in words, for ``--dry-run``."""
     parts = [("extract", extract.describe(config))]
     parts += [
-        (f"train {settings.method}", train.describe(settings)) for settings in methods(config)
+        (f"train {settings.method}", train.describe(settings)) for settings in train.methods(config)
     ]
-    parts += [("evaluate", evaluate.describe(methods(config)[-1]))]
+    parts += [("evaluate", evaluate.describe(train.methods(config)[-1]))]
     return "\n".join(f"{stage}:\n  " + text.replace("\n", "\n  ") for stage, text in parts)
 
 

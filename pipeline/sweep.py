@@ -1,11 +1,12 @@
 """One search space to many trials of training, on cached features, compared in MLflow.
 
-A trial runs :func:`dclip.training.fit` in its own process. Only the driver writes to MLflow: a
-parent run for the sweep, and a child run for each trial, found again after an interruption.
+Trials that may share the passes over the features run as packs; a pack, or a trial by itself, runs
+:func:`dclip.training.fit` in a process of its own. Only the driver writes to MLflow: a parent run
+for the sweep, and a child run for each trial, found again after an interruption.
 """
 
 import csv
-import itertools
+import json
 import logging
 import sys
 import time
@@ -15,94 +16,70 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import Report, main
-from pipeline.config import Config, SweepConfig
+from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
+from pipeline.space import (
+    SEED,
+    Entry,
+    checked_space,
+    entries,
+    label,
+    packs,
+    recipe_at,
+    shown,
+    suggest,
+)
 
 if TYPE_CHECKING:
     from pipeline.features import FeaturePlan
     from pipeline.tracking import Tracker
+    from pipeline.trials import TrialRuns
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-Train many settings of lambda, alpha and the projector dimension, and compare them in MLflow.
+Train with many settings, and compare them in MLflow: lambda, alpha and the projector dimension, or
+any other key of `train`, and the seed.
 
 examples:
   python -m pipeline.sweep                                the default grid, a few minutes
-  python -m pipeline.sweep --mfi-weight 0.05,0.1,0.3 --redundancy-weight 1 --output-dim 32,64
-  python -m pipeline.sweep --no-grid --trials 20 --asha   random points, weak ones stopped early
+  python -m pipeline.sweep --space train.mfi_weight=0.05,0.1,0.3 --space train.output_dim=32,64
+  python -m pipeline.sweep --space train.mfi_weight=0.1,1 --space seed=0,1,2
+  python -m pipeline.sweep --search optuna --trials 20 --asha --space train.lr=1e-4..1e-2
 Trials are ranked by val/map, on images held out of the training split; the test split is not
-looked at. A sweep that was stopped goes on where it was. Ray restores it with pickle: resume only
-sweeps from an output folder that you trust."""
-
-
-def points(config: SweepConfig, *, seed: int) -> list[dict[str, float | int]]:
-    """Settings of all trials, in a fixed order.
-
-    The grid takes every combination once (without MFI, lambda makes no difference and is left
-    out); fewer ``trials`` are drawn from it. Random search draws lambda and alpha log-uniformly
-    between the smallest and largest positive values given, and one of the dimensions.
-    """
-    import numpy as np
-
-    random = np.random.default_rng([seed, 3])
-    if config.grid:
-        first = config.redundancy_weight[0]
-        grid = [
-            {"redundancy_weight": weight, "mfi_weight": alpha, "output_dim": dim}
-            for weight, alpha, dim in itertools.product(
-                config.redundancy_weight, config.mfi_weight, config.output_dim
-            )
-            if alpha > 0 or weight == first
-        ]
-        if config.trials is None or config.trials >= len(grid):
-            return grid
-        chosen = sorted(random.choice(len(grid), config.trials, replace=False).tolist())
-        return [grid[number] for number in chosen]
-
-    def draw(values: Sequence[float]) -> float:
-        positive = [value for value in values if value > 0]
-        if not positive:
-            raise UsageError("random search needs positive values of lambda and alpha to span")
-        low, high = np.log(min(positive)), np.log(max(positive))
-        return float(np.exp(random.uniform(low, high)))
-
-    return [
-        {
-            "redundancy_weight": draw(config.redundancy_weight),
-            "mfi_weight": draw(config.mfi_weight),
-            "output_dim": int(random.choice(config.output_dim)),
-        }
-        for _ in range(config.trials or 8)
-    ]
+looked at. The best becomes a checkpoint for pipeline.evaluate and a registered model in MLflow. A
+sweep that was stopped goes on where it was. Ray restores it with pickle: resume only sweeps from an
+output folder that you trust."""
 
 
 def sweep_name(config: Config, plan: "FeaturePlan") -> str:
     """Name of a sweep; a hash of features, recipe, space and seed."""
     from dclip.shards import digest
 
-    swept = {"redundancy_weight", "mfi_weight", "output_dim", "epochs"}
+    swept = {key.removeprefix("train.") for key in config.sweep.space}
     identity = digest(
         {
             "features": plan.fingerprint,
             **({"views": [view.fingerprint for view in plan.views]} if plan.views else {}),
-            "train": config.train.model_dump(exclude=swept),
-            "sweep": config.sweep.model_dump(exclude={"concurrency"}),
+            "recipe": config.train.recipe.model_dump(exclude=swept | {"epochs"}),
+            "val_fraction": config.train.val_fraction,
+            "sweep": config.sweep.model_dump(exclude={"concurrency", "gpus_per_trial"}),
             "seed": config.seed,
+            "data_seed": config.data_seed,
         }
     )
     return f"sweep-{identity[:12]}"
 
 
 def run(config: Config) -> Report:
-    """Run all trials, write table and picture, and print where to compare them."""
+    """Run all trials, write table and picture, register the best, print where to compare them."""
     from pipeline import cluster
     from pipeline.features import open_features, plan_features
     from pipeline.tracking import Tracker
+    from pipeline.trials import TrialRuns
 
     started = time.perf_counter()
-    if config.train.val_fraction == 0:
-        raise UsageError("a sweep ranks trials by val/map; --train.val-fraction must be above 0")
+    check(config)
     plan = plan_features(config, config.train_split)
     open_features(plan.folders, config.output)  # verifies the files once; trials then trust them
     name = sweep_name(config, plan)
@@ -110,147 +87,328 @@ def run(config: Config) -> Report:
     tracker = Tracker(config)
     tags = {"dclip.stage": "sweep", "dclip.sweep_id": name}
     with tracker.run(name, key=name, tags=tags) as tracked:
-        space = config.sweep.model_dump(exclude={"concurrency"})
+        space = config.sweep.model_dump(exclude={"concurrency", "gpus_per_trial"})
         tracked.params({f"sweep.{key}": value for key, value in space.items()})
         tracked.dataset(
             f"{config.dataset_slug}-{config.train_split}", plan.folder, plan.fingerprint, "training"
         )
+        runs = TrialRuns(config, plan, name, tracker)
         with cluster.ray_session(config):
-            rows = _run_trials(config, plan, name, folder, tracked.run_id)
+            rows = _run_trials(config, plan, folder, runs)
         done = [row for row in rows if row["val_map"] is not None]
-        if not done:
-            raise StageError(f"all {len(rows)} trials of {name} failed; see {folder}")
-        files = _write_results(folder, rows)
-        tracked.metrics({"best/val_map": done[0]["val_map"], "trials": float(len(rows))})
-        tracked.params({f"best.{key}": done[0][key] for key in _SWEPT})
+        files = _write_results(folder, rows, list(config.sweep.space))
         for path in files:
             tracked.artifact(path)
-    children = tracker.children(tracked.run_id)
-    _print_results(rows, files, tracker, children)
+        if not done:
+            raise StageError(f"all {len(rows)} trials of {name} failed; see {files[0]}")
+        best = done[0]
+        tracked.metrics({"best/val_map": best["val_map"], "trials": float(len(rows))})
+        tracked.tags({f"best.{key}": shown(best[key]) for key in config.sweep.space})
+        checkpoint = _write_best(config, plan, folder, best)
+        runs.run(_entry(best), goes_on=False).register(
+            _model(config),
+            checkpoint,
+            key=name,
+            tags={
+                "dclip.sweep_id": name,
+                "val_map": f"{best['val_map']:.4f}",
+                **{key: shown(value) for key, value in _settings(config, best).items()},
+            },
+        )
+    children = tracker.children(name)
+    _print_results(config, rows, [*files, checkpoint], tracker)
     return {
         "stage": "sweep",
         "name": name,
-        "trials": rows,
-        "best": done[0],
+        "trials": [{key: row[key] for key in row if key not in _INTERNAL} for row in rows],
+        "best": {key: best[key] for key in best if key not in _INTERNAL},
         "failed": len(rows) - len(done),
-        "compare_url": tracker.compare_url(children),
+        "checkpoint": str(checkpoint),
+        "model": tracker.model_uri(_model(config), name),
+        "compare_url": tracker.compare_url(children) if children else None,
         "files": [str(path) for path in files],
         "seconds": round(time.perf_counter() - started, 2),
     }
 
 
-_SWEPT = ("redundancy_weight", "mfi_weight", "output_dim")
+_INTERNAL = ("pack", "place", "state")  # of a row: how its weights are found again
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot be swept.
+
+    Raises:
+        UsageError: See :func:`pipeline.space.checked_space`; or there are no held-out images to
+            rank trials by, or several workers for each trial.
+    """
+    checked_space(config)
+    if config.train.val_fraction == 0:
+        raise UsageError("a sweep ranks trials by val/map; --train.val-fraction must be above 0")
+    if config.train.workers > 1:
+        raise UsageError(
+            f"a sweep runs many trials at once, each in one process; --train.workers "
+            f"{config.train.workers} is for pipeline.train, use --sweep.concurrency here"
+        )
+
+
+def _model(config: Config) -> str:
+    """Name of the registered model."""
+    return f"dclip-{config.dataset_slug}"
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
+    return row["pack"][row["place"]]  # type: ignore[no-any-return]
+
+
+def _settings(config: Config, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial was trained with: all that was swept, and lambda, alpha and d'."""
+    recipe = recipe_at(config.train, _entry(row).point)
+    usual = {f"train.{key}": getattr(recipe, key) for key in ("redundancy_weight", "mfi_weight")}
+    return {**usual, "train.output_dim": recipe.output_dim, **_entry(row).point}
 
 
 def _run_trials(
-    config: Config, plan: "FeaturePlan", name: str, folder: Path, parent: str
+    config: Config, plan: "FeaturePlan", folder: Path, runs: "TrialRuns"
 ) -> list[dict[str, Any]]:
     """Run or restore the trials; one row a trial, best first, failed ones last."""
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
 
     from pipeline import cluster
     from pipeline.progress import progress
-    from pipeline.trials import POINT, TrialRuns, trial
+    from pipeline.trials import PACK, trial
 
     device, why = cluster.choose_device(config.device)
-    settings = {
-        "train": {**config.train.model_dump(), "epochs": config.sweep.epochs},
-        "features": plan.folders,
-        "output": str(config.output.absolute()),
-        "seed": config.seed,
-        "device": device,
-    }
-    space = points(config.sweep, seed=config.seed)
-    need = {"cpu": 1, "gpu": 0.25} if device == "cuda" else {"cpu": 1}
+    settings = _trial_settings(config, plan, device)
+    packs = _packs(config, folder, device)
+    count = sum(map(len, packs)) if packs else config.sweep.trials or 8
+    shared = f" in {len(packs)} packs" if packs and len(packs) < count else ""
+    log.info("sweep: %s: %d trials%s, on %s (%s)", folder.name, count, shared, device, why)
+    share = config.sweep.gpus_per_trial
+
+    def need(parameters: Mapping[str, Any]) -> dict[str, float]:
+        if device != "cuda":
+            return {"cpu": 1}
+        return {"cpu": 1, "gpu": 1 if len(parameters[PACK]) > 1 else share}
+
     trainable = tune.with_resources(partial(trial, settings=settings), need)
-    epochs = len(space) * config.sweep.epochs
-    log.info(
-        "sweep: %s: %d trials, %d epochs in all, on %s (%s)", name, len(space), epochs, device, why
-    )
-    runs = TrialRuns(config, name, parent)
-    scheduler = ASHAScheduler(
-        time_attr="epoch", metric="val_map", mode="max", max_t=config.sweep.epochs, grace_period=2
-    )
+    space = {PACK: tune.grid_search(packs)} if packs else {}
     if tune.Tuner.can_restore(str(folder)):
-        log.info("sweep: %s was begun before; finished trials are kept", name)
+        log.info("sweep: %s was begun before; finished trials are kept", folder.name)
         tuner = tune.Tuner.restore(
-            str(folder), trainable=trainable, param_space={POINT: tune.grid_search(space)}
+            str(folder), trainable=trainable, param_space=space, resume_errored=True
         )
-        callbacks = tuner._local_tuner._run_config.callbacks
-        runs = next(callback for callback in callbacks if isinstance(callback, TrialRuns))
+        tuner._local_tuner._run_config.callbacks = [runs]
     else:
         tuner = tune.Tuner(
             trainable,
-            param_space={POINT: tune.grid_search(space)},
+            param_space=space,
             tune_config=tune.TuneConfig(
-                scheduler=scheduler if config.sweep.asha else None,
+                scheduler=_scheduler(config),
+                search_alg=None if packs else _optuna(config, count),
+                num_samples=1 if packs else count,
                 max_concurrent_trials=config.sweep.concurrency,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name=name,
+                name=folder.name,
                 storage_path=str(folder.parent),
                 callbacks=[runs],
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+                failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
                 verbose=0,
             ),
         )
-    with progress("sweep", epochs, "epochs") as bar:
+    with progress("sweep", count * config.sweep.epochs, "epochs") as bar:
         runs.bar = bar
-        results = tuner.fit()
+        try:
+            results = tuner.fit()
+        except KeyboardInterrupt:
+            runs.stop()
+            raise
+    rows = [row for result in results for row in _rows(result)]
+    return sorted(rows, key=lambda row: (row["val_map"] is None, -(row["val_map"] or 0)))
+
+
+def _trial_settings(config: Config, plan: "FeaturePlan", device: str) -> dict[str, Any]:
+    """What all trials share."""
+    return {
+        "train": {**config.train.model_dump(), "epochs": config.sweep.epochs},
+        "features": plan.folders,
+        "output": str(config.output.absolute()),
+        "seed": config.seed,
+        "data_seed": config.data_seed,
+        "device": device,
+        "gpus": config.sweep.gpus_per_trial,
+    }
+
+
+def _packs(config: Config, folder: Path, device: str) -> list[list[Entry]]:
+    """What trains together, as it was when the sweep began; none where Optuna chooses as it goes.
+
+    A restored sweep must have the same packs, on whatever machine.
+    """
+    import ray
+
+    from dclip.paths import write_text
+
+    if config.sweep.search == "optuna":
+        return []
+    plan = folder / "packs.json"
+    if plan.is_file():
+        saved = json.loads(plan.read_text(encoding="utf-8"))
+        return [[Entry(*entry) for entry in pack] for pack in saved]
+    slots = int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 1))
+    slots = min(slots, config.sweep.concurrency or slots)
+    found = packs(config, entries(config), max(1, slots))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(plan, json.dumps(found))
+    return found
+
+
+def _scheduler(config: Config) -> Any:
+    """ASHA, or none."""
+    from ray.tune.schedulers import ASHAScheduler
+
+    from pipeline.trials import SCORE
+
+    if not config.sweep.asha:
+        return None
+    longest = max([config.sweep.epochs, *config.sweep.space.get("train.epochs", [])])
+    return ASHAScheduler(
+        time_attr="epoch", metric=SCORE, mode="max", max_t=longest, grace_period=min(2, longest)
+    )
+
+
+def _optuna(config: Config, trials: int) -> Any:
+    """TPE; a third of the trials, ten at most, are random before it begins to choose."""
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    from pipeline.trials import PACK, SCORE
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(
+        seed=config.seed, n_startup_trials=min(10, 1 + trials // 3)
+    )
+    choose = partial(suggest, checked_space(config), PACK)
+    return OptunaSearch(choose, metric=SCORE, mode="max", sampler=sampler)
+
+
+def _rows(result: Any) -> list[dict[str, Any]]:
+    """One row for each point of a finished pack."""
+    from pipeline.trials import PACK, reason
+
+    pack = [Entry(*entry) for entry in result.config[PACK]]
+    outcomes = (result.metrics or {}).get("outcomes") or [{}] * len(pack)
+    lost = reason(result.error) if result.error is not None else ""
     rows = []
-    for result in results:
-        metrics = result.metrics or {}
-        failed = result.error is not None
+    for place, (entry, outcome) in enumerate(zip(pack, outcomes, strict=True)):
+        error = outcome.get("error") or lost
         rows.append(
             {
-                **{key: (result.config or {})[POINT][key] for key in _SWEPT},
-                "val_map": None if failed else metrics.get("val_map"),
-                "inter_class_cosine": None if failed else metrics.get("inter_class_cosine"),
-                "epochs": metrics.get("epoch", 0),
-                "error": str(cluster.cause(result.error)).splitlines()[-1] if failed else "",
+                "trial": entry.number,
+                **entry.point,
+                "val_map": None if error else outcome.get("val_map"),
+                "inter_class_cosine": None if error else outcome.get("inter_class_cosine"),
+                "epochs": outcome.get("epochs", 0),
+                "error": error,
+                "pack": pack,
+                "place": place,
+                "state": result.checkpoint,
             }
         )
-    return sorted(rows, key=lambda row: -1.0 if row["val_map"] is None else -row["val_map"])
+    return rows
 
 
-def _write_results(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Table of all trials as CSV, and its picture."""
+def _write_best(config: Config, plan: "FeaturePlan", folder: Path, best: Mapping[str, Any]) -> Path:
+    """The projectors of the best trial as a checkpoint like that of a training."""
+    from pipeline.checkpoints import FORMAT, About, read_state, write_checkpoint
+    from pipeline.features import open_features
+    from pipeline.provenance import git_commit
+    from pipeline.train import STATE
+    from pipeline.trials import HISTORIES, begin
+
+    reader = open_features(plan.folders, config.output, verify=False)
+    settings = _trial_settings(config, plan, "cpu")
+    training = begin(best["pack"], reader.text_features()[0], settings, "cpu")
+    with best["state"].as_directory() as directory:
+        read_state(Path(directory) / STATE, training)
+        saved = json.loads((Path(directory) / HISTORIES).read_text(encoding="utf-8"))
+    place = best["place"]
+    about = About(
+        format=FORMAT,
+        method=config.method,
+        feature_space=plan.feature_space,
+        backbone_name=str(reader.manifest.spec["backbone_name"]),
+        embed_dim=reader.manifest.dim,
+        class_names=list(reader.class_names),
+        recipe=training.recipes[place],
+        seed=_entry(best).point.get(SEED, config.seed),
+        epoch=training.best_epoch(place),
+        features=plan.fingerprint,
+        history=saved["histories"][place],
+        commit=git_commit(),
+    )
+    path = folder / "best.safetensors"
+    write_checkpoint(path, training.model(place), training.texts, about)
+    return path
+
+
+def _write_results(
+    folder: Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> list[Path]:
+    """Table of all trials as CSV, and, if any has a score, its picture."""
     from dclip.paths import atomic_write
     from pipeline import figures
 
-    table = folder / "trials.csv"
+    table, picture = folder / "trials.csv", folder / "trials.png"
     with (
         atomic_write(table) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        columns = [name for name in rows[0] if name not in _INTERNAL]
+        writer = csv.DictWriter(file, fieldnames=columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    picture = folder / "trials.png"
-    figures.save(figures.sweep_trials([row for row in rows if row["val_map"] is not None]), picture)
+    done = [row for row in rows if row["val_map"] is not None]
+    if not done:
+        return [table]
+    figures.save(figures.sweep_trials(done, keys), picture)
     return [table, picture]
 
 
+_SHORT = {
+    "train.redundancy_weight": "lambda",
+    "train.mfi_weight": "alpha",
+    "train.output_dim": "dim",
+}
+
+
 def _print_results(
+    config: Config,
     rows: Sequence[Mapping[str, Any]],
     files: Sequence[Path],
     tracker: "Tracker",
-    children: Sequence[str],
 ) -> None:
-    lines = [f"{'lambda':>9}{'alpha':>9}{'dim':>6}{'val mAP':>9}{'cosine':>9}{'epochs':>8}"]
+    keys = list(config.sweep.space)
+    titles = [_SHORT.get(key, key.removeprefix("train.")) for key in keys]
+    table = [[*titles, "val mAP", "cosine", "epochs", ""]]
     for row in rows:
-        scores = (
-            "   failed: " + row["error"]
-            if row["val_map"] is None
-            else f"{100 * row['val_map']:9.1f}{row['inter_class_cosine']:9.3f}{row['epochs']:8d}"
-        )
-        lines.append(
-            f"{row['redundancy_weight']:9.3g}{row['mfi_weight']:9.3g}{row['output_dim']:6d}{scores}"
-        )
+        scores = ["-", "-", str(row["epochs"]), "failed: " + row["error"]]
+        if row["val_map"] is not None:
+            cosine = row["inter_class_cosine"]
+            scores = [f"{100 * row['val_map']:.1f}", "-" if cosine is None else f"{cosine:.3f}"]
+            scores += [str(row["epochs"]), ""]
+        table.append([*(shown(row[key]) for key in keys), *scores])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join([*map(str.rjust, line[:-1], widths), line[-1]]).rstrip() for line in table]
     lines += [str(path) for path in files]
-    lines += [f"compare the trials: {tracker.ui_command}", f"  {tracker.compare_url(children)}"]
+    name = files[0].parent.name
+    model, children = tracker.model_uri(_model(config), name), tracker.children(name)
+    if model:
+        lines += [f"best trial registered as {model}"]
+    if children:
+        lines += [f"compare the trials: {tracker.ui_command}", f"  {tracker.compare_url(children)}"]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -258,14 +416,19 @@ def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
     from pipeline.features import is_complete, plan_features
 
+    check(config)
     plan = plan_features(config, config.train_split)
-    space = points(config.sweep, seed=config.seed)
-    lines = [
-        f"features {plan.folder} ({'complete' if is_complete(plan) else 'not extracted yet'})",
-        f"{sweep_name(config, plan)}: {len(space)} trials of {config.sweep.epochs} epochs",
-        *(" ".join(f"{key}={value:g}" for key, value in point.items()) for point in space),
-    ]
-    return "\n".join(lines)
+    sweep = config.sweep
+    lines = [f"features {plan.folder} ({'complete' if is_complete(plan) else 'not extracted yet'})"]
+    if sweep.search == "optuna":
+        trials = [f"chosen from {label(sweep.space)}"]
+        count = sweep.trials or 8
+    else:
+        trials = [label(entry.point) for entry in entries(config)]
+        count = len(trials)
+    return "\n".join(
+        [*lines, f"{sweep_name(config, plan)}: {count} trials of {sweep.epochs} epochs", *trials]
+    )
 
 
 if __name__ == "__main__":

@@ -1,154 +1,204 @@
-"""MLflow: one store, runs that are found again instead of repeated. No other file imports it."""
+"""MLflow: one store, runs that are found again instead of repeated, a journal while it is down.
 
+No other file imports it. What a store that does not answer cannot take is kept in
+``<output>/mlflow-pending/``, one file a run, and uploaded when it answers again.
+"""
+
+import hashlib
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import mlflow
+from filelock import FileLock, Timeout
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import InvalidUrlException, MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from sqlalchemy.exc import SQLAlchemyError
 
+from dclip.paths import AnyPath, write_text
 from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.provenance import git_commit
 
-if TYPE_CHECKING:
-    from dclip.paths import AnyPath
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 KEY = "dclip.key"
+# a server that is away, an SQLite file that is locked, a disk that is full
+_TROUBLE = (MlflowException, SQLAlchemyError, OSError)
+_REFUSALS = (400, 404)  # HTTP: trying again is no use
+
+Event = dict[str, Any]
+"""One call on a run, as a line of its journal: ``call``, ``time`` (ms) and what is logged."""
 
 
 class TrackedRun:
-    """One MLflow run that is being written."""
+    """One MLflow run that is being written, in the store or, while that is down, in its journal."""
 
-    def __init__(self, client: mlflow.MlflowClient, run_id: str) -> None:
-        self._client, self.run_id = client, run_id
+    def __init__(self, tracker: "Tracker", opening: Event) -> None:
+        self._tracker, self._opening = tracker, opening
+        self.run_id: str | None = tracker.attempt(lambda store: store.open(opening))
 
-    def metrics(self, values: Mapping[str, float], *, step: int = 0) -> None:
-        """Log metrics of one step; values that are not numbers are left out."""
-        now = int(time.time() * 1000)
-        batch = [
-            Metric(name, float(value), now, step)
-            for name, value in values.items()
-            if value == value
-        ]
-        self._client.log_batch(self.run_id, metrics=batch)
+    def metrics(self, values: Mapping[str, float], *, step: int | None = None) -> None:
+        """Log metrics; values that are not numbers are left out.
+
+        With a step, so are steps up to the last one that the store has, which an earlier run
+        logged before it was stopped.
+        """
+        numbers = {name: float(value) for name, value in values.items() if value == value}
+        self._do("metrics", values=numbers, step=step)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters."""
-        batch = [Param(name, str(value)[:6000]) for name, value in values.items()]
-        for start in range(0, len(batch), 100):
-            self._client.log_batch(self.run_id, params=batch[start : start + 100])
+        self._do("params", values={name: str(value)[:6000] for name, value in values.items()})
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
-        self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in values.items()])
+        self._do("tags", values=dict(values))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file into the run's artifacts."""
-        self._client.log_artifact(self.run_id, str(path), folder)
+        """Copy a file into the run's artifacts; one that waits for the store must stay in place."""
+        self._do("artifact", path=str(path), folder=folder)
 
     def text(self, text: str, name: str) -> None:
         """Store a text as an artifact."""
-        self._client.log_text(self.run_id, text, name)
+        self._do("text", text=text, name=name)
 
-    def dataset(self, name: str, folder: "AnyPath", digest: str, context: str) -> None:
+    def dataset(self, name: str, folder: AnyPath, digest: str, context: str) -> None:
         """Record which features the run read, by the digest of their manifest."""
-        source = json.dumps({"uri": folder.as_uri() if isinstance(folder, Path) else str(folder)})
-        data = Dataset(name=name, digest=digest[:36], source_type="local", source=source)
-        tag = InputTag("mlflow.data.context", context)
-        self._client.log_inputs(self.run_id, [DatasetInput(data, [tag])])
+        uri = folder.as_uri() if isinstance(folder, Path) else str(folder)
+        self._do("dataset", name=name, uri=uri, digest=digest[:36], context=context)
 
-    def last_step(self, name: str) -> int:
-        """Latest step at which a metric was logged; 0 if it never was."""
-        history = self._client.get_metric_history(self.run_id, name)
-        return max((metric.step for metric in history), default=0)
+    def register(self, name: str, checkpoint: Path, *, key: str, tags: Mapping[str, str]) -> None:
+        """Register a checkpoint as the version of a model whose alias is ``best``.
+
+        Args:
+            name: Name of the model.
+            checkpoint: File of the checkpoint.
+            key: What identifies the version among those of the model: it is registered once.
+            tags: Tags of the version.
+        """
+        self._do("register", name=name, path=str(checkpoint), key=key, tags=dict(tags))
 
     def close(self, status: str = "FINISHED") -> None:
         """End the run."""
-        self._client.set_terminated(self.run_id, status)
+        self._do("close", status=status)
+
+    def _do(self, call: str, **what: Any) -> None:
+        event = {"call": call, "time": _now(), **what}
+
+        def apply(store: _Store) -> bool:
+            if self.run_id is None:  # opened while the store was down
+                self.run_id = store.open(self._opening)
+            store.apply(self.run_id, event)
+            return True
+
+        if not self._tracker.attempt(apply):
+            _append(self._tracker.pending, self._opening, event)
 
 
 class Tracker:
     """The MLflow store and experiment of the settings.
 
     ``MLFLOW_TRACKING_URI`` is honoured; without it the store is an SQLite file in the output
-    folder, with artifacts beside it.
+    folder, with artifacts beside it. A store that does not answer stops nothing: the first
+    failure is said in one line, everything from then on goes into journals, and the end of the
+    run, or else the next command with this output folder, uploads them.
 
     Raises:
-        StageError: The store cannot be reached.
+        StageError: The store refuses: a wrong URI, a deleted experiment, a file of another kind.
     """
 
     def __init__(self, config: Config) -> None:
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for name in ("alembic", "mlflow", "urllib3"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are told once, below
         output = config.output.absolute()
         output.mkdir(parents=True, exist_ok=True)
+        self.pending = config.pending
         local = f"sqlite:///{output / 'mlflow.db'}"
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or local
-        name = config.experiment or f"dclip-{config.dataset_slug}"
+        self.experiment = config.experiment or f"dclip-{config.dataset_slug}"
+        self.is_down = False
+        _check_file(self.uri)
+        place = (output / "mlartifacts").as_uri() if self.uri == local else None
+        self._store = _Store(self.uri, place)
         try:
-            self._client = mlflow.MlflowClient(tracking_uri=self.uri)
-            experiment = self._client.get_experiment_by_name(name)
-            if experiment is not None and experiment.lifecycle_stage == "deleted":
+            self._store.experiment(self.experiment)
+        except _TROUBLE as error:
+            if 400 <= _status(error) < 500:
                 raise StageError(
-                    f"MLflow experiment {name!r} was deleted; restore it or give --experiment NAME"
-                )
-            if experiment is None:
-                place = (output / "mlartifacts").as_uri() if self.uri == local else None
-                self.experiment_id = self._client.create_experiment(name, artifact_location=place)
-            else:
-                self.experiment_id = experiment.experiment_id
-        except MlflowException as error:
-            reason = str(error).splitlines()[0]
-            raise StageError(
-                f"cannot use the MLflow store {self.uri}: {reason}; "
-                "start the server, or unset MLFLOW_TRACKING_URI to use a local file"
-            ) from None
+                    f"cannot use the MLflow store {self.uri}: {_reason(error)}; start the server, "
+                    "or unset MLFLOW_TRACKING_URI to use a local file"
+                ) from None
+            self._give_up(error)
+
+    def attempt(self, work: "Callable[[_Store], T]") -> T | None:
+        """Result of a call on the store; None if the store is down, or goes down at this call."""
+        if self.is_down:
+            return None
+        try:
+            return work(self._store)
+        except _TROUBLE as error:
+            self._give_up(error)
+            return None
 
     def open(
         self,
         name: str,
         *,
-        key: str | None = None,
+        key: str,
         parent: str | None = None,
         tags: Mapping[str, str] | None = None,
+        goes_on: bool = True,
     ) -> TrackedRun:
-        """Start a run, or go on with the unfinished or earlier one of the same key."""
-        if key is not None:
-            found = self._client.search_runs(
-                [self.experiment_id], f"tags.`{KEY}` = '{key}'", max_results=1
-            )
-            if found:
-                run_id = found[0].info.run_id
-                self._client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
-                return TrackedRun(self._client, run_id)
+        """Start a run, or go on with the unfinished or earlier one of the same key.
+
+        Args:
+            name: Name shown.
+            key: What identifies the run in its experiment.
+            parent: Key of the run it is a child of.
+            tags: Tags of a new run.
+            goes_on: Whether a run that is there is running again; otherwise it is only added to.
+        """
         labels = {"mlflow.source.git.commit": (git_commit() or "").rstrip("+"), **(tags or {})}
         labels["mlflow.source.name"] = f"pipeline {labels.get('dclip.stage', name)}"
-        if key is not None:
-            labels[KEY] = key
-        if parent is not None:
-            labels[MLFLOW_PARENT_RUN_ID] = parent
-        run = self._client.create_run(self.experiment_id, run_name=name, tags=labels)
-        return TrackedRun(self._client, run.info.run_id)
+        opening = {
+            "call": "open",
+            "time": _now(),
+            "store": self.uri,
+            "experiment": self.experiment,
+            "name": name,
+            "key": key,
+            "parent": parent,
+            "tags": labels,
+            "goes_on": goes_on,
+        }
+        return TrackedRun(self, opening)
 
     @contextmanager
     def run(
         self,
         name: str,
         *,
-        key: str | None = None,
+        key: str,
         parent: str | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> Iterator[TrackedRun]:
-        """A run that is closed at the end of the block: FINISHED, FAILED, or KILLED by the user."""
+        """A run that is closed at the end of the block: FINISHED, FAILED, or KILLED by the user.
+
+        If the store went down meanwhile, it is asked once more at the end.
+        """
         run = self.open(name, key=key, parent=parent, tags=tags)
         try:
             yield run
@@ -159,16 +209,58 @@ class Tracker:
             run.close("FAILED")
             raise
         run.close()
+        if self.is_down:
+            self.upload()
+
+    def upload(self) -> None:
+        """Bring to the store what was kept while it was down; what is there already stays as is."""
+        journals = [
+            (events, path)
+            for path in self.pending.glob("*.jsonl")
+            if (events := _read(path)) and events[0]["store"] == self.uri
+        ]
+        if not journals:
+            return
+        done = 0
+        try:
+            with FileLock(self.pending / ".lock", timeout=0):
+                for _, path in sorted(journals, key=lambda journal: journal[0][0]["time"]):
+                    done += self._replay(path)
+        except Timeout:
+            log.info("mlflow: another command is uploading what is kept in %s", self.pending)
+            return
+        except _TROUBLE as error:
+            log.warning("mlflow: %s still does not answer (%s)", self.uri, _reason(error))
+            return
+        self.is_down = False
+        log.info("mlflow: uploaded %d run(s) that were kept in %s", done, self.pending)
+
+    def _replay(self, path: Path) -> int:
+        """Upload one journal and delete it; 1, or 0 where the store refuses it."""
+        while path.is_file():
+            content = path.read_bytes()
+            opening, *events = _read(path)
+            try:
+                run_id = self._store.open(opening)
+                for event in events:
+                    self._store.apply(run_id, event)
+            except _TROUBLE as error:
+                if _status(error) not in _REFUSALS:
+                    raise
+                log.warning("mlflow: %s refuses %s: %s", self.uri, path, _reason(error))
+                return 0
+            if path.read_bytes() == content:  # else its run is still going on
+                path.unlink()
+        return 1
 
     def children(self, parent: str) -> list[str]:
-        """Ids of the runs below a parent, oldest first."""
-        found = self._client.search_runs(
-            [self.experiment_id],
-            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'",
-            max_results=1000,
-            order_by=["attributes.start_time ASC"],
-        )
-        return [run.info.run_id for run in found]
+        """Ids of the runs below the run of a key, oldest first; none while the store is down."""
+        return self.attempt(lambda store: store.children(self.experiment, parent)) or []
+
+    def model_uri(self, name: str, key: str) -> str | None:
+        """Where MLflow loads the version of a key from; None if it is not registered (yet)."""
+        version = self.attempt(lambda store: store.version(name, key))
+        return version and f"models:/{name}/{version}"
 
     @property
     def ui_command(self) -> str:
@@ -178,19 +270,228 @@ class Tracker:
         return f"mlflow ui --backend-store-uri {self.uri}"
 
     def experiment_url(self) -> str:
-        """Page of the experiment, once the UI runs."""
-        return f"{self._ui}/#/experiments/{self.experiment_id}"
+        """Page of the experiment, once the UI runs; of all of them while the store is down."""
+        number = self.attempt(lambda store: store.experiment(self.experiment))
+        return f"{self._ui}/#/experiments" + ("" if number is None else f"/{number}")
 
     def compare_url(self, run_ids: Sequence[str]) -> str:
         """Page that compares runs, parallel coordinates first, once the UI runs."""
+        number = self.attempt(lambda store: store.experiment(self.experiment))
         quoted = quote("[" + ",".join(f'"{run_id}"' for run_id in run_ids) + "]", safe="")
-        experiments = quote(f'["{self.experiment_id}"]', safe="")
+        experiments = quote(f'["{number}"]', safe="")
         return f"{self._ui}/#/compare-runs?runs={quoted}&experiments={experiments}"
 
     @property
     def _ui(self) -> str:
         is_server = self.uri.startswith(("http://", "https://"))
         return self.uri.rstrip("/") if is_server else "http://127.0.0.1:5000"
+
+    def _give_up(self, error: Exception) -> None:
+        self.is_down = True
+        log.warning(
+            "mlflow: %s does not answer (%s); the work goes on, its record is kept in %s, and the "
+            "next command with this output folder uploads it",
+            self.uri,
+            _reason(error),
+            self.pending,
+        )
+
+
+class _Store:
+    """Calls on an MLflow store; each may be repeated without a second effect."""
+
+    def __init__(self, uri: str, artifacts: str | None) -> None:
+        self._uri, self._artifacts = uri, artifacts
+        self._experiments: dict[str, str] = {}
+        self._steps: dict[tuple[str, str], int] = {}
+        self._new: set[str] = set()
+
+    @cached_property
+    def _client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(tracking_uri=self._uri)
+
+    def experiment(self, name: str) -> str:
+        """Id of an experiment, made if it is not there."""
+        if name not in self._experiments:
+            found = self._client.get_experiment_by_name(name)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise MlflowException.invalid_parameter_value(
+                    f"experiment {name!r} was deleted; restore it or give --experiment NAME"
+                )
+            self._experiments[name] = (
+                found.experiment_id
+                if found is not None
+                else self._client.create_experiment(name, artifact_location=self._artifacts)
+            )
+        return self._experiments[name]
+
+    def find(self, experiment: str, key: str) -> str | None:
+        """Id of the run of a key."""
+        found = self._client.search_runs(
+            [self.experiment(experiment)], f"tags.`{KEY}` = '{key}'", max_results=1
+        )
+        return str(found[0].info.run_id) if found else None
+
+    def open(self, event: Event) -> str:
+        """Id of the run of the event's key; made if it is not there."""
+        run_id = self.find(event["experiment"], event["key"])
+        if run_id is not None:
+            if event["goes_on"]:
+                self._client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
+            return run_id
+        tags = {**event["tags"], KEY: event["key"]}
+        if event["parent"] is not None:
+            parent = self.find(event["experiment"], event["parent"])
+            if parent is not None:
+                tags[MLFLOW_PARENT_RUN_ID] = parent
+        run = self._client.create_run(
+            self.experiment(event["experiment"]), event["time"], tags, event["name"]
+        )
+        new: str = run.info.run_id
+        self._new.add(new)
+        return new
+
+    def children(self, experiment: str, parent: str) -> list[str]:
+        """Ids of the runs below the run of a key, oldest first."""
+        found = self._client.search_runs(
+            [self.experiment(experiment)],
+            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.find(experiment, parent)}'",
+            max_results=1000,
+            order_by=["attributes.start_time ASC"],
+        )
+        return [run.info.run_id for run in found]
+
+    def apply(self, run_id: str, event: Event) -> None:
+        """Write one event of a run; one that the store refuses is left out, and said."""
+        try:
+            self._apply(run_id, event)
+        except MlflowException as error:
+            if _status(error) not in _REFUSALS:
+                raise
+            log.warning("mlflow: %s refuses %s: %s", self._uri, event["call"], _reason(error))
+
+    def _apply(self, run_id: str, event: Event) -> None:
+        client, values = self._client, event.get("values", {})
+        match event["call"]:
+            case "metrics":
+                self._metrics(run_id, event)
+            case "params":
+                batch = [Param(name, value) for name, value in values.items()]
+                for start in range(0, len(batch), 100):
+                    client.log_batch(run_id, params=batch[start : start + 100])
+            case "tags":
+                client.log_batch(run_id, tags=[RunTag(k, v) for k, v in values.items()])
+            case "artifact":
+                if Path(event["path"]).is_file():
+                    client.log_artifact(run_id, event["path"], event["folder"])
+                else:
+                    log.warning("mlflow: %s is gone and is not uploaded", event["path"])
+            case "text":
+                client.log_text(run_id, event["text"], event["name"])
+            case "dataset":
+                source = json.dumps({"uri": event["uri"]})
+                data = Dataset(event["name"], event["digest"], "local", source)
+                tag = InputTag("mlflow.data.context", event["context"])
+                client.log_inputs(run_id, [DatasetInput(data, [tag])])
+            case "register":
+                self._register(run_id, event)
+            case "close":
+                client.set_terminated(run_id, event["status"], event["time"])
+
+    def _metrics(self, run_id: str, event: Event) -> None:
+        step = event["step"]
+        batch = []
+        for name, value in event["values"].items():
+            if step is None or step > self._last_step(run_id, name):
+                batch.append(Metric(name, value, event["time"], step or 0))
+        self._client.log_batch(run_id, metrics=batch)
+        if step is not None:
+            self._steps |= {(run_id, metric.key): step for metric in batch}
+
+    def version(self, name: str, key: str) -> str | None:
+        """Number of a model's version of a key."""
+        for version in self._client.search_model_versions(f"name = '{name}'"):
+            if version.tags.get(KEY) == key:
+                return str(version.version)
+        return None
+
+    def _register(self, run_id: str, event: Event) -> None:
+        name, client = event["name"], self._client
+        number = self.version(name, event["key"])
+        if number is None:
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name)
+            tags = {**event["tags"], KEY: event["key"]}
+            with _default_store(self._uri):
+                model = _log_model(run_id, Path(event["path"]))
+                number = client.create_model_version(
+                    name, model.model_uri, run_id, tags, model_id=model.model_id
+                ).version
+        client.set_registered_model_alias(name, "best", number)
+
+    def _last_step(self, run_id: str, name: str) -> int:
+        """Latest step at which a metric was logged; 0 if it never was."""
+        if (run_id, name) not in self._steps:
+            history = () if run_id in self._new else self._client.get_metric_history(run_id, name)
+            self._steps[run_id, name] = max((metric.step for metric in history), default=0)
+        return self._steps[run_id, name]
+
+
+@contextmanager
+def _default_store(uri: str) -> Iterator[None]:
+    """What MLflow's functions for models need: they know a store by the global setting alone.
+
+    Their import warns of MLflow's own types and, where logging has no handler yet, adds one, by
+    which every line of ours would come twice.
+    """
+    root, silent = logging.getLogger(), logging.NullHandler()
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)  # sets the variable, too
+    root.addHandler(silent)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        root.removeHandler(silent)
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets both
+
+
+def _log_model(run_id: str, checkpoint: Path) -> Any:
+    """Store a checkpoint with its run as what ``mlflow.pytorch.load_model`` loads.
+
+    It is a traced graph (pt2), not a pickle; batch size and number of locations stay free.
+    """
+    import mlflow.pytorch
+    import numpy as np
+    import torch
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from pipeline.checkpoints import Scorer, load_checkpoint
+
+    model, texts, about = load_checkpoint(checkpoint)
+    kind = np.dtype("float32")
+    return Model.log(
+        None,
+        mlflow.pytorch,
+        run_id=run_id,
+        name="projectors",
+        pytorch_model=Scorer(model, texts).eval(),
+        input_example=np.zeros((2, 3, about.embed_dim), kind),
+        signature=ModelSignature(
+            Schema([TensorSpec(kind, (-1, -1, about.embed_dim), "local")]),
+            Schema([TensorSpec(kind, (-1, len(about.class_names)), "probability")]),
+        ),
+        metadata={"class_names": about.class_names, "feature_space": about.feature_space},
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+    )
+
+
+def upload_pending(config: Config) -> None:
+    """Upload what earlier commands with this output folder kept while the store was down."""
+    tracker = Tracker(config)
+    if not tracker.is_down:
+        tracker.upload()
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -202,3 +503,52 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             result[f"{prefix}{key}"] = value
     return result
+
+
+def _append(folder: Path, opening: Event, event: Event) -> None:
+    """Add an event to the journal of its run, which begins with its opening."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{hashlib.sha256(opening['key'].encode()).hexdigest()[:16]}.jsonl"
+    if not path.is_file():
+        write_text(path, json.dumps(opening))
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps(event))  # first ends the line that a kill may have cut short
+
+
+def _read(path: Path) -> list[Event]:
+    """Events of a journal, its opening first; lines cut short by a kill are left out."""
+    events = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events
+
+
+def _check_file(uri: str) -> None:
+    """Refuse at once a file that is no database; MLflow would try it for minutes."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if path.is_file() and path.stat().st_size and path.read_bytes()[:16] != b"SQLite format 3\0":
+        raise StageError(f"{path} is not an SQLite database; move it away, MLflow makes a new one")
+
+
+def _status(error: Exception) -> int:
+    """HTTP status of what the store answered; 500 where it did not."""
+    if isinstance(error, InvalidUrlException):
+        return 400
+    if not isinstance(error, MlflowException):
+        return 500
+    status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]  # theirs
+    return status
+
+
+def _reason(error: Exception) -> str:
+    """The gist of an error that MLflow wraps in paragraphs."""
+    text = " ".join(str(error).split())
+    short = re.search(r"\[Errno -?\d+\] [\w ]+|timed out|database is locked|disk is full", text)
+    return short[0] if short else text[:300]
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -40,6 +40,13 @@ _HISTORY, STATE = "history.jsonl", "state.safetensors"
 _PLACEMENT = {"workers", "min_workers", "max_failures", "checkpoint_seconds", "cache"}
 
 
+def methods(config: Config) -> list[Config]:
+    """Settings of the trainings that are compared: without MFI, and with it."""
+    plain = config.with_train(mfi_weight=0.0).model_copy(update={"name": "asl_only"})
+    full = config.model_copy(update={"name": config.name or "dclip"})
+    return [plain, full] if config.train.mfi_weight > 0 else [plain]
+
+
 def checkpoint_path(config: Config, plan: "FeaturePlan") -> Path:
     """Where the checkpoint of these settings goes; the name holds a hash of all that shapes it."""
     return config.output.absolute() / "checkpoints" / f"{run_name(config, plan)}.safetensors"
@@ -162,13 +169,18 @@ def begin(
     recipe: TrainConfig, reader: "FeatureReader", *, seed: int, device: str = "cpu"
 ) -> "Training":
     """One fresh trial on these features."""
-    import torch
-
     from dclip.trials import Training
 
-    if recipe.precision == "auto" and device.startswith("cuda"):
-        torch.set_float32_matmul_precision("high")
+    use_precision(recipe.precision, device)
     return Training([recipe.recipe], reader.text_features()[0], seeds=[seed], device=device)
+
+
+def use_precision(precision: str, device: str) -> None:
+    """Let a GPU multiply in TF32, unless the settings want float32 throughout."""
+    import torch
+
+    if precision == "auto" and device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
 
 
 def run_params(config: Config, plan: "FeaturePlan") -> dict[str, Any]:
@@ -328,15 +340,13 @@ def _follow(path: Path, epochs: int, label: str, tracked: "TrackedRun") -> Itera
 
     def follow() -> None:
         seen = 0
-        logged = tracked.last_step("train/loss")  # by an earlier run that was stopped
         with progress(f"train {label}", epochs, "epochs") as bar:
             last_look = False
             while not last_look:
                 last_look = stop.wait(0.5)
                 history = _read_history(path)
                 for line in history[seen:]:
-                    if line["epoch"] > logged:
-                        tracked.metrics(metric_names(line), step=int(line["epoch"]))
+                    tracked.metrics(metric_names(line), step=int(line["epoch"]))
                     note = f"loss {line['loss']:.4f} val/map {_percent(line.get('val_map'))}"
                     bar.advance(1, note)
                 seen = max(seen, len(history))

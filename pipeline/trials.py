@@ -1,85 +1,172 @@
-"""What Ray Tune runs and calls back: the trial, and the one writer of its MLflow run."""
+"""What Ray Tune runs and calls back: trials that train together, and the writer of their runs."""
 
+import json
+import logging
 import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray import tune
 from ray.tune.experiment import Trial
 
 from dclip.batches import hold_out
-from dclip.training import EpochReport, fit
+from dclip.training import DivergenceError, EpochReport, fit
+from dclip.trials import Training
+from pipeline import cluster
+from pipeline.cache import cached_features
 from pipeline.checkpoints import read_state, write_state
 from pipeline.config import Config, TrainConfig
-from pipeline.features import open_features
+from pipeline.features import FeaturePlan
 from pipeline.progress import Progress
-from pipeline.tracking import TrackedRun, Tracker, flat
-from pipeline.train import STATE, begin, metric_names
+from pipeline.space import SEED, Entry, label, recipe_at
+from pipeline.tracking import TrackedRun, Tracker
+from pipeline.train import STATE, metric_names, run_params, use_precision
 
-POINT = "point"
+log = logging.getLogger(__name__)
+
+PACK = "pack"
+SCORE = "score"
+"""What Tune compares its trials by: the best val/map of the pack, -1 where all of it failed."""
+HISTORIES = "histories.json"
 
 
-def trial(space: dict[str, Any], settings: Mapping[str, Any]) -> None:
-    """One trial: train at one point of the space, report each epoch, go on after a restore.
+def begin(
+    pack: list[Entry], texts: torch.Tensor, settings: Mapping[str, Any], device: str
+) -> Training:
+    """Fresh trials of a pack."""
+    train = TrainConfig.model_validate(settings["train"])
+    use_precision(train.precision, device)
+    return Training(
+        [recipe_at(train, point).recipe for _, point in pack],
+        texts,
+        seeds=[point.get(SEED, settings["seed"]) for _, point in pack],
+        device=device,
+    )
+
+
+def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Train a pack of points together, report each epoch, go on after a restore.
+
+    What goes wrong with a point is reported as its ``error`` and does not stop the others; only
+    what is worth another try, such as a lost worker, leaves this function as an exception.
 
     Args:
-        space: ``{"point": {...}}``, the fields of the recipe this trial replaces.
-        settings: ``train`` (recipe fields), ``features`` (folder), ``seed``, ``device``.
-
-    Raises:
-        DivergenceError: The loss left the finite numbers; Tune records the trial as failed.
+        space: ``{"pack": [Entry, ...]}``.
+        settings: ``train``, ``seed``, ``data_seed``, ``features`` (folders), ``output``,
+            ``device`` and ``gpus``, the share of a GPU it may fill.
     """
-    config = TrainConfig.model_validate({**settings["train"], **space[POINT]})
-    reader = open_features(settings["features"], Path(settings["output"]), verify=False)
-    training = begin(config, reader, seed=settings["seed"], device=settings["device"])
-    rows, val_rows = hold_out(len(reader), config.val_fraction, seed=settings["seed"])
-    checkpoint = tune.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as directory:
-            read_state(Path(directory) / STATE, training)
+    pack = [Entry(*entry) for entry in space[PACK]]  # Tune may have made lists of them
+    train = TrainConfig.model_validate(settings["train"])
+    device = torch.device(settings["device"])
+    if device.type == "cuda" and len(pack) == 1 and settings["gpus"] < 1:
+        torch.cuda.set_per_process_memory_fraction(settings["gpus"])
+    histories: list[list[dict[str, float]]] = [[] for _ in pack]
+    errors = ["" for _ in pack]
+    with cached_features(
+        settings["features"], Path(settings["output"]), cache=train.cache, device=device
+    ) as (reader, features):
+        training = begin(pack, reader.text_features()[0], settings, str(device))
+        rows, val_rows = hold_out(len(reader), train.val_fraction, seed=settings["data_seed"])
+        checkpoint = tune.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as directory:
+                read_state(Path(directory) / STATE, training)
+                saved = json.loads((Path(directory) / HISTORIES).read_text(encoding="utf-8"))
+                histories, errors = saved["histories"], saved["errors"]
 
-    def on_epoch(reports: list[EpochReport]) -> None:
-        (report,) = reports
-        if math.isnan(report.val_map):
-            raise ValueError(
-                "none of the held-out images has a class to compare trials by; raise"
-                " --train.val-fraction"
-            )
-        with tempfile.TemporaryDirectory() as directory:
-            write_state(Path(directory) / STATE, training)
-            tune.report(report._asdict(), checkpoint=tune.Checkpoint.from_directory(directory))
+        resumed = training.epoch
 
-    fit(training, reader, rows, seed=settings["seed"], val_rows=val_rows, on_epoch=on_epoch)
+        def report(epoch: int) -> None:
+            outcomes: list[dict[str, Any]] = []
+            for number, (history, error) in enumerate(zip(histories, errors, strict=True)):
+                done = bool(history) and not error
+                kept = history[training.best_epoch(number) - 1] if done else {}
+                outcomes.append(
+                    {
+                        "line": history[-1] if done else {},
+                        "val_map": kept.get("val_map"),
+                        "inter_class_cosine": kept.get("inter_class_cosine"),
+                        "epochs": len(history),
+                        "error": error,
+                    }
+                )
+            scores = [row["val_map"] for row in outcomes if row["val_map"] is not None]
+            result = {
+                "epoch": epoch,
+                SCORE: max(scores, default=-1.0),
+                "outcomes": outcomes,
+                "resumed": resumed,
+            }
+            with tempfile.TemporaryDirectory() as directory:
+                write_state(Path(directory) / STATE, training)
+                text = json.dumps({"histories": histories, "errors": errors})
+                (Path(directory) / HISTORIES).write_text(text, encoding="utf-8")
+                tune.report(result, checkpoint=tune.Checkpoint.from_directory(directory))
+
+        def on_epoch(reports: list[EpochReport]) -> None:
+            for number, line in enumerate(reports):
+                if errors[number]:
+                    continue
+                if not math.isfinite(line.loss):
+                    errors[number] = (
+                        f"the loss is {line.loss} in epoch {line.epoch}; lower lr or mfi_weight, "
+                        "or use the robust preset"
+                    )
+                elif math.isnan(line.val_map):
+                    raise ValueError(
+                        "none of the held-out images has a class to compare trials by; raise "
+                        "--train.val-fraction"
+                    )
+                else:
+                    values = line._asdict().items()
+                    histories[number].append({key: v for key, v in values if v == v})
+            report(training.epoch)
+
+        try:
+            if not all(errors):
+                fit(
+                    training,
+                    features,
+                    rows,
+                    seed=settings["data_seed"],
+                    val_rows=val_rows,
+                    on_epoch=on_epoch,
+                )
+        except (DivergenceError, ValueError) as reason:
+            errors[:] = [error or str(reason) for error in errors]
+            report(training.epoch + 1)
 
 
 class TrialRuns(tune.Callback):  # type: ignore[misc]
-    """Writes one MLflow child run a trial, from the driver; finds it again after a restore.
+    """Writes one MLflow child run a point, from the driver; finds it again after a restore.
 
     Args:
-        config: Settings of the sweep; a restored sweep opens the store anew from them.
-        sweep: Name of the sweep; with a trial's id it identifies the child run.
-        parent: MLflow id of the sweep's own run.
+        config: Settings of the sweep.
+        plan: The features it trains on.
+        sweep: Name of the sweep and key of its run; with a point's number it identifies the child.
+        tracker: The store.
     """
 
-    def __init__(self, config: Config, sweep: str, parent: str) -> None:
-        self.config, self.sweep, self.parent = config, sweep, parent
+    def __init__(self, config: Config, plan: FeaturePlan, sweep: str, tracker: Tracker) -> None:
+        self.config, self.plan, self.sweep, self.tracker = config, plan, sweep, tracker
         self.bar: Progress | None = None
-        self._tracker: Tracker | None = None
-        self._runs: dict[str, tuple[TrackedRun, int]] = {}
+        self._runs: dict[int, TrackedRun] = {}
+        self._closed: set[int] = set()
+        self._resumed: dict[str, int] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "sweep": self.sweep, "parent": self.parent}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Tune keeps callbacks with its state, but a restored sweep gets one of its own."""
+        return tune.Callback, ()
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Open the trial's run."""
-        self._run(trial)
+        """Open the runs of the pack."""
+        for entry in trial.config[PACK]:
+            self.run(Entry(*entry))
 
     def on_trial_result(
         self,
@@ -89,39 +176,70 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        """Log one epoch, unless it was logged before an interruption."""
-        run, last = self._run(trial)
-        step = int(result["epoch"])
-        if step > last:
-            line = {name: result[name] for name in EpochReport._fields}
-            run.metrics(metric_names(line), step=step)
+        """Log one epoch of each point, unless it was logged before an interruption."""
+        for entry, outcome in zip(trial.config[PACK], result["outcomes"], strict=True):
+            if outcome["error"]:
+                self._fail(Entry(*entry), outcome["error"])
+                continue
+            line = outcome["line"]
+            self.run(Entry(*entry)).metrics(metric_names(line), step=int(line["epoch"]))
+        if result["resumed"] > self._resumed.get(trial.trial_id, 0):
+            self._resumed[trial.trial_id] = result["resumed"]
+            log.info("sweep: trial %s went on after epoch %d", trial.trial_id, result["resumed"])
         if self.bar is not None:
-            best = f"trial {trial.trial_id}: val/map {100 * result['val_map']:.1f} %"
-            self.bar.advance(1, best)
+            best = f"trial {trial.trial_id}: val/map {100 * result[SCORE]:.1f} %"
+            self.bar.advance(len(trial.config[PACK]), best)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Close the run as finished."""
-        self._run(trial)[0].close()
+        """Close the runs of points that did not fail as finished."""
+        for entry in trial.config[PACK]:
+            self._close(Entry(*entry), "FINISHED")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Close the run as failed."""
-        self._run(trial)[0].close("FAILED")
+        """Close the runs as failed: the worker was lost more often than is put up with."""
+        error = trial.get_pickled_error() or trial.get_error()
+        for entry in trial.config[PACK]:
+            self._fail(Entry(*entry), reason(error))
 
-    def _run(self, trial: Trial) -> tuple[TrackedRun, int]:
-        if trial.trial_id not in self._runs:
-            self._tracker = self._tracker or Tracker(self.config)
-            point = trial.config[POINT]
-            run = self._tracker.open(
-                " ".join(f"{name}={value:g}" for name, value in point.items()),
-                key=f"{self.sweep}/{trial.trial_id}",
-                parent=self.parent,
+    def run(self, entry: Entry, *, goes_on: bool = True) -> TrackedRun:
+        """The run of a point, to go on with or only to add to (see :meth:`Tracker.open`)."""
+        if entry.number not in self._runs:
+            run = self.tracker.open(
+                label(entry.point),
+                key=f"{self.sweep}/{entry.number}",
+                parent=self.sweep,
                 tags={"dclip.stage": "trial", "dclip.sweep_id": self.sweep},
+                goes_on=goes_on,
             )
-            recipe = {**self.config.train.model_dump(), "epochs": self.config.sweep.epochs, **point}
-            run.params({**flat(recipe, "train."), "seed": self.config.seed})
-            self._runs[trial.trial_id] = (run, run.last_step("train/loss"))
-        return self._runs[trial.trial_id]
+            train = self.config.train.model_copy(update={"epochs": self.config.sweep.epochs})
+            seed = entry.point.get(SEED, self.config.seed)
+            settings = {"train": recipe_at(train, entry.point), "seed": seed}
+            run.params(run_params(self.config.model_copy(update=settings), self.plan))
+            self._runs[entry.number] = run
+        return self._runs[entry.number]
+
+    def stop(self) -> None:
+        """Close all open runs: the user ended the sweep."""
+        for number, run in self._runs.items():
+            if number not in self._closed:
+                run.close("KILLED")
+
+    def _fail(self, entry: Entry, error: str) -> None:
+        if entry.number not in self._closed:
+            self.run(entry).tags({"dclip.error": error[:5000]})
+        self._close(entry, "FAILED")
+
+    def _close(self, entry: Entry, status: str) -> None:
+        if entry.number not in self._closed:
+            self._closed.add(entry.number)
+            self.run(entry).close(status)
+
+
+def reason(error: object) -> str:
+    """Why a trial was lost, in one line."""
+    inner = cluster.cause(error) if isinstance(error, BaseException) else error
+    return (str(inner).strip().splitlines() or [type(inner).__name__])[-1]

@@ -39,7 +39,13 @@ from dclip.backbones.value_projection import (
     resize_positional_embedding,
     value_projection,
 )
-from dclip.backbones.vv_attention import NEIGHBOURHOOD, VV_BLOCKS, attention_pool_vv, run_blocks
+from dclip.backbones.vv_attention import (
+    NEIGHBOURHOOD,
+    VV_BLOCKS,
+    attention_pool_qk,
+    attention_pool_vv,
+    run_blocks,
+)
 from dclip.backbones.weights import load_strictly, read_state_dict
 
 logger = logging.getLogger(__name__)
@@ -60,7 +66,11 @@ _FEATURE_PATHS = {
         f"k-k attention of the last block alone, neighbourhood {NEIGHBOURHOOD:g}, bicubic"
         " positions, v1"
     ),
+    "maskclip": "values of the last block, bicubic positions, v1",
+    "qk": "CLIP's own attention in the pool, every token asking, bicubic positions, v1",
 }
+_RESNET_KINDS = ("value", "vv", "qk")
+_VIT_KINDS = ("value", "vv", "sclip", "clearclip", "naclip", "maskclip")
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -71,9 +81,9 @@ class OpenCLIPBackbone:
     The model is put into eval mode and its parameters are frozen, in place. `encode_images` and
     `encode_texts` record no gradient.
 
-    A ResNet offers the kinds ``value`` and ``vv``; a ViT also ``sclip``, ``clearclip`` and
-    ``naclip``, unless its blocks are of open_clip's variants (``qk_norm`` and the like), for which
-    those formulas are not defined: then ``value`` only.
+    A ResNet offers the kinds ``value``, ``vv`` and ``qk``; a ViT ``value``, ``vv``, ``sclip``,
+    ``clearclip``, ``naclip`` and ``maskclip``, unless its blocks are of open_clip's variants
+    (``qk_norm`` and the like), for which those formulas are not defined: then ``value`` only.
 
     Args:
         model: An ``open_clip.CLIP`` with a ``ModifiedResNet`` or ``VisionTransformer`` image tower.
@@ -111,7 +121,7 @@ class OpenCLIPBackbone:
             locations = len(tower.attnpool.positional_embedding) - 1
             native_rows = native_columns = round(locations**0.5)
             has_mean_token = True
-            kinds = ["value", "vv"]
+            kinds: tuple[str, ...] = _RESNET_KINDS
         elif isinstance(tower, VisionTransformer):
             _check_vision_transformer(tower, name)
             self.stride = tower.patch_size[0]
@@ -119,7 +129,7 @@ class OpenCLIPBackbone:
             has_mean_token = False
             blocks = tower.transformer.resblocks
             is_plain = all(isinstance(block, ResidualAttentionBlock) for block in blocks)
-            kinds = list(_FEATURE_PATHS) if is_plain else ["value"]
+            kinds = _VIT_KINDS if is_plain else ("value",)
         else:
             raise ValueError(
                 f"{name}: an image tower of type {type(tower).__name__} is not supported;"
@@ -143,7 +153,7 @@ class OpenCLIPBackbone:
         self.include_global_token = (
             has_mean_token if include_global_token is None else include_global_token
         )
-        self.kinds: tuple[str, ...] = tuple(kinds)
+        self.kinds: tuple[str, ...] = kinds
         self.mean = mean
         self.std = std
         self._fingerprint: str | None = None
@@ -395,6 +405,8 @@ def _encode_by_resnet(
     if kind == "vv":
         tokens = attention_pool_tokens(feature_map, resize(mode="bilinear"))
         return embedding, attention_pool_vv(tokens, pool)
+    if kind == "qk":
+        return embedding, attention_pool_qk(tokens, pool)
     return embedding, value_projection(tokens, value=pool.v_proj, output=pool.c_proj)
 
 

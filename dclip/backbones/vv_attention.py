@@ -14,9 +14,12 @@ vv        :math:`x + \sum S_V`, no FFN                      the last 6     ResNe
 sclip     :math:`y + FFN(y), y = x + W_o (A_Q + A_K) + b_o` the last       ViT
 clearclip :math:`S_Q`                                       the last       ViT
 naclip    :math:`S_K`, near patches favoured                the last       ViT
+maskclip  :math:`y + FFN(y), y = x + W_o V + b_o`           the last       ViT
+qk        CLIP's own attention, every token asking          none           ResNet
 ========= ================================================= ============== ===========
 
-A ResNet has no blocks; there ``vv`` changes the attention pool.
+A ResNet has no blocks; there ``vv`` changes the attention pool. The last two are what the others
+are compared with: MaskCLIP, which a ResNet has as ``value``, and plain CLIP, which a ViT has so.
 """
 
 from collections.abc import Sequence
@@ -59,6 +62,25 @@ def attention_pool_vv(
     return mixed
 
 
+def attention_pool_qk(
+    tokens: Float[Tensor, "images tokens width"], pool: "open_clip.modified_resnet.AttentionPool2d"
+) -> Float[Tensor, "images tokens dim"]:
+    r"""A ResNet's attention pool as CLIP has it, every token asking: the mean's answer comes first.
+
+    .. math:: z = W_c \, \mathrm{softmax}\!\left(Q K^\top / \sqrt{d}\right) V + b_c
+
+    Feature 0 is CLIP's global embedding; the others are what a location would make of the image.
+
+    Args:
+        tokens: From :func:`dclip.backbones.value_projection.attention_pool_tokens`.
+        pool: The tower's last layer.
+    """
+    maps = (pool.q_proj, pool.k_proj, pool.v_proj)
+    queries, keys, values = (_split(each(tokens), pool.num_heads) for each in maps)
+    mixed: Tensor = pool.c_proj(_merge(F.scaled_dot_product_attention(queries, keys, values)))
+    return mixed
+
+
 def run_blocks(
     blocks: Sequence["open_clip.transformer.ResidualAttentionBlock"],
     tokens: Float[Tensor, "images tokens width"],
@@ -74,7 +96,7 @@ def run_blocks(
     Args:
         blocks: The tower's blocks, first to last.
         tokens: What enters the first block, the class token first.
-        kind: ``"vv"``, ``"sclip"``, ``"clearclip"`` or ``"naclip"``.
+        kind: ``"vv"``, ``"sclip"``, ``"clearclip"``, ``"naclip"`` or ``"maskclip"``.
         grid: Rows and columns of the patches.
 
     Returns:
@@ -86,6 +108,8 @@ def run_blocks(
         clearclip: Lan et al., "ClearCLIP", ECCV 2024, arXiv:2407.12442.
         naclip: Hajimiri, Ben Ayed, Dolz, "Pay Attention to Your Neighbours", WACV 2025,
         arXiv:2404.08181; the reduced architecture, which is its default.
+        maskclip: Zhou, Loy, Dai, "MaskCLIP", ECCV 2022, arXiv:2112.01071; with residual and FFN,
+        as in the authors' code.
     """
     num_changed = VV_BLOCKS if kind == "vv" else 1
     for block in blocks[:-num_changed]:
@@ -97,8 +121,8 @@ def run_blocks(
             patches = patches + _branch(block, tokens, by="v")
             tokens = block(tokens)
     else:
-        if kind == "sclip":
-            patches = tokens + _branch(last, tokens, by="qk")
+        if kind in ("sclip", "maskclip"):
+            patches = tokens + _branch(last, tokens, by="qk" if kind == "sclip" else "")
             patches = patches + last.ls_2(last.mlp(last.ln_2(patches)))
         elif kind == "clearclip":
             patches = _branch(last, tokens, by="q")
@@ -122,7 +146,8 @@ def self_attention(
         tokens: What enters the layer, normed.
         attention: The layer, whose maps are used and nothing else.
         by: Letters of the maps that tokens are compared by, of ``"qkv"``. The answers of several
-            are added before the output map: ``"qk"`` is SCLIP's correlative self-attention.
+            are added before the output map: ``"qk"`` is SCLIP's correlative self-attention. With
+            none, a token answers itself: MaskCLIP.
         bias: Added to the logits, the same for all images and heads.
     """
     maps = zip(attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True)
@@ -137,7 +162,8 @@ def self_attention(
         F.scaled_dot_product_attention(heads[letter], heads[letter], values, attn_mask=mask)
         for letter in by
     ]
-    mixed: Tensor = attention.out_proj(_merge(torch.stack(answers).sum(dim=0)))
+    gathered = torch.stack(answers).sum(dim=0) if answers else values
+    mixed: Tensor = attention.out_proj(_merge(gathered))
     return mixed
 
 

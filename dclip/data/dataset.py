@@ -34,6 +34,8 @@ class Dataset:
         takes_urls: Whether ``open`` takes a remote folder as well as a local one.
         expected_with: Images of each split with one option changed, by ``"option=value"``.
         expected_also: Another number of images that is published for a split.
+        open_masks: Of a data set with label vectors whose images have masks as well: opens a split
+            with these, called as ``open``.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Dataset:
     takes_urls: bool = False
     expected_with: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     expected_also: Mapping[str, int] = field(default_factory=dict)
+    open_masks: Callable[[Path, str, Mapping[str, str]], SegmentationListing] | None = None
 
     def expected_images(self, split: str, options: Mapping[str, str]) -> int | None:
         """Images the split should have with these options; None where it is not known."""

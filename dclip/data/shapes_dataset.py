@@ -6,6 +6,7 @@ from pathlib import Path
 from dclip.data import shapes
 from dclip.data.dataset import Dataset, settle
 from dclip.data.listing import ShapesListing
+from dclip.data.segmentation import ShapesMaskListing
 
 
 def open_shapes(root: Path | None, split: str, options: Mapping[str, str]) -> ShapesListing:
@@ -17,6 +18,17 @@ def open_shapes(root: Path | None, split: str, options: Mapping[str, str]) -> Sh
     del root
     settle({}, options)
     return ShapesListing(split)
+
+
+def open_shapes_masks(
+    root: Path | None, split: str, options: Mapping[str, str]
+) -> ShapesMaskListing:
+    """The same split with masks; ``root`` is not looked at.
+
+    Raises:
+        ValueError: If there is no such split, or an option is given.
+    """
+    return ShapesMaskListing(open_shapes(root, split, options))
 
 
 SHAPES = Dataset(
@@ -32,5 +44,7 @@ SHAPES = Dataset(
     homepage="",
     layout=(),
     open=open_shapes,
-    notes="Procedural scenes of 16 classes that come with the package; needs no root.",
+    notes="Procedural scenes of 16 classes that come with the package; needs no root. Masks are"
+    " drawn with the scenes; background is their first class.",
+    open_masks=open_shapes_masks,
 )

@@ -6,15 +6,37 @@ from dclip.metrics.average_precision import (
     mean_average_precision,
 )
 from dclip.metrics.f1 import F1Scores, f1_scores
+from dclip.metrics.iou import (
+    Confusion,
+    Leakage,
+    PaperIoU,
+    class_iou,
+    confusion_matrix,
+    confusion_pairs,
+    image_miou_paper,
+    leakage,
+    miou,
+    pixel_accuracy,
+)
 from dclip.metrics.similarity import cosine_matrix, inter_class_cosine, similarity_report
 
 __all__ = [
+    "Confusion",
     "F1Scores",
+    "Leakage",
+    "PaperIoU",
     "ap_11_point",
     "average_precision",
+    "class_iou",
+    "confusion_matrix",
+    "confusion_pairs",
     "cosine_matrix",
     "f1_scores",
+    "image_miou_paper",
     "inter_class_cosine",
+    "leakage",
     "mean_average_precision",
+    "miou",
+    "pixel_accuracy",
     "similarity_report",
 ]

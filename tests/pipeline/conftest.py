@@ -2,6 +2,12 @@
 
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -56,7 +62,15 @@ def settings(output: Path, **changes: object) -> Config:
         "extract": {"limit": 48, "shard_size": 16, "workers": 2},
         "train": {"epochs": 4, "val_fraction": 0.25, "output_dim": 8},
         "evaluate": {"probe_epochs": 2, "scenes": 2},
-        "sweep": {"epochs": 2, "mfi_weight": [0.0, 0.1], "output_dim": [4, 8], "trials": 2},
+        "sweep": {
+            "epochs": 2,
+            "space": {
+                "train.redundancy_weight": [0.2, 1.0],
+                "train.mfi_weight": [0.0, 0.1],
+                "train.output_dim": [4, 8],
+            },
+            "trials": 2,
+        },
     }
     return Config.model_validate({**values, **changes})
 
@@ -114,3 +128,49 @@ def _rename_cities(root: Path) -> None:
             folder = (root / kind / "val" / old).rename(root / kind / "val" / new)
             for file in folder.iterdir():
                 file.rename(file.with_name(file.name.replace(old, new)))
+
+
+class MlflowServer:
+    """A real ``mlflow server`` on this machine, which a test may kill and start again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.process = folder, None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", self.port,
+            "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}",
+            "--artifacts-destination", self.folder / "artifacts",
+        ]  # fmt: skip
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(word) for word in command],
+                stdout=log, stderr=log, start_new_session=True, cwd=self.folder,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                return
+            except OSError:
+                assert self.process.poll() is None, (self.folder / "server.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A running server; a test that kills it starts it again."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.kill()

@@ -101,7 +101,7 @@ def test_a_damaged_or_foreign_file_is_refused_and_nothing_runs(
 @pytest.mark.parametrize("other", [FORMAT - 1, FORMAT + 1])
 def test_another_format_is_named(tmp_path: Path, other: int) -> None:
     write(tmp_path / "a.safetensors", format=other)
-    with pytest.raises(StageError, match=f"format {other}, this version reads {FORMAT}; train"):
+    with pytest.raises(StageError, match=f"format {other}, this version reads {FORMAT}; delete it"):
         load_checkpoint(tmp_path / "a.safetensors")
 
 

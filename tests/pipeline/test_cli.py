@@ -13,7 +13,7 @@ from pipeline import cli
 from pipeline.config import Config, conf_folder, known_keys
 from pipeline.errors import UsageError
 
-STAGES = ("extract", "train", "evaluate", "sweep", "ablate", "run")
+STAGES = ("extract", "train", "evaluate", "segment", "sweep", "ablate", "run")
 
 
 def parse(*words: str, stage: str = "train") -> Config:
@@ -61,8 +61,9 @@ def test_a_preset_fills_what_the_layers_leave_open(tmp_path: Path) -> None:
 def test_keys_of_the_stage_need_no_prefix_and_both_dashes_do() -> None:
     assert parse("--batch_size=16", stage="train").train.batch_size == 16
     assert parse("--batch-size", "16", stage="extract").extract.batch_size == 16
-    assert parse("--mfi-weight", "0.1,0.2", stage="sweep").sweep.mfi_weight == [0.1, 0.2]
-    assert parse("--no-grid", stage="sweep").sweep.grid is False
+    space = parse("--space", "train.lr=0.1,0.2", "--space", "seed=1..3", stage="sweep").sweep.space
+    assert space == {"train.lr": ["0.1", "0.2"], "seed": "1..3"}
+    assert parse("--no-asha", stage="sweep").sweep.asha is False
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_a_root_may_be_a_url(
 def test_every_key_has_a_description() -> None:
     schema = json.dumps(Config.model_json_schema())
     assert schema.count('"description"') > 60
-    for section in ("extract", "train", "evaluate", "sweep"):
+    for section in ("extract", "train", "evaluate", "segment", "sweep"):
         model = Config.model_fields[section].annotation
         assert model is not None
         assert all(model.model_fields[key].description for key in known_keys(section))  # type: ignore[attr-defined]

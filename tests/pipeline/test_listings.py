@@ -14,9 +14,10 @@ from PIL import Image
 from dclip.data import shapes
 from dclip.data.listing import ImageListing, Listing
 from dclip.data.registry import DATASETS
+from dclip.data.segmentation import SegmentationListing, mask_labels
 from pipeline import cli
 from pipeline.errors import UsageError
-from pipeline.listings import find_dataset, open_listing, open_segmentation, options_of
+from pipeline.listings import open_listing, open_segmentation, options_of
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +143,28 @@ def test_wrong_usage_says_what_is_right(
     assert message in str(error.value)
 
 
-def test_label_vectors_are_no_masks() -> None:
-    with pytest.raises(UsageError, match="has label vectors, no masks"):
-        open_segmentation("shapes", None, "test")
-    assert find_dataset("ade20k").task == "segmentation"
+@pytest.mark.parametrize("dataset", ["coco14", "folder:photos", "own.json"])
+def test_label_vectors_are_no_masks(dataset: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"has label vectors, no masks; shapes, voc12-seg, .* have"
+    ):
+        open_segmentation(dataset, None, "test")
+
+
+def test_shapes_has_masks_of_the_scenes_that_have_its_label_vectors() -> None:
+    masked, labelled = (
+        open_segmentation("shapes", None, "test"),
+        open_listing("shapes", None, "test"),
+    )
+    assert isinstance(masked, SegmentationListing)
+    assert len(masked) == len(labelled)
+    assert masked.class_names == ("background", *labelled.class_names)
+    for row in (0, 7):
+        sample, label_vector = masked.read(row), labelled.read(row).labels
+        assert sample.image.tobytes() == labelled.read(row).image.tobytes()
+        assert mask_labels(sample.mask, masked.class_names).tolist() == label_vector.tolist()
+        assert (masked.read_mask(row) == sample.mask).all()
+    assert masked.identity() != labelled.identity()
 
 
 SEGMENTATION = [name for name, known in DATASETS.items() if known.task == "segmentation"]

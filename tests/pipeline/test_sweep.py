@@ -1,49 +1,275 @@
-"""The points of a sweep: every combination once, draws that repeat, and nothing out of range."""
+"""Sweeps on a real Ray and a real MLflow: packs, searches, failures, kills, the winner."""
 
+import csv
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import psutil
 import pytest
+import torch
 
-from pipeline.config import SweepConfig
-from pipeline.errors import UsageError
-from pipeline.sweep import points
+from dclip.logits import presence_probability
+from pipeline import evaluate, extract, sweep
+from pipeline.checkpoints import load_checkpoint
+from pipeline.config import Config
+from pipeline.errors import StageError, UsageError
 
+from .conftest import TOY, WITH_RAY, settings
 
-def test_the_grid_takes_every_combination_and_lambda_only_with_mfi() -> None:
-    config = SweepConfig(redundancy_weight=[0.2, 1.0], mfi_weight=[0.0, 0.1], output_dim=[4, 8])
-    found = [
-        (p["redundancy_weight"], p["mfi_weight"], p["output_dim"]) for p in points(config, seed=0)
-    ]
-    # alpha = 0 appears once per dimension: lambda weighs nothing there
-    assert found == [
-        (0.2, 0.0, 4), (0.2, 0.0, 8), (0.2, 0.1, 4), (0.2, 0.1, 8), (1.0, 0.1, 4), (1.0, 0.1, 8),
-    ]  # fmt: skip
+pytestmark = WITH_RAY
+
+LAMBDA, ALPHA, DIM = "train.redundancy_weight", "train.mfi_weight", "train.output_dim"
 
 
-def test_fewer_trials_are_drawn_from_the_grid_without_repetition() -> None:
-    config = SweepConfig(trials=4)
-    chosen = [tuple(point.items()) for point in points(config, seed=1)]
-    grid = [tuple(point.items()) for point in points(SweepConfig(), seed=1)]
-    assert len(set(chosen)) == 4
-    assert set(chosen) <= set(grid)
-    assert chosen == [tuple(point.items()) for point in points(config, seed=1)]
+@pytest.fixture(scope="module")
+def output(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the features of both splits."""
+    folder = tmp_path_factory.mktemp("sweep")
+    extract.run(settings(folder))
+    return folder
 
 
-def test_random_points_stay_within_what_was_given() -> None:
-    config = SweepConfig(
-        grid=False,
-        trials=50,
-        mfi_weight=[0.0, 0.01, 1.0],
-        redundancy_weight=[0.5],
-        output_dim=[4, 8],
+def config(output: Path, space: dict[str, Any], **changes: Any) -> Config:
+    return settings(output, sweep={"epochs": 3, "space": space, **changes})
+
+
+def runs(output: Path, name: str) -> dict[str, mlflow.entities.Run]:
+    """Runs of a sweep by their key."""
+    store = mlflow.MlflowClient(f"sqlite:///{output.absolute() / 'mlflow.db'}")
+    experiment = store.get_experiment_by_name("dclip-shapes")
+    if experiment is None:
+        return {}
+    found = store.search_runs(
+        [experiment.experiment_id], f"tags.`dclip.sweep_id` = '{name}'", max_results=1000
     )
-    found = points(config, seed=0)
-    assert len(found) == 50
-    assert all(0.01 <= point["mfi_weight"] <= 1.0 for point in found)
-    assert all(point["redundancy_weight"] == pytest.approx(0.5) for point in found)
-    assert {point["output_dim"] for point in found} == {4, 8}
-    below = sum(point["mfi_weight"] < 0.1 for point in found)
-    assert 15 < below < 35  # log-uniform: half of the draws below the geometric mean
+    keys = [run.data.tags["dclip.key"] for run in found]
+    assert len(set(keys)) == len(keys), "a run is there twice"
+    return dict(zip(keys, found, strict=True))
 
 
-def test_random_search_over_nothing_is_an_error() -> None:
-    with pytest.raises(UsageError, match="positive"):
-        points(SweepConfig(grid=False, mfi_weight=[0.0]), seed=0)
+def steps(output: Path, run: mlflow.entities.Run) -> list[int]:
+    store = mlflow.MlflowClient(f"sqlite:///{output.absolute() / 'mlflow.db'}")
+    return [m.step for m in store.get_metric_history(run.info.run_id, "train/loss")]
+
+
+def by_point(report: dict[str, Any], *keys: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+    return {tuple(row[key] for key in keys): row for row in report["trials"]}
+
+
+def test_trials_that_train_together_end_as_each_would_alone(output: Path) -> None:
+    space = {LAMBDA: [0.2, 1.0], ALPHA: [0.1, 1.0], DIM: [4, 8], "seed": [0, 3]}
+    together = by_point(sweep.run(config(output, space)), *space)
+    alone = by_point(sweep.run(config(output, space, pack="never")), *space)
+    assert together.keys() == alone.keys()
+    assert len(alone) == 16
+    for point, row in alone.items():
+        assert row["epochs"] == together[point]["epochs"] == 3
+        assert together[point]["val_map"] == pytest.approx(row["val_map"], abs=1e-4)
+        assert together[point]["inter_class_cosine"] == pytest.approx(
+            row["inter_class_cosine"], abs=1e-3
+        )
+    assert len({round(row["inter_class_cosine"], 6) for row in alone.values()}) == 16
+
+
+def test_the_winner_becomes_a_checkpoint_and_a_registered_model_once(
+    output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(output, {ALPHA: [0.0, 0.1], "train.lr": [1e-3, 1e-2]})
+    report = sweep.run(settings)
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    printed = capsys.readouterr().out
+    assert report["model"] in printed
+    assert report["checkpoint"] in printed
+    with Path(report["files"][0]).open(encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["val_map"]) for row in table] == sorted(
+        (row["val_map"] for row in report["trials"]), reverse=True
+    )
+    model, texts, about = load_checkpoint(Path(report["checkpoint"]))
+    assert about.recipe.lr == report["best"]["train.lr"]
+    assert about.recipe.mfi_weight == report["best"][ALPHA]
+    assert about.history[-1]["val_map"] == report["best"]["val_map"]
+    systems = evaluate.evaluate(settings, [Path(report["checkpoint"])])[0]["systems"]
+    assert systems["dclip"]["map"] > 0
+    # what MLflow loads says the same, for any number of images and locations
+    uri = f"sqlite:///{output / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    loaded = mlflow.pytorch.load_model(report["model"])
+    local = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 7, 16))).float()
+    expected = presence_probability(model(local, texts).pair_logits)
+    torch.testing.assert_close(loaded(local), expected)
+    store = mlflow.MlflowClient(uri)
+    version = store.get_model_version_by_alias("dclip-shapes", "best")
+    assert report["model"] == f"models:/dclip-shapes/{version.version}"
+    assert version.tags["train.mfi_weight"] == f"{about.recipe.mfi_weight:g}"
+    assert {"train.output_dim", "train.redundancy_weight", "train.lr", "val_map"} <= set(
+        version.tags
+    )
+    key = f"{report['name']}/{report['best']['trial']}"
+    assert version.run_id == runs(output, report["name"])[key].info.run_id
+    before = len(store.search_model_versions("name = 'dclip-shapes'"))
+    again = sweep.run(settings)
+    assert (again["trials"], again["model"]) == (report["trials"], report["model"])
+    found = runs(output, report["name"])
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert len(store.search_model_versions("name = 'dclip-shapes'")) == before
+
+
+def test_a_point_that_diverges_is_recorded_and_disturbs_no_other(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = {"train.optimizer": ["sgd"], "seed": [0, 1]}  # adamw steps equally far at any loss
+    report = sweep.run(config(output, {ALPHA: [0.1, 1e38], **space}))
+    rows = by_point(report, ALPHA, "seed")
+    assert report["failed"] == 2
+    assert "lower lr or mfi_weight" in rows[1e38, 1]["error"]
+    assert "failed: the loss is" in capsys.readouterr().out
+    calm = by_point(sweep.run(config(output, {ALPHA: [0.1], **space})), "seed")
+    for seed in (0, 1):
+        assert rows[0.1, seed]["val_map"] == pytest.approx(calm[seed,]["val_map"], abs=1e-4)
+    found = runs(output, report["name"])
+    for row in report["trials"]:
+        run = found[f"{report['name']}/{row['trial']}"]
+        failed = row[ALPHA] == 1e38
+        assert run.info.status == ("FAILED" if failed else "FINISHED")
+        assert run.data.tags.get("dclip.error", "") == row["error"]
+
+
+def test_a_sweep_of_nothing_but_failures_is_an_error_that_leaves_a_table(output: Path) -> None:
+    with pytest.raises(StageError, match=r"all 2 trials of .* failed; see .*trials\.csv"):
+        sweep.run(config(output, {ALPHA: [1e38, 1e37], "train.optimizer": ["sgd"]}))
+
+
+def test_optuna_chooses_within_the_space_and_asha_stops_weak_trials(output: Path) -> None:
+    space = {ALPHA: "0.01..1", DIM: [4, 8], "train.lr": [1e-3, 1e-2], "train.batch_size": "8..16"}
+    report = sweep.run(config(output, space, search="optuna", trials=5, epochs=4, asha=True))
+    assert len(report["trials"]) == 5
+    for row in report["trials"]:
+        assert 0.01 <= row[ALPHA] <= 1
+        assert row[DIM] in (4, 8)
+        assert row["train.batch_size"] in range(8, 17)
+        assert 2 <= row["epochs"] <= 4
+    found = runs(output, report["name"])
+    assert len(found) == 6
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    again = sweep.run(config(output, space, search="optuna", trials=5, epochs=4, asha=True))
+    assert again["trials"] == report["trials"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train": {"workers": 2}}, "sweep.concurrency"),
+        ({"train": {"val_fraction": 0}}, "val-fraction must be above 0"),
+        ({"sweep": {"space": {"train.lr": [0]}}}, "train.lr: input should be greater than 0"),
+    ],
+)
+def test_what_cannot_be_swept_is_said_before_any_work(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        sweep.run(settings(tmp_path, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def command(output: Path, *words: str) -> subprocess.Popen[str]:
+    """A sweep long enough to be killed: four trials of 60 epochs."""
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "pipeline.sweep", "--backbone", TOY, "--output", str(output),
+            "--device", "cpu", "--extract.limit", "48", "--extract.shard-size", "16",
+            "--train.val-fraction", "0.25", "--train.batch-size", "1", "--epochs", "60",
+            "--space", "train.mfi_weight=0.1,1,seed=0,1", "--concurrency", "2", "--json", *words,
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen[str], done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not done():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def logged(output: Path) -> dict[str, int]:
+    """Epochs that MLflow holds of each trial of the one sweep of a folder."""
+    try:
+        with closing(sqlite3.connect(output / "mlflow.db")) as base:
+            rows = base.execute(
+                "select t.value, count(*) from tags t join metrics m on m.run_uuid = t.run_uuid "
+                "where t.key = 'dclip.key' and m.key = 'train/loss' group by t.value"
+            )
+            return dict(rows.fetchall())
+    except sqlite3.OperationalError:  # not made yet, or being written
+        return {}
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
+    out, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    return json.loads(out.splitlines()[-1]), errors
+
+
+@pytest.mark.parametrize("pack", ["auto", "never"])
+def test_a_sweep_whose_driver_is_killed_goes_on_without_a_run_or_epoch_too_many(
+    output: Path, tmp_path: Path, pack: str
+) -> None:
+    (tmp_path / "features").symlink_to(output / "features")
+    words = ("--pack", pack)
+    process = command(tmp_path, *words)
+    wait_for(process, lambda: max(logged(tmp_path).values(), default=0) >= 5)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = logged(tmp_path)
+    assert any(0 < count < 60 for count in before.values())
+    report, errors = finished(command(tmp_path, *words))
+    resumed = [int(line.rsplit(" ", 1)[1]) for line in errors.splitlines() if "went on" in line]
+    assert max(resumed) >= max(n for n in before.values() if n < 60) - 1
+    found = runs(tmp_path, report["name"])
+    assert len(found) == 5
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    for key, run in found.items():
+        if "/" in key:
+            assert steps(tmp_path, run) == list(range(1, 61))
+    assert report["failed"] == 0
+    if pack == "auto":
+        calm = tmp_path / "calm"
+        calm.mkdir()
+        (calm / "features").symlink_to(output / "features")
+        undisturbed, _ = finished(command(calm, *words))
+        assert undisturbed["trials"] == report["trials"]
+
+
+def test_a_trial_whose_worker_is_killed_is_repeated_from_its_checkpoint(
+    output: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "features").symlink_to(output / "features")
+    process = command(tmp_path)
+    wait_for(process, lambda: max(logged(tmp_path).values(), default=0) >= 3)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "ImplicitFunc" in " ".join(child.cmdline())
+    ]
+    assert workers
+    workers[0].kill()
+    report, errors = finished(process)
+    assert "went on after epoch" in errors
+    assert report["failed"] == 0
+    for key, run in runs(tmp_path, report["name"]).items():
+        assert run.info.status == "FINISHED"
+        if "/" in key:
+            assert steps(tmp_path, run) == list(range(1, 61))

@@ -11,13 +11,21 @@ from torch import Tensor, nn
 
 from dclip.backbones.clip import OpenCLIPBackbone
 from dclip.backbones.value_projection import value_projection
-from dclip.backbones.vv_attention import attention_pool_vv, neighbourhood_bias, self_attention
+from dclip.backbones.vv_attention import (
+    attention_pool_qk,
+    attention_pool_vv,
+    neighbourhood_bias,
+    self_attention,
+)
 
 BuildModel = Callable[..., open_clip.CLIP]
 Resize = Callable[..., Tensor]
 
-VIT_KINDS = ["vv", "sclip", "clearclip", "naclip"]
-ALL = [("resnet", "value"), ("resnet", "vv"), *(("vit", kind) for kind in ["value", *VIT_KINDS])]
+VIT_KINDS = ["vv", "sclip", "clearclip", "naclip", "maskclip"]
+ALL = [
+    *(("resnet", kind) for kind in ["value", "vv", "qk"]),
+    *(("vit", kind) for kind in ["value", *VIT_KINDS]),
+]
 
 
 @pytest.fixture
@@ -121,6 +129,12 @@ def vit_oracle(model: open_clip.CLIP, images: Tensor, kind: str, resize: Resize)
         elif kind == "sclip":
             new = original[11] + attend_in_block(blocks[11], original[11], "qk", grid)
             new = new + blocks[11].mlp(blocks[11].ln_2(new))
+        elif kind == "maskclip":
+            last, normed = blocks[11], blocks[11].ln_1(original[11])
+            value = slice(2 * len(normed[0]), None)
+            values = normed @ last.attn.in_proj_weight[value].T + last.attn.in_proj_bias[value]
+            new = original[11] + values @ last.attn.out_proj.weight.T + last.attn.out_proj.bias
+            new = new + last.mlp(last.ln_2(new))
         elif kind == "clearclip":
             new = attend_in_block(blocks[11], original[11], "q", grid)
         else:
@@ -177,8 +191,23 @@ def test_a_resnets_embedding_is_the_same_for_every_kind_at_any_size(
 ) -> None:
     backbone = backbone_of("resnet")
     images = torch.randn(2, 3, 64, 160)
-    value, vv = (backbone.encode_images(images, kind=kind) for kind in backbone.kinds)
-    assert torch.equal(value.embedding, vv.embedding)
+    found = [backbone.encode_images(images, kind=kind) for kind in backbone.kinds]
+    assert all(torch.equal(found[0].embedding, other.embedding) for other in found[1:])
+
+
+def test_asked_by_the_mean_token_the_pool_gives_clips_embedding(
+    backbone_of: Callable[[str], OpenCLIPBackbone],
+) -> None:
+    found = backbone_of("resnet").encode_images(torch.randn(2, 3, 64, 160), kind="qk")
+    torch.testing.assert_close(found.local[:, 0], found.embedding)
+
+
+def test_with_queries_and_keys_of_values_clips_pool_is_vv_attention() -> None:
+    pool = pool_of(12, 3, 5)
+    for other in (pool.q_proj, pool.k_proj):
+        other.load_state_dict(pool.v_proj.state_dict())
+    tokens = torch.randn(2, 7, 12)
+    torch.testing.assert_close(attention_pool_qk(tokens, pool), attention_pool_vv(tokens, pool))
 
 
 @pytest.mark.parametrize("tower", ["resnet", "vit"])
@@ -288,15 +317,15 @@ def test_layer_scale_weighs_what_a_block_adds(
         block.ls_2.gamma.zero_()
     zero = OpenCLIPBackbone(scaled, tokenizer, name="scaled").encode_images(images, kind=kind)
     tower = scaled.visual
-    start = tower._embeds(images) if kind in ("vv", "sclip") else torch.zeros(1, 17, 32)
+    start = tower._embeds(images) if kind in ("vv", "sclip", "maskclip") else torch.zeros(1, 17, 32)
     torch.testing.assert_close(zero.local, (tower.ln_post(start) @ tower.proj)[:, 1:])
 
 
 @pytest.mark.parametrize(
     ("tower", "changes", "kinds"),
     [
-        ("resnet", {}, ("value", "vv")),
-        ("vit", {}, ("value", "vv", "sclip", "clearclip", "naclip")),
+        ("resnet", {}, ("value", "vv", "qk")),
+        ("vit", {}, ("value", "vv", "sclip", "clearclip", "naclip", "maskclip")),
         ("vit", {"qk_norm": True}, ("value",)),
     ],
 )
@@ -309,11 +338,11 @@ def test_a_backbone_names_its_kinds_and_refuses_others(
 ) -> None:
     backbone = OpenCLIPBackbone(build_model(tower, **changes), tokenizer, name="small")
     assert backbone.kinds == kinds
-    message = f"unknown kind of features 'maskclip'; small offers {', '.join(kinds)}$"
+    message = f"unknown kind of features 'surgery'; small offers {', '.join(kinds)}$"
     with pytest.raises(ValueError, match=message):
-        backbone.encode_images(torch.zeros(1, 3, 96, 96), kind="maskclip")
+        backbone.encode_images(torch.zeros(1, 3, 96, 96), kind="surgery")
     with pytest.raises(ValueError, match=message):
-        backbone.feature_path("maskclip")
+        backbone.feature_path("surgery")
 
 
 def test_every_kind_has_a_path_of_its_own(
@@ -321,7 +350,7 @@ def test_every_kind_has_a_path_of_its_own(
 ) -> None:
     backbone = backbone_of("vit")
     paths = [backbone.feature_path(kind) for kind in backbone.kinds]
-    assert len(set(paths)) == 5
+    assert len(set(paths)) == 6
     # part of every fingerprint and so of every checkpoint: another text would disown them all
     assert paths[0] == "value path, bicubic positions, v1"
     assert "bilinear" in paths[1]

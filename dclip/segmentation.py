@@ -1,0 +1,516 @@
+r"""Segmentation without masks: every pixel takes the class whose text its features are most like.
+
+An image goes through the frozen backbone as one square or as sliding windows
+(`dclip.data.windows`). From there on:
+
+1. `class_scores`: cosines of the local features with the texts of every class; `System` says with
+   which projectors, if any. `surgery_scores` is CLIP Surgery's form.
+   `System.present`, on request, lets only those classes compete that the projectors find.
+2. `min_max`: on request, each class's scores over the image become 0 to 1.
+3. `label_map`: scores are drawn to the size of the image and each pixel takes the largest; on
+   request, it is background where none is sure enough.
+
+The full-size scores of all classes are never in memory at once: rows are drawn in chunks.
+
+References:
+    Rawlekar et al., "Efficiently Disentangling CLIP for Multi-Object Perception", arXiv:2502.02977,
+    and ``vocper.py`` in the authors' repository; Li et al., "CLIP Surgery", arXiv:2304.05653.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from dclip.backbones import Backbone, ImageFeatures
+from dclip.data.pixels import normalise
+from dclip.data.windows import View, Window
+from dclip.logits import presence_probability, similarity_maps
+from dclip.model import DCLIP
+from dclip.precision import at_least_float32
+from dclip.prompts import encode_class_names
+from dclip.templates import ZERO_SHOT_TEMPLATE
+
+MAX_CLASSES = 255
+"""Of a label map, background included; 255 is no class but what masks leave out."""
+
+BUDGET = 1 << 26
+"""Bytes that the rows drawn at once may take, scores of all classes together."""
+
+SURGERY_SHARPNESS = 2.0
+"""Multiplier of the cosines in the class weights of feature surgery, as CLIP Surgery has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How scores become classes; one rule for all systems that are compared.
+
+    Attributes:
+        normalisation: ``"minmax"``: `min_max` over the image, as in the paper; ``"none"``: cosines.
+        logit_scale: Multiplier of the normalised scores in the softmax over classes; without
+            ``background`` it changes nothing.
+        background: A pixel is background where its largest probability over classes lies below
+            this, in (0, 1). None: every pixel takes a class.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    normalisation: Literal["minmax", "none"] = "minmax"
+    logit_scale: float = 100.0
+    background: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.normalisation not in ("minmax", "none"):
+            raise ValueError(f"normalisation must be 'minmax' or 'none': {self.normalisation!r}")
+        if not self.logit_scale > 0:
+            raise ValueError(f"logit_scale must be above 0, got {self.logit_scale}")
+        if self.background is not None and not 0 < self.background < 1:
+            raise ValueError(f"background must lie in (0, 1), got {self.background}")
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """What the classes are called, as features.
+
+    Attributes:
+        features: One row a phrasing.
+        classes: Which class each row speaks of, from 0 without a gap.
+    """
+
+    features: Float[Tensor, "phrasings dim"]
+    classes: Int64[Tensor, " phrasings"]
+
+
+def encode_class_texts(
+    backbone: Backbone,
+    phrasings: Sequence[Sequence[str]],
+    *,
+    templates: Sequence[str] = (ZERO_SHOT_TEMPLATE,),
+) -> ClassTexts:
+    """Unit features of every phrasing of every class, as `dclip.prompts.encode_class_names`.
+
+    Args:
+        backbone: Frozen encoder.
+        phrasings: For each class what it is called, at least one name; no name twice.
+        templates: Prompt templates, whose unit features are averaged.
+
+    Raises:
+        ValueError: If there is no class, one has no phrasing, a phrasing is blank or there twice,
+            or a template has not one ``{}``.
+    """
+    nameless = [position for position, names in enumerate(phrasings) if not names]
+    if nameless:
+        raise ValueError(f"classes {nameless} have no phrasing; give each at least one")
+    names = [name for own in phrasings for name in own]
+    features = encode_class_names(backbone, names, templates=templates)
+    classes = [position for position, own in enumerate(phrasings) for _ in own]
+    return ClassTexts(features, torch.tensor(classes, device=features.device))
+
+
+@dataclass(frozen=True)
+class System:
+    """A way from a backbone's features to scores of classes.
+
+    Attributes:
+        kind: Kind of local features it looks at.
+        texts: Frozen text features of the classes.
+        model: Projectors that both sides pass, in evaluation mode; None for frozen CLIP.
+        surgery: Whether scores are those of `surgery_scores`; for frozen CLIP only.
+        pairs: Frozen features of the classes' prompt pairs, negatives first, as the projectors were
+            trained with. Where given, only the classes that `present` finds compete.
+        presence_kind: Kind of local features that `present` looks at: what was trained on.
+
+    Raises:
+        ValueError: If projectors are there and surgery is asked for, or the other way round with
+            ``pairs``.
+    """
+
+    kind: str
+    texts: ClassTexts
+    model: DCLIP | None = None
+    surgery: bool = False
+    pairs: Float[Tensor, "pairs dim"] | None = None
+    presence_kind: str = "value"
+
+    def __post_init__(self) -> None:
+        if self.model is not None and self.surgery:
+            raise ValueError("feature surgery is of frozen CLIP; leave out the projectors")
+        if self.model is None and self.pairs is not None:
+            raise ValueError("only projectors tell which classes are present; leave out pairs")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of local features it needs."""
+        return (self.kind,) if self.pairs is None else (self.kind, self.presence_kind)
+
+    @torch.no_grad()
+    def scores(
+        self, features: ImageFeatures, *, has_global_token: bool
+    ) -> Float[Tensor, "windows classes locations"]:
+        """Scores of every class at every location.
+
+        Args:
+            features: What the backbone says of some windows.
+            has_global_token: Whether their first location is the mean token, which is dropped.
+        """
+        local, texts = features.local, self.texts
+        if self.surgery:
+            token = local[:, 0] if has_global_token else features.embedding
+            local = local[:, 1:] if has_global_token else local
+            return surgery_scores(local, texts, token)
+        local = local[:, 1:] if has_global_token else local
+        if self.model is not None:
+            local = self.model.project_images(at_least_float32(local))
+            projected = self.model.project_texts(texts.features.float(), statistics="running")
+            texts = ClassTexts(projected, texts.classes)
+        return class_scores(local, texts)
+
+    @torch.no_grad()
+    def present(
+        self, local: Float[Tensor, "windows locations dim"]
+    ) -> Int64[Tensor, " found"] | None:
+        """Classes that the projectors find in an image: probability above one half, or the largest.
+
+        It is the projectors' own answer to the task they were trained for, over the locations of
+        all windows as if they were of one.
+
+        Args:
+            local: Of one image and of `presence_kind`, the mean tokens included where there are.
+
+        Returns:
+            Positions, ascending; None if all classes compete.
+        """
+        if self.model is None or self.pairs is None:
+            return None
+        locations = at_least_float32(local).flatten(0, 1)[None]
+        logits = self.model(locations, self.pairs.float()).pair_logits
+        return likely_present(presence_probability(logits)[0])
+
+
+def likely_present(probability: Float[Tensor, " classes"]) -> Int64[Tensor, " found"]:
+    """Classes of probability one half or more, or the largest; positions, ascending."""
+    return (probability >= probability.max().clamp(max=0.5)).nonzero().flatten()
+
+
+def class_scores(
+    local: Float[Tensor, "windows locations dim"], texts: ClassTexts
+) -> Float[Tensor, "windows classes locations"]:
+    """Cosine of every location with every class, the largest of the class's phrasings.
+
+    Args:
+        local: Local features without the mean token, of any length.
+        texts: Text features, of any length.
+
+    Returns:
+        Cosines in [-1, 1].
+    """
+    return _best_phrasing(similarity_maps(local, texts.features), texts.classes)
+
+
+def surgery_scores(
+    local: Float[Tensor, "windows locations dim"],
+    texts: ClassTexts,
+    token: Float[Tensor, "windows dim"],
+) -> Float[Tensor, "windows classes locations"]:
+    r"""Feature surgery: what all classes share at a location is taken out of each one's score.
+
+    With unit features :math:`z_l`, :math:`t_k` of the phrasings and :math:`g` of the class token,
+
+    .. math::
+        s_{kl} = w_k \, z_l \cdot t_k - \frac{1}{K} \sum_m w_m \, z_l \cdot t_m, \qquad
+        w_k = \frac{K \exp(2 \, g \cdot t_k)}{\sum_m \exp(2 \, g \cdot t_m)}
+
+    What is subtracted is the same for all classes: without `min_max`, only the weights matter.
+
+    Args:
+        local: Local features of the kind ``vv``, without the mean token, of any length.
+        texts: Text features, of any length.
+        token: Class token of a ViT or mean token of a ResNet, of any length.
+
+    References:
+        Li et al., "CLIP Surgery", arXiv:2304.05653, section 3.4; ``clip_feature_surgery`` of the
+        authors, written there as a sum over channels.
+    """
+    sharpness = SURGERY_SHARPNESS * similarity_maps(token[:, None], texts.features)
+    weights = sharpness.softmax(dim=1) * len(texts.features)
+    weighted = weights * similarity_maps(local, texts.features)
+    return _best_phrasing(weighted - weighted.mean(dim=1, keepdim=True), texts.classes)
+
+
+def _best_phrasing(
+    scores: Float[Tensor, "windows phrasings locations"], classes: Int64[Tensor, " phrasings"]
+) -> Float[Tensor, "windows classes locations"]:
+    """The largest score among the phrasings of each class."""
+    num_classes = int(classes.max()) + 1
+    if num_classes == len(classes) and bool((classes.diff() > 0).all()):
+        return scores  # one phrasing a class, in order
+    return torch.stack([scores[:, classes == own].amax(1) for own in range(num_classes)], dim=1)
+
+
+def min_max(
+    scores: Float[Tensor, "windows classes locations"],
+) -> Float[Tensor, "windows classes locations"]:
+    """Scores of each class over one image stretched to [0, 1], each class by itself.
+
+    Every class then has a location of value 1, whether the image shows it or not: the class that
+    wins a pixel may change. A class with equal scores everywhere has 0.
+
+    Args:
+        scores: Of all windows of one image.
+    """
+    lowest = scores.amin(dim=(0, 2), keepdim=True)
+    span = scores.amax(dim=(0, 2), keepdim=True) - lowest
+    return (scores - lowest) / span.where(span > 0, 1.0)
+
+
+def label_map(
+    scores: Float[Tensor, "windows classes rows columns"],
+    windows: Sequence[Window],
+    canvas: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    logit_scale: float = 100.0,
+    background: float | None = None,
+    budget: int = BUDGET,
+) -> UInt8[Tensor, "height width"]:
+    """The class of every pixel: the one of the largest score, bilinearly drawn.
+
+    Each window's grid is drawn to the window's pixels, windows that overlap are averaged, and the
+    canvas is drawn to the size wanted; ``align_corners=False`` throughout.
+
+    Args:
+        scores: Grids of scores of one image.
+        windows: Where on the canvas they lie; together they cover it.
+        canvas: Height and width of the canvas.
+        size: Height and width wanted.
+        logit_scale: Multiplier of the scores in the softmax over classes.
+        background: Pixels whose largest probability is below this are background; None for none.
+        budget: Bytes that the rows drawn at once may take. It decides memory, not the result.
+
+    Returns:
+        Position of the class; with ``background``, 0 for background and 1 + position otherwise.
+
+    Raises:
+        ValueError: If there are more classes than a label map holds.
+    """
+    num_classes = scores.shape[1]
+    if num_classes + int(background is not None) > MAX_CLASSES:
+        raise ValueError(f"a label map holds {MAX_CLASSES} classes, not {num_classes}")
+    scores = at_least_float32(scores)
+    # rows of the canvas and of the result, and about as much again in between
+    widths = size[1] + canvas[1] * max(1.0, canvas[0] / size[0])
+    step = max(1, int(budget / (2 * num_classes * widths * scores.element_size())))
+    result = torch.empty(size, dtype=torch.uint8, device=scores.device)
+    for start in range(0, size[0], step):
+        stop = min(start + step, size[0])
+        drawn = _draw(scores, windows, canvas, size, start, stop)
+        largest, classes = drawn.max(dim=0)
+        if background is not None:
+            total = drawn.sub_(largest).mul_(logit_scale).exp_().sum(dim=0)
+            classes = torch.where(1 / total < background, 0, classes + 1)
+        result[start:stop] = classes
+    return result
+
+
+def _draw(
+    scores: Float[Tensor, "windows classes rows columns"],
+    windows: Sequence[Window],
+    canvas: tuple[int, int],
+    size: tuple[int, int],
+    start: int,
+    stop: int,
+) -> Float[Tensor, "classes drawn width"]:
+    """Rows ``start`` to ``stop`` of the scores of all classes at the size wanted."""
+    if canvas == size:
+        return _draw_canvas(scores, windows, canvas, start, stop)
+    low, high, _ = _sources(canvas[0], size[0], start, stop, scores.device)
+    first, last = int(low[0]), int(high[-1]) + 1
+    rows = _draw_canvas(scores, windows, canvas, first, last)
+    return _stretch(rows, canvas[0], size, start, stop, first)
+
+
+def _draw_canvas(
+    scores: Float[Tensor, "windows classes rows columns"],
+    windows: Sequence[Window],
+    canvas: tuple[int, int],
+    start: int,
+    stop: int,
+) -> Float[Tensor, "classes drawn width"]:
+    """Rows of the canvas: the mean of the windows that lie there."""
+    if len(windows) == 1:
+        return _stretch(scores[0], scores.shape[2], canvas, start, stop)
+    total = scores.new_zeros(scores.shape[1], stop - start, canvas[1])
+    count = scores.new_zeros(stop - start, canvas[1])
+    for own, window in zip(scores, windows, strict=True):
+        above, below = max(start, window.top), min(stop, window.top + window.height)
+        if above >= below:
+            continue
+        size = (window.height, window.width)
+        part = _stretch(own, own.shape[1], size, above - window.top, below - window.top)
+        rows = slice(above - start, below - start)
+        columns = slice(window.left, window.left + window.width)
+        total[:, rows, columns] += part
+        count[rows, columns] += 1
+    return total.div_(count)
+
+
+def _stretch(
+    rows: Float[Tensor, "classes rows columns"],
+    height: int,
+    size: tuple[int, int],
+    start: int,
+    stop: int,
+    first: int = 0,
+) -> Float[Tensor, "classes drawn width"]:
+    """Rows ``start`` to ``stop`` of a bilinear resize to ``size``.
+
+    Args:
+        rows: Rows of the source from ``first`` on, as many as are needed.
+        height: Number of rows of the whole source.
+        size: Height and width after the resize.
+        start: First row wanted.
+        stop: End of the rows wanted.
+        first: Which row of the source ``rows`` begins with.
+    """
+    low, high, share = _sources(height, size[0], start, stop, rows.device)
+    blended = torch.lerp(rows[:, low - first], rows[:, high - first], share[:, None].to(rows))
+    if rows.shape[2] == size[1]:
+        return blended
+    wanted = (stop - start, size[1])
+    return F.interpolate(blended[None], wanted, mode="bilinear", align_corners=False)[0]
+
+
+def _sources(
+    source: int, target: int, start: int, stop: int, device: torch.device
+) -> tuple[Int64[Tensor, " drawn"], Int64[Tensor, " drawn"], Float[Tensor, " drawn"]]:
+    """Between which two source rows each target row lies, and how near to the second."""
+    places = torch.arange(start, stop, device=device, dtype=torch.float64)
+    centres = ((places + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
+    low = centres.long()
+    return low, (low + 1).clamp(max=source - 1), centres - low
+
+
+def segment_images(
+    backbone: Backbone,
+    views: Sequence[View],
+    systems: Mapping[str, System],
+    rule: Rule,
+    *,
+    batch_size: int = 32,
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    device: str = "cpu",
+    budget: int = BUDGET,
+) -> Iterator[dict[str, UInt8[Tensor, "height width"]]]:
+    """Label maps of images by several systems, at the images' original sizes.
+
+    Features of a kind are computed once for all systems that look at it.
+
+    Args:
+        backbone: Frozen, on the device.
+        views: The images, all windows of one size.
+        systems: By name; their texts and projectors on the device.
+        rule: How scores become classes.
+        batch_size: Windows a forward pass; images whose windows fit together share one.
+        precision: In which the backbone computes.
+        device: ``"cpu"`` or ``"cuda"``.
+        budget: As for `label_map`.
+
+    Yields:
+        For each image, in order, the label map of each system, on the device.
+
+    Raises:
+        ValueError: If a system's kind is not the backbone's, or windows do not fit its stride.
+    """
+    kinds = dict.fromkeys(kind for system in systems.values() for kind in system.kinds)
+    for batch in _batches(views, batch_size):
+        pixels = torch.from_numpy(np.concatenate([view.pixels for view in batch]))
+        features = {
+            kind: _encode(backbone, pixels, kind, batch_size, precision, device) for kind in kinds
+        }
+        scores = {
+            name: system.scores(
+                features[system.kind], has_global_token=backbone.include_global_token
+            )
+            for name, system in systems.items()
+        }
+        start = 0
+        for view in batch:
+            windows = slice(start, start + len(view.windows))
+            start = windows.stop
+            found = {}
+            for name, system in systems.items():
+                classes = None
+                if system.pairs is not None:
+                    classes = system.present(features[system.presence_kind].local[windows])
+                own = scores[name][windows]
+                found[name] = _decide(own, classes, view, backbone, rule, budget)
+            yield found
+
+
+def _decide(
+    scores: Float[Tensor, "windows classes locations"],
+    classes: Int64[Tensor, " found"] | None,
+    view: View,
+    backbone: Backbone,
+    rule: Rule,
+    budget: int,
+) -> UInt8[Tensor, "height width"]:
+    """Scores of one image to its label map, as the rule says; of some classes if they are named."""
+    if classes is not None:
+        scores = scores[:, classes]
+    if rule.normalisation == "minmax":
+        scores = min_max(scores)
+    grid = backbone.grid(*view.pixels.shape[1:3])
+    found = label_map(
+        scores.reshape(*scores.shape[:2], *grid),
+        view.windows,
+        view.canvas,
+        view.size,
+        logit_scale=rule.logit_scale,
+        background=rule.background,
+        budget=budget,
+    )
+    if classes is None:
+        return found
+    if rule.background is not None:
+        classes = F.pad(classes + 1, (1, 0))
+    return classes.to(torch.uint8)[found.long()]
+
+
+def _batches(views: Sequence[View], batch_size: int) -> Iterator[list[View]]:
+    """Images whose windows fit one batch together; one that has more is by itself."""
+    batch: list[View] = []
+    for view in views:
+        if batch and sum(len(one.windows) for one in batch) + len(view.windows) > batch_size:
+            yield batch
+            batch = []
+        batch.append(view)
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def _encode(
+    backbone: Backbone,
+    pixels: UInt8[Tensor, "windows height width 3"],
+    kind: str,
+    batch_size: int,
+    precision: str,
+    device: str,
+) -> ImageFeatures:
+    """Features of windows in float32."""
+    found = []
+    for part in torch.split(pixels, batch_size):
+        images = normalise(part.to(device), backbone.mean, backbone.std)
+        plain = precision == "float32"
+        with nullcontext() if plain else torch.autocast(device, getattr(torch, precision)):
+            features = backbone.encode_images(images, kind=kind)
+        found.append(ImageFeatures(features.embedding.float(), features.local.float()))
+    return ImageFeatures(*map(torch.cat, zip(*found, strict=True)))

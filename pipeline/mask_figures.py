@@ -1,0 +1,267 @@
+"""Pictures of masks and maps: palette PNG, overlays with a legend, comparisons, trade-offs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+
+# Okabe and Ito's colours, then those that lie farthest (CIELAB) from all before them to normal,
+# protan, deutan and tritan eyes
+PALETTE = (
+    "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#8800ff",
+    "#663311", "#bbee99", "#4422aa", "#553366", "#00ffdd", "#bb55ff", "#ee0055", "#ccaa55",
+    "#771133", "#885577", "#99ff77", "#88cc99",
+)  # fmt: skip
+
+_SIDE = 480  # pixels of the long side of an image in a picture
+_COLUMNS = 5
+_MOST_MAPS = 24
+_MOST_LEGEND = 12
+_OPACITY = 0.62
+
+
+@dataclass(frozen=True)
+class MaskRow:
+    """One image of a comparison.
+
+    Attributes:
+        image: RGB.
+        masks: Position of the class of every pixel, a mask a column; None where nothing is drawn.
+        notes: What stands above each mask.
+    """
+
+    image: Image.Image
+    masks: "Sequence[UInt8[np.ndarray, 'height width']]"
+    notes: Sequence[str]
+
+
+def rgb_of(position: int) -> tuple[int, int, int]:
+    """Colour of a class by its position; they repeat after `PALETTE`."""
+    red, green, blue = bytes.fromhex(PALETTE[position % len(PALETTE)][1:])
+    return red, green, blue
+
+
+def palette_image(mask: "UInt8[np.ndarray, 'height width']") -> Image.Image:
+    """A mask as palette PNG: values are kept, 0 is shown black, class ``k`` by `rgb_of(k - 1)`."""
+    colours = [(0, 0, 0), *(rgb_of(position) for position in range(254)), (255, 255, 255)]
+    image = Image.fromarray(mask)
+    image.putpalette(bytes(value for colour in colours for value in colour))
+    return image
+
+
+def heat_maps(
+    image: Image.Image,
+    maps: "Float[np.ndarray, 'classes rows columns']",
+    titles: Sequence[str],
+    *,
+    label: str,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """The image, and beside it where each class is, all on one scale.
+
+    Args:
+        image: RGB.
+        maps: Values of each class, those to be drawn first, first; at most 24 are drawn.
+        titles: What stands above each of them.
+        label: What the values are.
+        limits: Ends of the scale; None for the smallest and largest value that is drawn.
+    """
+    count = min(len(maps), _MOST_MAPS)
+    pixels = np.asarray(_small(image))
+    height, width = pixels.shape[:2]
+    columns = min(_COLUMNS, count + 1)
+    rows = -(-(count + 1) // columns)
+    cell = 2.3
+    figure = Figure(
+        figsize=(cell * columns + 1.1, (cell * height / width + 0.3) * rows),
+        layout="constrained",
+    )
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis in axes:
+        axis.axis("off")
+    axes[0].imshow(pixels)
+    left_out = f"; {len(maps) - count} classes more" if len(maps) > count else ""
+    axes[0].set_title(f"image{left_out}", fontsize=10)
+    low, high = limits or (float(maps[:count].min()), float(maps[:count].max()))
+    drawn = None
+    for axis, own, title in zip(axes[1:], maps[:count], titles, strict=False):
+        heat = np.asarray(Image.fromarray(own).resize((width, height), Image.Resampling.BILINEAR))
+        drawn = show_heat(axis, pixels, heat, low, high)
+        axis.set_title(title, fontsize=10)
+    if drawn is not None:
+        figure.colorbar(drawn, ax=axes.tolist(), shrink=0.8, aspect=30, label=label)
+    return figure
+
+
+def show_heat(axis: Axes, pixels: np.ndarray, heat: np.ndarray, low: float, high: float) -> Any:
+    """Draw a map over the grey image: the hotter, the less of the image is seen through it."""
+    strength = np.clip((heat - low) / max(high - low, 1e-9), 0, 1)
+    axis.imshow(64 + pixels.mean(axis=2) / 2, cmap="gray", vmin=0, vmax=255)
+    return axis.imshow(heat, cmap="inferno", alpha=0.85 * strength, vmin=low, vmax=high)
+
+
+def overlay(
+    image: Image.Image, mask: "UInt8[np.ndarray, 'height width']", names: Sequence[str]
+) -> Figure:
+    """The mask over its image, with a legend of the classes and their share of the pixels.
+
+    Args:
+        image: RGB.
+        mask: 0 for background, which is not coloured, ``k`` for ``names[k - 1]``.
+        names: Of the classes.
+    """
+    return comparison([MaskRow(image, [mask], [""])], [""], ["background", *names], 0)
+
+
+def comparison(
+    rows: Sequence[MaskRow],
+    titles: Sequence[str],
+    names: Sequence[str],
+    background: int | None,
+) -> Figure:
+    """Images in rows, masks of them in columns, and a legend beside each row.
+
+    Args:
+        rows: The images.
+        titles: Of the columns of masks.
+        names: Of the classes, by the values of masks.
+        background: Value that is not coloured; None if all are. Neither is 255.
+    """
+    first = 0 if background is None else 1
+    columns = 1 + len(titles)
+    heights = [_height(row.image) for row in rows]
+    figure = Figure(
+        figsize=(2.4 * columns + 1.9, 2.4 * sum(heights) + 0.42 * len(rows) + 0.2),
+        layout="constrained",
+    )
+    axes = figure.subplots(
+        len(rows),
+        columns + 1,
+        squeeze=False,
+        gridspec_kw={"width_ratios": [*[2.4] * columns, 1.7], "height_ratios": heights},
+    )
+    for number, (row, line) in enumerate(zip(rows, axes, strict=True)):
+        pixels = np.asarray(_small(row.image))
+        shown: dict[int, int] = {}
+        for axis, mask, title, note in zip(line[1:], row.masks, titles, row.notes, strict=False):
+            small = np.asarray(
+                Image.fromarray(mask).resize(pixels.shape[1::-1], Image.Resampling.NEAREST)
+            )
+            axis.imshow(_coloured(pixels, small, first, background))
+            axis.set_title("\n".join(filter(None, [title * (number == 0), note])), fontsize=9)
+            for value, count in zip(*np.unique(mask, return_counts=True), strict=True):
+                shown[int(value)] = max(shown.get(int(value), 0), int(count))
+        line[0].imshow(pixels)
+        line[0].set_title("image" if number == 0 else "", fontsize=9)
+        for axis in line:
+            axis.axis("off")
+        _legend(line[-1], row, shown, names, background)
+    return figure
+
+
+def _legend(
+    axis: Axes, row: MaskRow, shown: Mapping[int, int], names: Sequence[str], background: int | None
+) -> None:
+    """Classes of a row, the largest first; of a single mask with their share of the pixels."""
+    first = 0 if background is None else 1
+    order = sorted(
+        (value for value in shown if value != background and value < len(names)),
+        key=lambda value: -shown[value],
+    )
+    total = row.masks[0].size
+
+    def label(value: int) -> str:
+        name = names[value] if len(names[value]) <= 18 else f"{names[value][:17]}\u2026"
+        return f"{name}  {shown[value] / total:.0%}" if len(row.masks) == 1 else name
+
+    patches = [
+        Patch(facecolor=PALETTE[(value - first) % len(PALETTE)], label=label(value))
+        for value in order[:_MOST_LEGEND]
+    ]
+    if len(order) > _MOST_LEGEND:
+        patches.append(Patch(alpha=0, label=f"and {len(order) - _MOST_LEGEND} more"))
+    if not patches:
+        patches = [Patch(alpha=0, label="background only")]
+    axis.legend(
+        handles=patches, loc="center left", frameon=False, fontsize=8, borderaxespad=0,
+        handlelength=1.1, handleheight=1.1, labelspacing=0.25,
+    )  # fmt: skip
+
+
+def _coloured(
+    pixels: np.ndarray, mask: np.ndarray, first: int, background: int | None
+) -> np.ndarray:
+    """Colours of classes over the grey image, white lines between them; the rest as it is."""
+    table = np.array([rgb_of(value - first) for value in range(256)], float)
+    grey = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
+    blended = (1 - _OPACITY) * grey + _OPACITY * table[mask]
+    plain = (mask == 255) if background is None else (mask == background) | (mask == 255)
+    result = np.where(plain[..., None], 0.5 * grey + 0.5 * pixels, blended)
+    edge = np.zeros(mask.shape, bool)
+    edge[1:] |= mask[1:] != mask[:-1]
+    edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    result[edge] = 255
+    coloured: np.ndarray = result.round().astype(np.uint8)
+    return coloured
+
+
+def _small(image: Image.Image) -> Image.Image:
+    """The image with a long side of 480 pixels, the aspect kept."""
+    scale = _SIDE / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _height(image: Image.Image) -> float:
+    """Height of an image of width 1, within what a page takes."""
+    return min(max(image.height / image.width, 0.4), 1.8)
+
+
+def checkpoint_tradeoff(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Held-out mAP, mIoU and inter-class cosine of several checkpoints, each against each.
+
+    Args:
+        rows: ``name``, ``method``, ``val_map``, ``miou`` and ``inter_class_cosine`` of each;
+            ``val_map`` is None where nothing was held out.
+    """
+    labels = {
+        "inter_class_cosine": "inter-class cosine after training",
+        "val_map": "mAP on held-out images, %",
+        "miou": "mIoU, %",
+    }
+    pairs = [("inter_class_cosine", "val_map"), ("inter_class_cosine", "miou"), ("val_map", "miou")]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure = Figure(figsize=(12.0, 3.9), layout="constrained")
+    axes = figure.subplots(1, len(pairs))
+    for axis, (across, up) in zip(axes, pairs, strict=True):
+        for number, method in enumerate(methods):
+            points = [
+                [row[key] * (1 if key == "inter_class_cosine" else 100) for key in (across, up)]
+                for row in rows
+                if row["method"] == method and None not in (row[across], row[up])
+            ]
+            axis.scatter(
+                [x for x, _ in points],
+                [y for _, y in points],
+                s=55,
+                marker="osD^vPX*"[number % 8],
+                color=PALETTE[(4, 0, 2, 5, 6, 1)[number % 6]],
+                edgecolors="black",
+                linewidths=0.5,
+                label=f"{method} ({sum(row['method'] == method for row in rows)})",
+            )
+        axis.set_xlabel(labels[across])
+        axis.set_ylabel(labels[up])
+        axis.margins(0.12)
+        axis.spines[["top", "right"]].set_visible(False)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+    return figure

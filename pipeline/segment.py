@@ -1,0 +1,622 @@
+"""Checkpoints and images to a report: classes of pixels against true masks, without mask training.
+
+Frozen CLIP in several forms and every checkpoint segment the same images by the same rule. Ray
+actors work through groups of images and leave a small file of counts for each; the report is their
+sum. So a run that was stopped goes on with the groups that are missing.
+"""
+
+import csv
+import io
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cli import Report, main
+from pipeline.config import Config
+from pipeline.errors import StageError
+from pipeline.features import describe_backbone, open_backbone
+from pipeline.systems import (
+    LABELS,
+    SystemPlan,
+    Texts,
+    build_systems,
+    encode_texts,
+    plan_systems,
+    rule_of,
+    scored_classes,
+    view_of,
+    view_settings,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from dclip.data.segmentation import SegmentationListing
+    from dclip.data.windows import View
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = """\
+Segment images without mask training and compare DCLIP with frozen CLIP on true masks.
+
+examples:
+  python -m pipeline.segment                              what pipeline.run trained, on shapes
+  python -m pipeline.segment --dataset voc12-seg --root DIR --checkpoint FILE
+  python -m pipeline.segment --kind value --normalisation none
+  python -m pipeline.segment --background threshold --threshold 0.85
+  python -m pipeline.segment --window 96 --stride 48 --systems clip_vv --limit 50
+miou is the field's (one confusion matrix over all images), miou_paper that of the DCLIP paper's
+scripts (a mean per image); they are not comparable. A run that was stopped goes on."""
+
+_FORMAT = 1
+_WORST = 10  # confusions that a report names
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """What is segmented, and where its counts go.
+
+    Attributes:
+        name: Data set, split, and a hash of all that shapes the counts.
+        folder: Of the counts.
+        listing: Images and masks.
+        scored: Which classes are scored by their texts.
+        background: Position of background among the classes; None where it is none.
+        view: How images go through the backbone.
+        systems: What is compared.
+        num_images: How many images, from the first on.
+        group_size: Images a file of counts.
+    """
+
+    name: str
+    folder: Path
+    listing: "SegmentationListing"
+    scored: range
+    background: int | None
+    view: dict[str, int]
+    systems: list[SystemPlan]
+    num_images: int
+    group_size: int
+
+    @property
+    def num_groups(self) -> int:
+        """Number of files of counts."""
+        return -(-self.num_images // self.group_size)
+
+    def rows(self, group: int) -> range:
+        """Positions in the listing that belong to one group."""
+        start = group * self.group_size
+        return range(start, min(start + self.group_size, self.num_images))
+
+    def path(self, group: int) -> Path:
+        """File of the counts of one group."""
+        return self.folder / f"group-{group:06d}.npz"
+
+
+def plan_segment(config: Config) -> SegmentPlan:
+    """What the settings ask for.
+
+    Raises:
+        UsageError: A wrong setting, data set, split or backbone.
+        StageError: A checkpoint is missing, damaged, or of another backbone.
+        ValueError: What is on disk cannot be used.
+    """
+    from dclip.data.segmentation import BACKGROUND
+    from dclip.shards import digest, file_digest
+    from pipeline.listings import open_segmentation, options_of
+
+    wanted = config.segment
+    split = wanted.split or config.test_split
+    options = options_of(config.dataset, config.images, config.options)
+    listing = open_segmentation(config.dataset, config.root, split, options)
+    backbone = describe_backbone(config)
+    systems = plan_systems(config, backbone)
+    scored = scored_classes(config, listing)
+    view = view_settings(config, backbone)
+    num_images = min(len(listing), wanted.limit or len(listing))
+    identity = {
+        "format": _FORMAT,
+        "listing": listing.identity(),
+        "num_images": num_images,
+        "group_size": wanted.group_size,
+        "phrasings": [list(listing.phrasings[position]) for position in scored],
+        "templates": list(wanted.templates),
+        "rule": wanted.model_dump(
+            include={"normalisation", "background", "threshold", "logit_scale", "precision"}
+        ),
+        "view": view,
+        "systems": [
+            {
+                "name": plan.name,
+                "features": backbone.space(plan.kind),
+                "only_present": plan.only_present and plan.trained_kind,
+                "weights": plan.checkpoint and file_digest(plan.checkpoint),
+            }
+            for plan in systems
+        ],
+    }
+    name = f"segment-{config.dataset_slug}-{split}-{digest(identity)[:12]}"
+    folder = config.output.absolute() / "segment" / name
+    return SegmentPlan(
+        name=name,
+        folder=folder,
+        listing=listing,
+        scored=scored,
+        background=0 if listing.class_names[0] == BACKGROUND else None,
+        view=view,
+        systems=systems,
+        num_images=num_images,
+        group_size=wanted.group_size,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Counts of a group
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was counted on some images, for each system.
+
+    Attributes:
+        confusion: Pixels by true and predicted class, summed over the images.
+        per_image: ``miou_paper`` and ``miou_paper_positive`` of every image.
+    """
+
+    confusion: "dict[str, np.ndarray]"
+    per_image: "dict[str, np.ndarray]"
+
+
+def write_counts(path: Path, counts: Counts) -> None:
+    """Write the counts of a group; the file is whole or absent."""
+    import numpy as np
+
+    from dclip.paths import atomic_write
+
+    arrays: dict[str, Any] = {f"confusion/{name}": a for name, a in counts.confusion.items()}
+    arrays |= {f"per_image/{name}": a for name, a in counts.per_image.items()}
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_counts(plan: SegmentPlan, group: int) -> Counts | None:
+    """The counts of a group; None if they are not there or cannot be used."""
+    import zipfile
+
+    import numpy as np
+
+    classes, images = len(plan.listing.class_names), len(plan.rows(group))
+    found = Counts({}, {})
+    try:
+        with np.load(plan.path(group), allow_pickle=False) as arrays:
+            for system in plan.systems:
+                found.confusion[system.name] = arrays[f"confusion/{system.name}"]
+                found.per_image[system.name] = arrays[f"per_image/{system.name}"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        log.warning("segment: %s cannot be used (%s); it is made anew", plan.path(group), error)
+        return None
+    is_whole = all(a.shape == (classes, classes) for a in found.confusion.values()) and all(
+        a.shape == (images, 2) for a in found.per_image.values()
+    )
+    return found if is_whole else None
+
+
+class Segmenter:
+    """A backbone with all systems of a plan, and threads that read ahead.
+
+    Args:
+        config: Settings.
+        plan: What is segmented.
+        texts: What the systems are told of the classes.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: That read and resize images.
+    """
+
+    def __init__(
+        self, config: Config, plan: SegmentPlan, texts: Texts, device: str, threads: int
+    ) -> None:
+        from dclip.extraction import BATCH_SIZES
+
+        self._plan, self._device = plan, device
+        self._rule = rule_of(config)
+        self._backbone = open_backbone(config, device=device)
+        self._systems = build_systems(plan.systems, texts, device=device)
+        self._precision: Any = config.segment.precision
+        if self._precision == "auto":
+            self._precision = "float16" if device == "cuda" else "float32"
+        self._batch = config.segment.batch_size or BATCH_SIZES[device]
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
+        self.done: dict[int, int] = {}
+
+    def count(self, group: int) -> Counts:
+        """Segment the images of a group and compare them with their masks.
+
+        Raises:
+            ImageError: An image or mask cannot be used; the message names the file.
+        """
+        import numpy as np
+
+        confusion: dict[str, Any] = {}
+        per_image: dict[str, list[tuple[float, float]]] = {s.name: [] for s in self._plan.systems}
+        try:
+            for masks, target in self._segment(self._plan.rows(group)):
+                for name, mask in masks.items():
+                    matrix, paper = self._compare(mask, target)
+                    confusion[name] = matrix + confusion.get(name, 0)
+                    per_image[name].append(paper)
+                self.done[group] = self.done.get(group, 0) + 1
+        finally:
+            self.done.pop(group, None)
+        return Counts(
+            {name: matrix.cpu().numpy() for name, matrix in confusion.items()},
+            {name: np.array(rows, np.float64) for name, rows in per_image.items()},
+        )
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _segment(self, rows: Sequence[int]) -> "Iterator[tuple[dict[str, Tensor], Tensor]]":
+        """Label maps and true mask of each image; the next batch is read meanwhile."""
+        import torch
+
+        from dclip.segmentation import segment_images
+
+        batches = [rows[at : at + self._batch] for at in range(0, len(rows), self._batch)]
+        coming: list[Future[tuple[View, np.ndarray]]] = []
+        for number, batch in enumerate(batches):
+            coming = coming or [self._pool.submit(self._read, row) for row in batch]
+            following = batches[number + 1] if number + 1 < len(batches) else []
+            loaded, coming = coming, [self._pool.submit(self._read, row) for row in following]
+            pairs = [future.result() for future in loaded]
+            maps = segment_images(
+                self._backbone,
+                [view for view, _ in pairs],
+                self._systems,
+                self._rule,
+                batch_size=self._batch,
+                precision=self._precision,
+                device=self._device,
+            )
+            for found, (_, mask) in zip(maps, pairs, strict=True):
+                yield found, torch.from_numpy(mask).to(self._device)
+
+    def _read(self, row: int) -> "tuple[View, np.ndarray]":
+        sample = self._plan.listing.read(row)
+        return view_of(sample.image, self._plan.view), sample.mask
+
+    def _compare(self, mask: "Tensor", target: "Tensor") -> "tuple[Tensor, tuple[float, float]]":
+        """Confusion matrix and the paper's measures of one image."""
+        import torch
+
+        from dclip.metrics import confusion_matrix, image_miou_paper
+
+        plan, ignored = self._plan, self._plan.listing.ignore_index
+        classes, first = len(plan.listing.class_names), plan.scored.start
+        if self._rule.background is None:
+            mask = mask + first  # by threshold, background is position 0 already
+            if first:
+                target = torch.where(target == 0, ignored, target)
+        matrix = confusion_matrix(mask, target, num_classes=classes, ignore_index=ignored)
+        predicted = torch.bincount(mask.flatten().long(), minlength=classes) > 0
+        return matrix, image_miou_paper(matrix, predicted, background=plan.background)
+
+
+class _Worker:
+    """Actor that holds the backbone and the systems, and makes the counts of groups."""
+
+    def __init__(
+        self, config: Config, plan: SegmentPlan, texts: Texts, device: str, threads: int
+    ) -> None:
+        # a GPU has work while the next group is read; CPUs are busy with that themselves
+        self._slots = threading.Semaphore(2 if device == "cuda" else 1)
+        self._plan = plan
+        self._segmenter = Segmenter(config, plan, texts, device, threads)
+
+    def ready(self) -> None:
+        """Answer as soon as everything is loaded."""
+
+    def progress(self) -> int:
+        """Images done of groups that are not finished."""
+        return sum(self._segmenter.done.values())
+
+    def make(self, group: int) -> None:
+        """Make the file of one group."""
+        with self._slots:
+            write_counts(self._plan.path(group), self._segmenter.count(group))
+
+
+# ---------------------------------------------------------------------------------------------
+# All groups, and their sum
+# ---------------------------------------------------------------------------------------------
+
+
+def count_all(config: Config, plan: SegmentPlan) -> list[Counts]:
+    """The counts of all groups, of which those that are missing are made.
+
+    Raises:
+        StageError: An image or mask cannot be used, or a worker failed; what was made is kept.
+    """
+    found = [read_counts(plan, group) for group in range(plan.num_groups)]
+    missing = [group for group, counts in enumerate(found) if counts is None]
+    if missing:
+        _make(config, plan, missing)
+        for group in missing:
+            found[group] = read_counts(plan, group)
+    lost = [group for group, counts in enumerate(found) if counts is None]
+    if lost:
+        raise StageError(
+            f"{plan.path(lost[0])} was made but is not to be seen; if the folder is on a network "
+            "file system that caches, run the same command again"
+        )
+    return [counts for counts in found if counts is not None]
+
+
+def _make(config: Config, plan: SegmentPlan, missing: Sequence[int]) -> None:
+    """Make the counts of some groups on a pool of actors."""
+    from pipeline import cluster
+    from pipeline.pool import Pool
+    from pipeline.progress import progress
+
+    phrasings = [plan.listing.phrasings[position] for position in plan.scored]
+    texts = encode_texts(open_backbone(config), phrasings, config.segment.templates)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    left = sum(len(plan.rows(group)) for group in missing)
+    before = plan.num_images - left
+    with (
+        cluster.ray_session(config),
+        progress("segment", plan.num_images, "images", before) as bar,
+    ):
+        import ray
+
+        place = cluster.place_workers(config, config.segment.workers)
+        log.info(
+            "segment: %d images in %d groups by %d workers on %s (%s)",
+            left,
+            len(missing),
+            min(place.count(), len(missing)),
+            place.device,
+            place.why,
+        )
+        threads = config.segment.threads or place.cpus
+        actor = ray.remote(max_concurrency=3, **place.options)(_Worker)
+        shared, told = ray.put(plan), ray.put(texts)
+        pool: Pool[int] = Pool(
+            lambda: actor.remote(config, shared, told, place.device, threads),
+            lambda worker, group: worker.make.remote(group),
+            place.count,
+        )
+        finished = 0
+        try:
+            for event in pool.run(missing):
+                if isinstance(event, int):
+                    bar.show(finished + event)
+                else:
+                    finished += len(plan.rows(event[0]))
+                    bar.show(finished)
+        except StageError as error:
+            raise StageError(f"{error}; counts of finished groups are kept") from None
+
+
+def measure(config: Config, plan: SegmentPlan, groups: Sequence[Counts]) -> dict[str, Any]:
+    """Metrics of every system, by name: data-set measures, the paper's, by class, and confusions.
+
+    Args:
+        config: Settings.
+        plan: What was segmented.
+        groups: Counts of all groups.
+    """
+    import numpy as np
+    import torch
+
+    from dclip.metrics import class_iou, confusion_pairs, cosine_matrix, leakage, miou
+    from dclip.metrics import pixel_accuracy as accuracy
+    from dclip.segmentation import encode_class_texts
+
+    names = plan.listing.class_names
+    # background is no class where it is neither true nor predicted
+    first = plan.scored.start if config.segment.background == "none" else 0
+    display = encode_class_texts(open_backbone(config), [(name,) for name in names[first:]])
+    similarity = cosine_matrix(display.features.float())
+    result = {}
+    for system in plan.systems:
+        counted = sum(torch.from_numpy(group.confusion[system.name]) for group in groups)
+        assert isinstance(counted, torch.Tensor)
+        paper = np.concatenate([group.per_image[system.name] for group in groups])
+        leaked = leakage(counted[first:, first:], similarity, neighbours=config.segment.neighbours)
+        positive = paper[:, 1][~np.isnan(paper[:, 1])]
+        result[system.name] = {
+            "miou": miou(counted),
+            "pixel_accuracy": accuracy(counted),
+            "miou_paper": float(paper[:, 0].mean()),
+            "miou_paper_positive": float(positive.mean()) if len(positive) else 0.0,
+            "leakage_target_iou": leaked.target_iou,
+            "leakage_leaked_iou": leaked.leaked_iou,
+            "leakage_harmonic_mean": leaked.harmonic_mean,
+            "class_iou": [
+                None if value != value else value for value in class_iou(counted).tolist()
+            ],
+            "confusions": [
+                {
+                    "true": names[pair.true],
+                    "predicted": names[pair.predicted],
+                    "share": pair.share,
+                    "pixels": pair.pixels,
+                }
+                for pair in confusion_pairs(counted, largest=_WORST)
+            ],
+        }
+    return result
+
+
+_SHOWN = {
+    "miou": "miou",
+    "miou_paper": "miou_paper",
+    "miou_paper_positive": "..._positive",
+    "pixel_accuracy": "pixel_acc",
+    "leakage_harmonic_mean": "leakage_hm",
+}
+
+
+_LEGEND = (
+    "percent. miou: by class over the whole data set, the field's. miou_paper, ..._positive: for",
+    "each image over classes predicted there, or of IoU > 0, background not counted, then over",
+    "images: the DCLIP paper's scripts. miou and miou_paper cannot be compared.",
+)
+
+
+def table(report: Report) -> str:
+    """The report as a table for people, in percent, and what the columns mean."""
+    lines = [f"{'':28}" + "".join(f"{title:>14}" for title in _SHOWN.values())]
+    for name, row in report["systems"].items():
+        cells = "".join(f"{100 * row[column]:>14.1f}" for column in _SHOWN)
+        lines.append(f"{LABELS.get(name, name):28}{cells}")
+    how = report["protocol"]
+    lines += [
+        f"{report['dataset']} {report['split']}, {report['images']} images, "
+        f"{report['classes_scored']} classes; {how['view']}; scores {how['scores']};",
+        f"background: {how['background']}",
+        *_LEGEND,
+    ]
+    return "\n".join(lines)
+
+
+def protocol(config: Config, plan: SegmentPlan) -> dict[str, Any]:
+    """In words, what decides the numbers of a report."""
+    wanted, view = config.segment, plan.view
+    background = {
+        "none": "no pixel is given to it, its true pixels are not counted"
+        if plan.background is not None
+        else "no class of this data set",
+        "threshold": f"where the largest softmax of {wanted.logit_scale:g} x scores is below "
+        f"{wanted.threshold:g}",
+        "class": "a class like the others, by its phrasings",
+    }
+    return {
+        "view": f"one square of {view['resolution']} px"
+        if "resolution" in view
+        else f"windows of {view['window']} px every {view['stride']} px, short side "
+        f"{view['short_side']} px",
+        "scores": "min-max by class and image" if wanted.normalisation == "minmax" else "cosines",
+        "background": background[wanted.background],
+        "texts": "positive prompts, unit features averaged over templates; of projectors the "
+        "projected ones, BatchNorm in evaluation mode, normalised after projection",
+        "templates": list(wanted.templates),
+        "phrasings": "the best of a class's at each location",
+    }
+
+
+def class_table(report: Report) -> str:
+    """IoU of every class by every system, as CSV; empty where a class is nowhere."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", *(f"iou/{name}" for name in report["systems"])])
+    rows = [row["class_iou"] for row in report["systems"].values()]
+    for name, *values in zip(report["class_names"], *rows, strict=True):
+        writer.writerow([name, *("" if v is None else f"{v:.6f}" for v in values)])
+    return text.getvalue()
+
+
+def run(config: Config) -> Report:
+    """Segment, sum up, write report and IoU by class, record them in MLflow, print the table."""
+    from dclip.paths import write_text
+    from pipeline.provenance import git_commit
+    from pipeline.tracking import Tracker
+
+    started = time.perf_counter()
+    plan = plan_segment(config)
+    groups = count_all(config, plan)
+    backbone = describe_backbone(config)
+    measured = measure(config, plan, groups)
+    report: Report = {
+        "stage": "segment",
+        "dataset": config.dataset,
+        "split": plan.listing.split,
+        "images": plan.num_images,
+        "class_names": list(plan.listing.class_names),
+        "classes_scored": len(plan.scored),
+        "backbone": backbone.name,
+        "protocol": protocol(config, plan),
+        "systems": {
+            system.name: {
+                **measured[system.name],
+                "features": f"{system.kind}: {backbone.paths[system.kind]}",
+                "checkpoint": system.checkpoint and str(system.checkpoint),
+                "candidates": "classes found present: probability of the prompt pair from 0.5, or "
+                "the largest, over local features trained on"
+                if system.only_present
+                else "all classes",
+                "trained_on": system.trained_kind,
+                "trained_classes": list(system.trained_classes),
+            }
+            for system in plan.systems
+        },
+        "config": config.model_dump(mode="json"),
+        "commit": git_commit(),
+    }
+    report["seconds"] = round(time.perf_counter() - started, 2)
+    folder = config.output.absolute() / "reports" / plan.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "report.json", json.dumps(report, indent=1))
+    write_text(folder / "classes.csv", class_table(report))
+    tracker = Tracker(config)
+    tags = {"dclip.stage": "segment"}
+    label = f"segment {plan.listing.split}"
+    with tracker.run(label, key=plan.name, tags=tags) as tracked:
+        tracked.params(
+            {
+                **config.model_dump(include={"dataset", "backbone", "pretrained"}),
+                "split": plan.listing.split,
+                "images": plan.num_images,
+                **report["protocol"],
+            }
+        )
+        tracked.metrics(metrics(report))
+        for name in ("report.json", "classes.csv"):
+            tracked.artifact(folder / name)
+    report["mlflow"] = {"uri": tracker.uri, "run_id": tracked.run_id}
+    sys.stdout.write(f"{table(report)}\nreport and classes: {folder}\n")
+    return report
+
+
+def metrics(report: Report) -> dict[str, float]:
+    """What MLflow shows of a report: val/miou/dclip, val/miou_paper/clip_vv, ..."""
+    return {
+        f"{report['split']}/{name}/{system}": value
+        for system, row in report["systems"].items()
+        for name, value in row.items()
+        if isinstance(value, float)
+    }
+
+
+def describe(config: Config) -> str:
+    """The plan of this stage in words, for ``--dry-run``."""
+    plan = plan_segment(config)
+    done = sum(read_counts(plan, group) is not None for group in range(plan.num_groups))
+    how = protocol(config, plan)
+    lines = [
+        f"{plan.num_images} images of {plan.listing.name} {plan.listing.split}, "
+        f"{len(plan.scored)} classes, in {plan.num_groups} groups of {plan.group_size}; {done} "
+        f"groups done, {plan.num_groups - done} to do, to {plan.folder}",
+        f"{how['view']}; scores {how['scores']}; background: {how['background']}",
+    ]
+    for system in plan.systems:
+        source = f", checkpoint {system.checkpoint}" if system.checkpoint else ""
+        present = ", classes found present" if system.only_present else ""
+        lines.append(f"{system.name}: features {system.kind}{present}{source}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main("segment"))

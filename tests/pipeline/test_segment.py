@@ -1,0 +1,311 @@
+"""Segmentation from images to a report: by its parts, after kills, and where users err."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from dclip.backbones import load_backbone
+from dclip.data import shapes
+from dclip.data.windows import whole_view
+from dclip.recipe import Recipe
+from dclip.segmentation import Rule, System, encode_class_texts, segment_images
+from dclip.shards import digest
+from dclip.trials import build_model
+from pipeline import cli, segment
+from pipeline.checkpoints import FORMAT, About, write_checkpoint
+from pipeline.config import Config
+from pipeline.errors import StageError, UsageError
+from pipeline.features import describe_backbone
+
+from .conftest import TOY, settings, write_tree
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and files open
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::UserWarning:ray.*"),
+    pytest.mark.usefixtures("_toy_on_path"),
+]
+
+IMAGES, GROUP = 10, 4
+
+
+def checkpoint(config: Config, path: Path, method: str = "dclip", seed: int = 0) -> Path:
+    """Untrained projectors for the toy backbone, as if they were trained on its value path."""
+    backbone = describe_backbone(config)
+    about = About(
+        format=FORMAT,
+        method=method,
+        feature_space=digest(backbone.space("value")),
+        backbone_name=backbone.name,
+        embed_dim=backbone.embed_dim,
+        class_names=list(shapes.CLASS_NAMES),
+        recipe=Recipe(output_dim=8),
+        seed=seed,
+        epoch=1,
+        features="f" * 64,
+        history=[{"epoch": 1.0, "loss": 0.5}],
+        commit=None,
+    )
+    torch.manual_seed(seed)
+    model = build_model(about.recipe, backbone.embed_dim)
+    write_checkpoint(path, model, torch.ones(32, backbone.embed_dim), about)
+    return path
+
+
+def wanted(output: Path, **changes: object) -> Config:
+    """Settings of a segmentation of a few scenes by the toy backbone and one checkpoint."""
+    base = settings(output)
+    asked = changes.pop("segment", {})
+    assert isinstance(asked, dict)
+    own: dict[str, object] = {"limit": IMAGES, "group_size": GROUP, "batch_size": 3, "workers": 2}
+    if "checkpoint" not in asked:
+        own["checkpoint"] = [checkpoint(base, output / "one.safetensors")]
+    return settings(output, segment={**own, **asked}, **changes)
+
+
+def numbers(report: cli.Report) -> dict[str, object]:
+    """What a report says, without when and where it was made."""
+    kept = {name: report[name] for name in ("systems", "class_names", "images", "protocol")}
+    loaded: dict[str, object] = json.loads(json.dumps(kept))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def finished(
+    ray_session: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Config, cli.Report]:
+    """Settings and report of one segmentation."""
+    config = wanted(tmp_path_factory.mktemp("segment"))
+    return config, segment.run(config)
+
+
+def test_a_report_names_every_measure_of_every_system(
+    finished: tuple[Config, cli.Report], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, report = finished
+    # the toy backbone has no features of MaskCLIP: its value path stands for plain CLIP
+    assert list(report["systems"]) == ["clip", "clip_vv", "clip_surgery", "dclip", "dclip_present"]
+    kinds = [row["features"].split(":")[0] for row in report["systems"].values()]
+    assert kinds == ["value", "vv", "vv", "vv", "vv"]
+    for row in report["systems"].values():
+        for name in ("miou", "miou_paper", "miou_paper_positive", "pixel_accuracy"):
+            assert 0 <= row[name] <= 1
+        assert row["class_iou"][0] is None  # background is neither true nor predicted
+    shown = segment.table(report)
+    assert all(name in shown for name in ("miou ", "miou_paper ", "cannot be compared"))
+    folder = next((config.output / "reports").iterdir())
+    assert json.loads((folder / "report.json").read_text())["systems"] == report["systems"]
+    rows = list(csv.DictReader((folder / "classes.csv").open()))
+    assert [row["class"] for row in rows] == ["background", *shapes.CLASS_NAMES]
+    assert float(rows[1]["iou/clip_vv"]) == pytest.approx(
+        report["systems"]["clip_vv"]["class_iou"][1], abs=1e-6
+    )
+    assert not list(config.output.rglob("*.tmp"))
+
+
+def test_mlflow_has_each_measure_by_its_name(finished: tuple[Config, cli.Report]) -> None:
+    config, report = finished
+    store = mlflow.MlflowClient(f"sqlite:///{config.output.absolute() / 'mlflow.db'}")
+    run = store.get_run(report["mlflow"]["run_id"])
+    assert run.data.metrics["test/miou/dclip"] == report["systems"]["dclip"]["miou"]
+    assert run.data.metrics["test/miou_paper/clip_vv"] == report["systems"]["clip_vv"]["miou_paper"]
+    assert {file.path for file in store.list_artifacts(run.info.run_id)} == {
+        "report.json", "classes.csv",
+    }  # fmt: skip
+
+
+def test_miou_is_that_of_all_label_maps_together(finished: tuple[Config, cli.Report]) -> None:
+    _, report = finished
+    backbone = load_backbone(TOY)
+    texts = encode_class_texts(backbone, [(name,) for name in shapes.CLASS_NAMES])
+    scenes = [shapes.scene("test", index) for index in range(IMAGES)]
+    views = [whole_view(Image.fromarray(scene.image), backbone.resolution) for scene in scenes]
+    oracle = MulticlassJaccardIndex(16, ignore_index=255)
+    for scene, maps in zip(
+        scenes, segment_images(backbone, views, {"vv": System("vv", texts)}, Rule()), strict=True
+    ):
+        target = torch.from_numpy(np.where(scene.mask == 0, 255, scene.mask - 1)).long()
+        oracle.update(maps["vv"][None].long(), target[None])
+    assert report["systems"]["clip_vv"]["miou"] == pytest.approx(float(oracle.compute()), abs=1e-6)
+
+
+def test_counts_that_are_lost_or_damaged_are_made_anew_and_nothing_else(
+    finished: tuple[Config, cli.Report],
+) -> None:
+    config, report = finished
+    plan = segment.plan_segment(config)
+    paths = [plan.path(group) for group in range(plan.num_groups)]
+    assert len(paths) == 3
+    before = [path.stat().st_mtime_ns for path in paths]
+    assert "3 groups done, 0 to do" in segment.describe(config)
+    paths[0].unlink()
+    paths[1].write_bytes(paths[1].read_bytes()[:-20])
+    assert "1 groups done, 2 to do" in segment.describe(config)
+    again = segment.run(config)
+    assert numbers(again) == numbers(report)
+    assert [path.stat().st_mtime_ns > old for path, old in zip(paths, before, strict=True)] == [
+        True, True, False,
+    ]  # fmt: skip
+    assert again["mlflow"]["run_id"] == report["mlflow"]["run_id"]
+
+
+def test_a_killed_run_goes_on_and_gives_the_report_of_an_undisturbed_one(
+    ray_session: None, tmp_path: Path
+) -> None:
+    asked = {"limit": 32, "group_size": 2, "batch_size": 2, "systems": ["clip_vv", "projectors"]}
+    undisturbed = segment.run(wanted(tmp_path / "whole", segment=asked))
+    output = tmp_path / "killed"
+    one = checkpoint(settings(output), output / "one.safetensors")
+    command = [
+        sys.executable, "-m", "pipeline.segment", "--backbone", "toy_backbone:slow", "--output",
+        str(output), "--device", "cpu", "--limit", "32", "--group-size", "2", "--batch-size", "2",
+        "--systems", "clip_vv", "--systems", "projectors", "--checkpoint", str(one), "--workers",
+        "2", "--json",
+    ]  # fmt: skip
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True, env=environment,
+        )  # fmt: skip
+
+    process, deadline = start(), time.monotonic() + 120
+    while len(list(output.rglob("group-*.npz"))) < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in output.rglob("group-*.npz")}
+    assert 3 <= len(kept) < 16
+    assert not list(output.rglob("report.json"))
+    process = start()
+    found, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert all(path.stat().st_mtime_ns == old for path, old in kept.items())
+    report = json.loads(found.splitlines()[-1])
+    for name, row in undisturbed["systems"].items():
+        for measure in ("miou", "miou_paper", "miou_paper_positive", "class_iou", "confusions"):
+            assert report["systems"][name][measure] == row[measure]
+
+
+def test_background_is_left_out_thresholded_or_a_class(ray_session: None, tmp_path: Path) -> None:
+    reports = {}
+    for rule in ("none", "threshold", "class"):
+        asked = {"background": rule, "systems": ["clip_vv"], "limit": 4, "threshold": 0.3}
+        reports[rule] = segment.run(wanted(tmp_path, segment=asked))
+    rows = {rule: report["systems"]["clip_vv"] for rule, report in reports.items()}
+    assert rows["none"]["class_iou"][0] is None
+    assert rows["threshold"]["class_iou"][0] > 0
+    assert rows["class"]["class_iou"][0] > 0
+    assert [report["classes_scored"] for report in reports.values()] == [16, 16, 17]
+
+
+def test_windows_may_slide_and_two_checkpoints_of_a_method_have_names(
+    ray_session: None, tmp_path: Path
+) -> None:
+    base = settings(tmp_path)
+    files = [checkpoint(base, tmp_path / f"{n}.safetensors", seed=s) for s, n in enumerate("ab")]
+    asked = {"window": 64, "checkpoint": files, "systems": ["projectors"], "limit": 3}
+    report = segment.run(wanted(tmp_path, segment=asked))
+    assert list(report["systems"]) == ["a", "b"]
+    assert report["protocol"]["view"] == "windows of 64 px every 32 px, short side 96 px"
+    assert report["systems"]["a"]["miou"] != report["systems"]["b"]["miou"]
+    assert report["systems"]["a"]["trained_on"] == "value"
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes", "message"),
+    [
+        (
+            {},
+            {"backbone": "toy_backbone:other"},
+            r"one\.safetensors was trained on features of toy",
+        ),
+        ({"checkpoint": [Path("no.safetensors")]}, {}, "no checkpoint at no.safetensors"),
+        ({"checkpoint": []}, {}, r"no checkpoint at .*, or only frozen --segment.systems"),
+        ({"kind": "naclip"}, {}, "no features of kind 'naclip'; it has value, vv"),
+        ({"stride": 8}, {}, "need --segment.window"),
+        ({"window": 128}, {}, "stride <= window <= short side"),
+        ({"window": 64, "resolution": 64}, {}, "give one"),
+        ({"systems": ["naclip"]}, {}, "has none of the systems"),
+        ({"split": "val"}, {}, "unknown split 'val'"),
+        ({}, {"dataset": "coco14"}, "has label vectors, no masks"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(
+    asked: dict[str, object], changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises((StageError, UsageError), match=message):
+        segment.describe(wanted(tmp_path, segment=asked, **changes))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"), [("a", "exactly one '{}'"), ("a {} b {}", "exactly one '{}'")]
+)
+def test_a_template_that_does_not_fit_stops_before_workers_start(
+    template: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        segment.run(wanted(tmp_path, segment={"templates": [template]}))
+
+
+def voc(tmp_path: Path, trees: ModuleType, **asked: object) -> tuple[Config, Path]:
+    """Settings for a tiny VOC with masks, and the folder of these."""
+    root = write_tree(trees, "voc12-seg", tmp_path / "voc", {"val": 3})
+    own = {"systems": ["clip_vv"], "split": "val", **asked}
+    config = wanted(tmp_path, segment=own, dataset="voc12-seg", root=str(root))
+    return config, next(root.rglob("SegmentationClass"))
+
+
+def test_a_tree_with_masks_is_segmented_at_its_own_sizes(
+    ray_session: None, tmp_path: Path, trees: ModuleType
+) -> None:
+    config, _ = voc(tmp_path, trees, background="class")
+    report = segment.run(config)
+    assert report["images"] == 3
+    assert report["classes_scored"] == 21
+    run = mlflow.MlflowClient(report["mlflow"]["uri"]).get_run(report["mlflow"]["run_id"])
+    assert "val/miou/clip_vv" in run.data.metrics
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda mask: mask[:-1], r"mask .*\.png is .* pixels, its image"),
+        (lambda mask: np.full_like(mask, 77), r"mask .*\.png has values that are no labels.*: 77"),
+    ],
+)
+def test_a_mask_that_does_not_fit_stops_with_its_name(
+    spoil: object, message: str, ray_session: None, tmp_path: Path, trees: ModuleType
+) -> None:
+    config, folder = voc(tmp_path, trees)
+    path = sorted(folder.glob("*.png"))[0]
+    with Image.open(path) as image:
+        mask = np.array(image)
+    Image.fromarray(spoil(mask)).save(path)  # type: ignore[operator]
+    with pytest.raises(StageError, match=f"{message}.*counts of finished groups are kept"):
+        segment.run(config)
+
+
+def test_background_that_is_no_class_cannot_be_asked_for(tmp_path: Path, trees: ModuleType) -> None:
+    config, _ = voc(tmp_path, trees, background="threshold")
+    config = config.model_copy(update={"options": {"classes": "voc20"}})
+    with pytest.raises(UsageError, match="background is no class of voc12-seg"):
+        segment.describe(config)
