@@ -258,7 +258,7 @@ def _scores(plan: PredictPlan, found: "Prediction") -> list[dict[str, Any]]:
     rows = [
         {
             "class": name,
-            "trained": name in plan.trained_classes,
+            "trained": name in plan.trained_classes if plan.checkpoint else None,
             "probability": None if presence is None else presence[position],
             "clip_share": float(found.zero_shot[position]),
             "pixel_share": int(pixels[position + 1]) / found.mask.numel(),
@@ -314,6 +314,7 @@ def _background(config: Config, plan: PredictPlan) -> str:
 
 def table(report: Report) -> str:
     """The report for people: a few lines an image, the likeliest classes first."""
+    known = {True: "yes", False: "no", None: "-"}
     lines = []
     for image in report["images"]:
         lines.append(image["image"])
@@ -324,17 +325,17 @@ def table(report: Report) -> str:
             probability = "-" if row["probability"] is None else f"{row['probability']:.3f}"
             lines.append(
                 f"  {row['class']:24}{probability:>12}{row['clip_share']:>12.3f}"
-                f"{row['pixel_share']:>9.1%}  {'yes' if row['trained'] else 'no'}"
+                f"{row['pixel_share']:>9.1%}  {known[row['trained']]}"
             )
         if len(image["scores"]) > _MOST_ROWS:
             lines.append(f"  and {len(image['scores']) - _MOST_ROWS} more in predictions.csv")
     if report["checkpoint"] is None:
         lines.append("no projectors: frozen CLIP alone, which tells no probability of presence")
     else:
-        known = report["trained_classes"]
-        new = [name for name in report["class_names"] if name not in known]
+        trained = report["trained_classes"]
+        new = [name for name in report["class_names"] if name not in trained]
         lines.append(
-            f"projectors {report['checkpoint']}, trained on {len(known)} classes; "
+            f"projectors {report['checkpoint']}, trained on {len(trained)} classes; "
             + (f"not among them: {', '.join(new)}" if new else "all of these are among them")
         )
     lines += [

@@ -10,18 +10,17 @@ import io
 import json
 import logging
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import Report, main
 from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.features import describe_backbone, open_backbone
+from pipeline.groups import Groups, make_groups, read_arrays
 from pipeline.systems import (
     LABELS,
     SystemPlan,
@@ -61,44 +60,22 @@ _WORST = 10  # confusions that a report names
 
 
 @dataclass(frozen=True)
-class SegmentPlan:
-    """What is segmented, and where its counts go.
+class SegmentPlan(Groups):
+    """What is segmented; the groups' files hold counts.
 
     Attributes:
-        name: Data set, split, and a hash of all that shapes the counts.
-        folder: Of the counts.
         listing: Images and masks.
         scored: Which classes are scored by their texts.
         background: Position of background among the classes; None where it is none.
         view: How images go through the backbone.
         systems: What is compared.
-        num_images: How many images, from the first on.
-        group_size: Images a file of counts.
     """
 
-    name: str
-    folder: Path
     listing: "SegmentationListing"
     scored: range
     background: int | None
     view: dict[str, int]
     systems: list[SystemPlan]
-    num_images: int
-    group_size: int
-
-    @property
-    def num_groups(self) -> int:
-        """Number of files of counts."""
-        return -(-self.num_images // self.group_size)
-
-    def rows(self, group: int) -> range:
-        """Positions in the listing that belong to one group."""
-        start = group * self.group_size
-        return range(start, min(start + self.group_size, self.num_images))
-
-    def path(self, group: int) -> Path:
-        """File of the counts of one group."""
-        return self.folder / f"group-{group:06d}.npz"
 
 
 def plan_segment(config: Config) -> SegmentPlan:
@@ -176,40 +153,20 @@ class Counts:
     per_image: "dict[str, np.ndarray]"
 
 
-def write_counts(path: Path, counts: Counts) -> None:
-    """Write the counts of a group; the file is whole or absent."""
-    import numpy as np
-
-    from dclip.paths import atomic_write
-
-    arrays: dict[str, Any] = {f"confusion/{name}": a for name, a in counts.confusion.items()}
-    arrays |= {f"per_image/{name}": a for name, a in counts.per_image.items()}
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-
-
 def read_counts(plan: SegmentPlan, group: int) -> Counts | None:
     """The counts of a group; None if they are not there or cannot be used."""
-    import zipfile
-
-    import numpy as np
-
+    arrays = read_arrays(plan.path(group)) or {}
     classes, images = len(plan.listing.class_names), len(plan.rows(group))
     found = Counts({}, {})
-    try:
-        with np.load(plan.path(group), allow_pickle=False) as arrays:
-            for system in plan.systems:
-                found.confusion[system.name] = arrays[f"confusion/{system.name}"]
-                found.per_image[system.name] = arrays[f"per_image/{system.name}"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        log.warning("segment: %s cannot be used (%s); it is made anew", plan.path(group), error)
-        return None
-    is_whole = all(a.shape == (classes, classes) for a in found.confusion.values()) and all(
-        a.shape == (images, 2) for a in found.per_image.values()
-    )
-    return found if is_whole else None
+    for system in plan.systems:
+        confusion = arrays.get(f"confusion/{system.name}")
+        per_image = arrays.get(f"per_image/{system.name}")
+        if confusion is None or per_image is None:
+            return None
+        if confusion.shape != (classes, classes) or per_image.shape != (images, 2):
+            return None
+        found.confusion[system.name], found.per_image[system.name] = confusion, per_image
+    return found
 
 
 class Segmenter:
@@ -239,8 +196,8 @@ class Segmenter:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
         self.done: dict[int, int] = {}
 
-    def count(self, group: int) -> Counts:
-        """Segment the images of a group and compare them with their masks.
+    def make(self, group: int) -> "dict[str, np.ndarray]":
+        """The counts of a group's images against their masks, as arrays.
 
         Raises:
             ImageError: An image or mask cannot be used; the message names the file.
@@ -250,7 +207,7 @@ class Segmenter:
         confusion: dict[str, Any] = {}
         per_image: dict[str, list[tuple[float, float]]] = {s.name: [] for s in self._plan.systems}
         try:
-            for masks, target in self._segment(self._plan.rows(group)):
+            for masks, target in self.segment(self._plan.rows(group)):
                 for name, mask in masks.items():
                     matrix, paper = self._compare(mask, target)
                     confusion[name] = matrix + confusion.get(name, 0)
@@ -258,16 +215,15 @@ class Segmenter:
                 self.done[group] = self.done.get(group, 0) + 1
         finally:
             self.done.pop(group, None)
-        return Counts(
-            {name: matrix.cpu().numpy() for name, matrix in confusion.items()},
-            {name: np.array(rows, np.float64) for name, rows in per_image.items()},
-        )
+        return {f"confusion/{name}": matrix.cpu().numpy() for name, matrix in confusion.items()} | {
+            f"per_image/{name}": np.array(rows, np.float64) for name, rows in per_image.items()
+        }
 
     def close(self) -> None:
         """Stop the threads."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _segment(self, rows: Sequence[int]) -> "Iterator[tuple[dict[str, Tensor], Tensor]]":
+    def segment(self, rows: Sequence[int]) -> "Iterator[tuple[dict[str, Tensor], Tensor]]":
         """Label maps and true mask of each image; the next batch is read meanwhile."""
         import torch
 
@@ -313,30 +269,6 @@ class Segmenter:
         return matrix, image_miou_paper(matrix, predicted, background=plan.background)
 
 
-class _Worker:
-    """Actor that holds the backbone and the systems, and makes the counts of groups."""
-
-    def __init__(
-        self, config: Config, plan: SegmentPlan, texts: Texts, device: str, threads: int
-    ) -> None:
-        # a GPU has work while the next group is read; CPUs are busy with that themselves
-        self._slots = threading.Semaphore(2 if device == "cuda" else 1)
-        self._plan = plan
-        self._segmenter = Segmenter(config, plan, texts, device, threads)
-
-    def ready(self) -> None:
-        """Answer as soon as everything is loaded."""
-
-    def progress(self) -> int:
-        """Images done of groups that are not finished."""
-        return sum(self._segmenter.done.values())
-
-    def make(self, group: int) -> None:
-        """Make the file of one group."""
-        with self._slots:
-            write_counts(self._plan.path(group), self._segmenter.count(group))
-
-
 # ---------------------------------------------------------------------------------------------
 # All groups, and their sum
 # ---------------------------------------------------------------------------------------------
@@ -351,7 +283,17 @@ def count_all(config: Config, plan: SegmentPlan) -> list[Counts]:
     found = [read_counts(plan, group) for group in range(plan.num_groups)]
     missing = [group for group, counts in enumerate(found) if counts is None]
     if missing:
-        _make(config, plan, missing)
+        wanted = config.segment
+        make_groups(
+            config,
+            "segment",
+            plan,
+            missing,
+            Segmenter,
+            (config, plan, scored_texts(config, plan)),
+            workers=wanted.workers,
+            threads=wanted.threads,
+        )
         for group in missing:
             found[group] = read_counts(plan, group)
     lost = [group for group, counts in enumerate(found) if counts is None]
@@ -363,50 +305,10 @@ def count_all(config: Config, plan: SegmentPlan) -> list[Counts]:
     return [counts for counts in found if counts is not None]
 
 
-def _make(config: Config, plan: SegmentPlan, missing: Sequence[int]) -> None:
-    """Make the counts of some groups on a pool of actors."""
-    from pipeline import cluster
-    from pipeline.pool import Pool
-    from pipeline.progress import progress
-
+def scored_texts(config: Config, plan: SegmentPlan) -> Texts:
+    """What the systems are told of the classes."""
     phrasings = [plan.listing.phrasings[position] for position in plan.scored]
-    texts = encode_texts(open_backbone(config), phrasings, config.segment.templates)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    left = sum(len(plan.rows(group)) for group in missing)
-    before = plan.num_images - left
-    with (
-        cluster.ray_session(config),
-        progress("segment", plan.num_images, "images", before) as bar,
-    ):
-        import ray
-
-        place = cluster.place_workers(config, config.segment.workers)
-        log.info(
-            "segment: %d images in %d groups by %d workers on %s (%s)",
-            left,
-            len(missing),
-            min(place.count(), len(missing)),
-            place.device,
-            place.why,
-        )
-        threads = config.segment.threads or place.cpus
-        actor = ray.remote(max_concurrency=3, **place.options)(_Worker)
-        shared, told = ray.put(plan), ray.put(texts)
-        pool: Pool[int] = Pool(
-            lambda: actor.remote(config, shared, told, place.device, threads),
-            lambda worker, group: worker.make.remote(group),
-            place.count,
-        )
-        finished = 0
-        try:
-            for event in pool.run(missing):
-                if isinstance(event, int):
-                    bar.show(finished + event)
-                else:
-                    finished += len(plan.rows(event[0]))
-                    bar.show(finished)
-        except StageError as error:
-            raise StageError(f"{error}; counts of finished groups are kept") from None
+    return encode_texts(open_backbone(config), phrasings, config.segment.templates)
 
 
 def measure(config: Config, plan: SegmentPlan, groups: Sequence[Counts]) -> dict[str, Any]:

@@ -300,7 +300,7 @@ def test_a_mask_that_does_not_fit_stops_with_its_name(
     with Image.open(path) as image:
         mask = np.array(image)
     Image.fromarray(spoil(mask)).save(path)  # type: ignore[operator]
-    with pytest.raises(StageError, match=f"{message}.*counts of finished groups are kept"):
+    with pytest.raises(StageError, match=f"{message}.*what finished groups made is kept"):
         segment.run(config)
 
 

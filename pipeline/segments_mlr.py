@@ -1,0 +1,337 @@
+"""Segments of images to multi-label scores of frozen CLIP: Table 5 of the paper.
+
+Projectors segment an image, CLIP scores the image and the box around each segment, and both are
+averaged. Ray actors work through groups of images and leave the two scores of each image; the
+report fuses them at every weight, so that one pass gives all rows.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dclip.templates import ZERO_SHOT_TEMPLATE
+from pipeline.cli import Report, main
+from pipeline.config import Config
+from pipeline.errors import StageError, UsageError
+from pipeline.features import describe_backbone, open_backbone, open_dataset
+from pipeline.groups import Groups, make_groups, read_arrays
+from pipeline.systems import (
+    SystemPlan,
+    Texts,
+    build_systems,
+    default_checkpoint,
+    encode_texts,
+    read_origin,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+    from torch import Tensor
+
+    from dclip.data.listing import Listing
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = """\
+Score images by CLIP, with the help of the segments that projectors find (the paper's Table 5).
+
+examples:
+  python -m pipeline.segments_mlr                          what pipeline.run trained, on shapes
+  python -m pipeline.segments_mlr --dataset voc2007 --root DIR --checkpoint FILE
+  python -m pipeline.segments_mlr --weights 0.3,0.5,0.7 --area 0.005 --limit 300
+Score = (1 - w) x softmax of the image + w x largest softmax among its segments' boxes. Takes any
+data set with label vectors; masks are not needed. A run that was stopped goes on."""
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SegmentsPlan(Groups):
+    """What is scored; the groups' files hold scores.
+
+    Attributes:
+        listing: Images and label vectors.
+        system: What segments.
+    """
+
+    listing: "Listing"
+    system: SystemPlan
+
+
+def plan_segments(config: Config) -> SegmentsPlan:
+    """What the settings ask for.
+
+    Raises:
+        UsageError: A wrong setting, data set, split or backbone.
+        StageError: The checkpoint is missing, damaged, or of another backbone.
+    """
+    from dclip.shards import digest, file_digest
+
+    wanted = config.segments_mlr
+    split = wanted.split or config.test_split
+    backbone = describe_backbone(config)
+    if wanted.kind not in backbone.paths:
+        raise UsageError(
+            f"backbone {backbone.name} has no features of kind {wanted.kind!r}; it has "
+            + ", ".join(backbone.paths)
+        )
+    listing = open_dataset(config, split)
+    checkpoint = wanted.checkpoint or default_checkpoint(config)
+    if not checkpoint.is_file():
+        raise StageError(
+            f"no checkpoint at {checkpoint}; give --checkpoint FILE, or make it by python -m "
+            "pipeline.run with the same settings"
+        )
+    about, trained_kind = read_origin(checkpoint, backbone)
+    system = SystemPlan(
+        about.method,
+        wanted.kind,
+        checkpoint.absolute(),
+        trained_kind,
+        tuple(about.class_names),
+        wanted.only_present,
+    )
+    num_images = min(len(listing), wanted.limit or len(listing))
+    identity = {
+        "format": _FORMAT,
+        "listing": listing.identity(),
+        "num_images": num_images,
+        "settings": wanted.model_dump(include={"area", "only_present", "precision", "group_size"}),
+        "features": [backbone.space(wanted.kind), backbone.space(trained_kind)],
+        "weights": file_digest(checkpoint),
+    }
+    name = f"segments-mlr-{config.dataset_slug}-{split}-{digest(identity)[:12]}"
+    folder = config.output.absolute() / "segments_mlr" / name
+    return SegmentsPlan(name, folder, num_images, wanted.group_size, listing, system)
+
+
+class SegmentScorer:
+    """A backbone and projectors that score images and their segments.
+
+    Args:
+        config: Settings.
+        plan: What is scored.
+        texts: Of the classes.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: That read images.
+    """
+
+    def __init__(
+        self, config: Config, plan: SegmentsPlan, texts: Texts, device: str, threads: int
+    ) -> None:
+        from dclip.extraction import BATCH_SIZES
+
+        self._plan, self._device = plan, device
+        self._area = config.segments_mlr.area
+        self._backbone = open_backbone(config, device=device)
+        self._texts = texts.classes.features.to(device)
+        self._systems = build_systems([plan.system], texts, device=device)
+        self._precision: Any = config.segments_mlr.precision
+        if self._precision == "auto":
+            self._precision = "float16" if device == "cuda" else "float32"
+        self._batch = config.segments_mlr.batch_size or BATCH_SIZES[device]
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
+        self.done: dict[int, int] = {}
+
+    def make(self, group: int) -> "dict[str, np.ndarray]":
+        """Labels and scores of the images of a group: of the whole, of the segments, their number.
+
+        Raises:
+            ImageError: An image cannot be used; the message names the file.
+        """
+        import numpy as np
+
+        rows, parts = self._plan.rows(group), []
+        try:
+            for start in range(0, len(rows), self._batch):
+                batch = rows[start : start + self._batch]
+                samples = list(self._pool.map(self._plan.listing.read, batch))
+                labels = np.stack([sample.labels for sample in samples])
+                parts.append((labels, *self._score([sample.image for sample in samples])))
+                self.done[group] = start + len(batch)
+        finally:
+            self.done.pop(group, None)
+        names = ("labels", "whole", "segments", "counts")
+        return {name: np.concatenate([part[place] for part in parts]) for place, name in
+                enumerate(names)}  # fmt: skip
+
+    def _score(
+        self, images: "Sequence[Image.Image]"
+    ) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+        import numpy as np
+        import torch
+
+        from dclip.data.windows import whole_view
+        from dclip.methods.segments import segment_boxes
+        from dclip.segmentation import Rule, segment_images
+
+        side = self._backbone.resolution
+        masks = segment_images(
+            self._backbone,
+            [whole_view(image, side) for image in images],
+            self._systems,
+            Rule(),
+            batch_size=self._batch,
+            precision=self._precision,
+            device=self._device,
+        )
+        boxes = [segment_boxes(found[self._plan.system.name], area=self._area) for found in masks]
+        crops = [image.crop(box) for image, own in zip(images, boxes, strict=True) for box in own]
+        counts = [len(own) for own in boxes]
+        of_crops = torch.split(self._clip(crops), counts)
+        segments = torch.stack([own.amax(dim=0) for own in of_crops])
+        return self._clip(images).numpy(), segments.numpy(), np.array(counts)
+
+    def _clip(self, images: "Sequence[Image.Image]") -> "Tensor":
+        """CLIP's softmax over the classes for each image, on the CPU."""
+        import torch
+
+        from dclip.data.pixels import image_to_tensor
+        from dclip.logits import zero_shot_scores
+
+        backbone, found = self._backbone, []
+        for start in range(0, len(images), self._batch):
+            pixels = torch.stack(
+                [
+                    image_to_tensor(image, backbone.resolution, backbone.mean, backbone.std)
+                    for image in images[start : start + self._batch]
+                ]
+            )
+            with torch.no_grad():
+                embedding = backbone.encode_images(pixels.to(self._device)).embedding
+            found.append(zero_shot_scores(embedding.float(), self._texts).softmax(dim=1).cpu())
+        return torch.cat(found)
+
+
+def score_all(config: Config, plan: SegmentsPlan) -> "list[dict[str, np.ndarray]]":
+    """The scores of all groups, of which those that are missing are made.
+
+    Raises:
+        StageError: An image cannot be used, or a worker failed; what was made is kept.
+    """
+    found = [_read(plan, group) for group in range(plan.num_groups)]
+    missing = [group for group, scores in enumerate(found) if scores is None]
+    if missing:
+        names = [(name,) for name in plan.listing.class_names]
+        texts = encode_texts(open_backbone(config), names, (ZERO_SHOT_TEMPLATE,))
+        wanted = config.segments_mlr
+        make_groups(
+            config,
+            "segments_mlr",
+            plan,
+            missing,
+            SegmentScorer,
+            (config, plan, texts),
+            workers=wanted.workers,
+            threads=wanted.threads,
+        )
+        for group in missing:
+            found[group] = _read(plan, group)
+    lost = next((group for group, scores in enumerate(found) if scores is None), None)
+    if lost is not None:
+        raise StageError(f"{plan.path(lost)} was made but is not to be seen; run it again")
+    return [scores for scores in found if scores is not None]
+
+
+def _read(plan: SegmentsPlan, group: int) -> "dict[str, np.ndarray] | None":
+    """The scores of a group; None if they are not there or not of its images."""
+    arrays = read_arrays(plan.path(group))
+    shape = (len(plan.rows(group)), len(plan.listing.class_names))
+    is_whole = arrays is not None and all(
+        name in arrays and arrays[name].shape == shape for name in ("labels", "whole", "segments")
+    )
+    return arrays if is_whole else None
+
+
+def run(config: Config) -> Report:
+    """Score all images, fuse at every weight, write and record the report, print the table."""
+    import numpy as np
+    import torch
+
+    from dclip.methods.segments import fuse_scores
+    from dclip.metrics import mean_average_precision
+    from dclip.paths import write_text
+    from pipeline.provenance import git_commit
+    from pipeline.tracking import Tracker
+
+    started = time.perf_counter()
+    plan = plan_segments(config)
+    groups = score_all(config, plan)
+    truth, whole, segments = (
+        torch.from_numpy(np.concatenate([group[name] for group in groups]))
+        for name in ("labels", "whole", "segments")
+    )
+    weights = sorted({0.0, *config.segments_mlr.weights, 1.0})
+    report: Report = {
+        "stage": "segments_mlr",
+        "dataset": config.dataset,
+        "split": plan.listing.split,
+        "images": plan.num_images,
+        "segments_per_image": float(np.concatenate([g["counts"] for g in groups]).mean()),
+        "map": {
+            f"{weight:g}": float(
+                mean_average_precision(fuse_scores(whole, segments, weight), truth)
+            )
+            for weight in weights
+        },
+        "checkpoint": str(plan.system.checkpoint),
+        "features": plan.system.kind,
+        "candidates": "classes found present" if plan.system.only_present else "all classes",
+        "area": config.segments_mlr.area,
+        "backbone": describe_backbone(config).name,
+        "config": config.model_dump(mode="json"),
+        "commit": git_commit(),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    path = config.output.absolute() / "reports" / plan.name / "report.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(report, indent=1))
+    tracker = Tracker(config)
+    tags = {"dclip.stage": "segments_mlr"}
+    with tracker.run(f"segments_mlr {plan.listing.split}", key=plan.name, tags=tags) as tracked:
+        settings = config.model_dump(include={"dataset", "backbone", "pretrained"})
+        tracked.params({**settings, **{key: report[key] for key in ("images", "area", "features",
+            "candidates", "checkpoint")}})  # fmt: skip
+        tracked.metrics(
+            {f"{report['split']}/map/weight_{w}": value for w, value in report["map"].items()}
+        )
+        tracked.artifact(path)
+    report["mlflow"] = {"uri": tracker.uri, "run_id": tracked.run_id}
+    sys.stdout.write(f"{table(report)}\nreport: {path}\n")
+    return report
+
+
+def table(report: Report) -> str:
+    """The report as a table for people."""
+    titles = {"0": "CLIP", "1": "segments alone", "0.5": "CLIP + segments, w = 0.5 (proposed)"}
+    lines = [f"{'':40}{'mAP, %':>8}"]
+    for weight, value in report["map"].items():
+        title = titles.get(weight, f"CLIP + segments, w = {weight}")
+        lines.append(f"{title:40}{100 * value:>8.1f}")
+    lines.append(
+        f"{report['dataset']} {report['split']}, {report['images']} images, "
+        f"{report['segments_per_image']:.1f} segments an image ({report['candidates']}, "
+        f"from {report['area']:.1%} of its pixels)"
+    )
+    return "\n".join(lines)
+
+
+def describe(config: Config) -> str:
+    """The plan of this stage in words, for ``--dry-run``."""
+    plan = plan_segments(config)
+    done = sum(_read(plan, group) is not None for group in range(plan.num_groups))
+    return (
+        f"{plan.num_images} images of {plan.listing.name} {plan.listing.split} in "
+        f"{plan.num_groups} groups of {plan.group_size}; {done} done, to {plan.folder}\n"
+        f"segments by checkpoint {plan.system.checkpoint}, features {plan.system.kind}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main("segments_mlr"))
