@@ -258,7 +258,8 @@ def test_a_trial_whose_worker_is_killed_is_repeated_from_its_checkpoint(
 ) -> None:
     (tmp_path / "features").symlink_to(output / "features")
     process = command(tmp_path)
-    wait_for(process, lambda: max(logged(tmp_path).values(), default=0) >= 3)
+    # whichever worker is hit has epochs to go on after
+    wait_for(process, lambda: len(found := logged(tmp_path)) == 4 and min(found.values()) >= 3)
     workers = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
