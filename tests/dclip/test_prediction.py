@@ -63,13 +63,29 @@ def test_a_pixel_is_background_where_the_winners_own_pair_is_not_sure(
     assert torch.equal(is_class[clear], (own > 0)[clear])
 
 
-def test_a_class_that_is_not_found_wins_no_pixel(
+def test_only_classes_found_win_pixels_and_without_one_all_is_background(
     features: ImageFeatures, pairs: torch.Tensor, model: DCLIP
 ) -> None:
     found = ask(features, pairs, model, 0.1)
     assert found.presence is not None
-    likely = set((found.presence >= min(0.5, float(found.presence.max()))).nonzero().flatten() + 1)
-    assert set(found.mask.unique().tolist()) <= {int(value) for value in likely}
+    likely = ((found.presence >= 0.5).nonzero().flatten() + 1).tolist()
+    assert 0 < len(likely) < CLASSES
+    assert set(found.mask.unique().tolist()) <= set(likely)
+    absent = torch.cat([pairs[CLASSES:], pairs[:CLASSES]])  # negatives for positives
+    kept = [row for row in range(CLASSES) if row + 1 in likely]
+    none = ask_of(features, absent, model, kept)
+    assert none.presence is not None
+    assert none.presence.max() < 0.5
+    assert not none.mask.any()
+
+
+def ask_of(
+    features: ImageFeatures, pairs: torch.Tensor, model: DCLIP, kept: list[int]
+) -> Prediction:
+    own = torch.cat([pairs[:CLASSES][kept], pairs[CLASSES:][kept]])
+    return predict_image(
+        features, GRID, SIZE, has_global_token=True, texts=own[len(kept) :], pairs=own, model=model
+    )
 
 
 def test_without_projectors_clip_shares_sum_to_one_and_maps_are_cosines(
