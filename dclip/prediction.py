@@ -9,9 +9,9 @@ Projectors answer three questions at once, all from the features they were train
   .. math::
       p_{kl} = \sigma\left(a b \, (\cos(z_l, t^+_k) - \cos(z_l, t^-_k))\right)
 
-* which pixels: the classes present compete by `dclip.segmentation.min_max` of the cosines with
-  their positive prompts, and a pixel is background where even the winner has
-  :math:`p_{kl} < \theta`.
+* which pixels: the classes of probability one half or more compete by
+  `dclip.segmentation.min_max` of the cosines with their positive prompts, and a pixel is background
+  where even the winner has :math:`p_{kl} < \theta`.
 
 Without projectors, frozen CLIP's cosines take their place, all classes compete, and the background
 rule is that of `dclip.segmentation.label_map`.
@@ -28,7 +28,7 @@ from dclip.backbones import ImageFeatures
 from dclip.data.windows import Window
 from dclip.logits import presence_probability, similarity_maps, zero_shot_scores
 from dclip.model import DCLIP
-from dclip.segmentation import MAX_CLASSES, label_map, likely_present, min_max
+from dclip.segmentation import MAX_CLASSES, label_map, min_max
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,15 @@ def predict_image(
         mask = label_map(scores, whole, size, size, background=threshold)
         return Prediction(None, zero_shot, cosines.reshape(-1, *grid), mask)
     presence = presence_probability(model(features.local.float(), pairs.float()).pair_logits)[0]
-    found = likely_present(presence)
+    found = (presence >= 0.5).nonzero().flatten()
     projected = model.project_texts(pairs.float(), statistics="running")
     negative, positive = similarity_maps(model.project_images(local.float()), projected).chunk(2, 1)
+    odds = (model.local_scale * model.pooled_scale * (positive - negative)).reshape(-1, *grid)
+    mask = torch.zeros(size, dtype=torch.uint8, device=presence.device)
+    if not len(found):
+        return Prediction(presence, zero_shot, odds.sigmoid(), mask)
     scores = min_max(positive[:, found]).reshape(1, -1, *grid)
     winners = found[label_map(scores, whole, size, size).long()]
-    odds = (model.local_scale * model.pooled_scale * (positive - negative)).reshape(-1, *grid)
-    mask = torch.zeros(size, dtype=torch.uint8, device=winners.device)
     for own in found.tolist():  # one class at a time: all of them at full size may not fit
         drawn = F.interpolate(odds[None, None, own], size, mode="bilinear", align_corners=False)
         mask[(winners == own) & (drawn[0, 0].sigmoid() >= threshold)] = own + 1

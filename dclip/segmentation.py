@@ -191,12 +191,8 @@ class System:
             return None
         locations = at_least_float32(local).flatten(0, 1)[None]
         logits = self.model(locations, self.pairs.float()).pair_logits
-        return likely_present(presence_probability(logits)[0])
-
-
-def likely_present(probability: Float[Tensor, " classes"]) -> Int64[Tensor, " found"]:
-    """Classes of probability one half or more, or the largest; positions, ascending."""
-    return (probability >= probability.max().clamp(max=0.5)).nonzero().flatten()
+        probability = presence_probability(logits)[0]
+        return (probability >= probability.max().clamp(max=0.5)).nonzero().flatten()
 
 
 def class_scores(

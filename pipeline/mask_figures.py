@@ -170,11 +170,11 @@ def comparison(
 def _legend(
     axis: Axes, row: MaskRow, shown: Mapping[int, int], names: Sequence[str], background: int | None
 ) -> None:
-    """Classes of a row, the largest first; of a single mask with their share of the pixels."""
+    """Classes of a row: those of its first mask, then the largest; of a single mask with shares."""
     first = 0 if background is None else 1
     order = sorted(
         (value for value in shown if value != background and value < len(names)),
-        key=lambda value: -shown[value],
+        key=lambda value: (value not in row.masks[0], -shown[value]),
     )
     total = row.masks[0].size
 

@@ -309,7 +309,10 @@ def _background(config: Config, plan: PredictPlan) -> str:
     theta = config.predict.threshold
     if plan.checkpoint is None:
         return f"where the largest softmax of 100 x min-max scores over classes is below {theta:g}"
-    return f"where the probability of the winner's own prompt pair at that place is below {theta:g}"
+    return (
+        "where no class of probability 0.5 or more wins, or its own prompt pair gives that place "
+        f"less than {theta:g}"
+    )
 
 
 def table(report: Report) -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import Report, main
@@ -53,7 +54,9 @@ examples:
   python -m pipeline.segment --background threshold --threshold 0.85
   python -m pipeline.segment --window 96 --stride 48 --systems clip_vv --limit 50
 miou is the field's (one confusion matrix over all images), miou_paper that of the DCLIP paper's
-scripts (a mean per image); they are not comparable. A run that was stopped goes on."""
+scripts (a mean per image); they are not comparable. A run that was stopped goes on. Pictures:
+masks.png, failures.png, and of three checkpoints or more (--checkpoint A,B,C) checkpoints.png:
+mIoU, held-out mAP and inter-class cosine against each other."""
 
 _FORMAT = 1
 _WORST = 10  # confusions that a report names
@@ -209,7 +212,7 @@ class Segmenter:
         try:
             for masks, target in self.segment(self._plan.rows(group)):
                 for name, mask in masks.items():
-                    matrix, paper = self._compare(mask, target)
+                    matrix, paper = self.compare(mask, target)
                     confusion[name] = matrix + confusion.get(name, 0)
                     per_image[name].append(paper)
                 self.done[group] = self.done.get(group, 0) + 1
@@ -252,18 +255,22 @@ class Segmenter:
         sample = self._plan.listing.read(row)
         return view_of(sample.image, self._plan.view), sample.mask
 
-    def _compare(self, mask: "Tensor", target: "Tensor") -> "tuple[Tensor, tuple[float, float]]":
-        """Confusion matrix and the paper's measures of one image."""
+    def positions(self, mask: "Tensor") -> "Tensor":
+        """A label map with classes by their position among all; background is 0 where it is one."""
+        # by threshold, background is position 0 already
+        return mask + self._plan.scored.start if self._rule.background is None else mask
+
+    def compare(self, mask: "Tensor", target: "Tensor") -> "tuple[Tensor, tuple[float, float]]":
+        """Confusion matrix and the paper's measures of one image's label map."""
         import torch
 
         from dclip.metrics import confusion_matrix, image_miou_paper
 
         plan, ignored = self._plan, self._plan.listing.ignore_index
         classes, first = len(plan.listing.class_names), plan.scored.start
-        if self._rule.background is None:
-            mask = mask + first  # by threshold, background is position 0 already
-            if first:
-                target = torch.where(target == 0, ignored, target)
+        mask = self.positions(mask)
+        if self._rule.background is None and first:
+            target = torch.where(target == 0, ignored, target)
         matrix = confusion_matrix(mask, target, num_classes=classes, ignore_index=ignored)
         predicted = torch.bincount(mask.flatten().long(), minlength=classes) > 0
         return matrix, image_miou_paper(matrix, predicted, background=plan.background)
@@ -470,6 +477,8 @@ def run(config: Config) -> Report:
     report["seconds"] = round(time.perf_counter() - started, 2)
     folder = config.output.absolute() / "reports" / plan.name
     folder.mkdir(parents=True, exist_ok=True)
+    pictures = draw(config, plan, groups, report, folder)
+    report["figures"] = [str(path) for path in pictures]
     write_text(folder / "report.json", json.dumps(report, indent=1))
     write_text(folder / "classes.csv", class_table(report))
     tracker = Tracker(config)
@@ -487,9 +496,93 @@ def run(config: Config) -> Report:
         tracked.metrics(metrics(report))
         for name in ("report.json", "classes.csv"):
             tracked.artifact(folder / name)
+        for picture in pictures:
+            tracked.artifact(picture, "figures")
     report["mlflow"] = {"uri": tracker.uri, "run_id": tracked.run_id}
-    sys.stdout.write(f"{table(report)}\nreport and classes: {folder}\n")
+    sys.stdout.write(f"{table(report)}\nreport, classes and pictures: {folder}\n")
     return report
+
+
+def draw(
+    config: Config, plan: SegmentPlan, groups: Sequence[Counts], report: Report, folder: Path
+) -> list[Path]:
+    """Pictures of some images with their masks, of the worst, and of several checkpoints.
+
+    ``masks.png`` has images spread evenly over the split, ``failures.png`` those of the lowest
+    ``miou_paper`` by the last system, ``checkpoints.png`` is drawn of three checkpoints or more.
+    """
+    import numpy as np
+
+    from pipeline import mask_figures
+    from pipeline.figures import save
+
+    judge = plan.systems[-1].name
+    scores = np.concatenate([group.per_image[judge] for group in groups])[:, 0]
+    count = min(config.segment.scenes, plan.num_images)
+    even = [int(row) for row in np.linspace(0, plan.num_images - 1, count).round()]
+    worst = [int(row) for row in np.argsort(scores, kind="stable")[:count]]
+    shown = _shown(plan)
+    truth = "truth" if config.segment.background != "none" else "truth; only its pixels count"
+    titles = [truth, *map(_title, shown)]
+    texts = scored_texts(config, plan)
+    segmenter = Segmenter(config, plan, texts, "cpu", 1)
+    background = 0 if plan.scored.start or config.segment.background != "none" else None
+    paths = []
+    try:
+        for name, rows in (("masks.png", even), ("failures.png", worst)):
+            drawn = []
+            for row, (found, target) in zip(rows, segmenter.segment(rows), strict=True):
+                own = [segmenter.positions(found[system]) for system in shown]
+                notes = [
+                    f"IoU {100 * segmenter.compare(found[system], target)[1][0]:.0f}%"
+                    for system in shown
+                ]
+                masks = [target.numpy(), *(mask.numpy() for mask in own)]
+                image = plan.listing.read(row).image
+                drawn.append(mask_figures.MaskRow(image, masks, [plan.listing.key(row), *notes]))
+            figure = mask_figures.comparison(drawn, titles, plan.listing.class_names, background)
+            save(figure, folder / name)
+            paths.append(folder / name)
+    finally:
+        segmenter.close()
+    compared = checkpoint_rows(plan, report)
+    if len(compared) > 2:
+        save(mask_figures.checkpoint_tradeoff(compared), folder / "checkpoints.png")
+        paths.append(folder / "checkpoints.png")
+    return paths
+
+
+def _title(system: str) -> str:
+    """What a system is called above a column."""
+    base = system.removesuffix("_present")
+    return LABELS.get(base, base) + (",\nof classes it finds" if base != system else "")
+
+
+def _shown(plan: SegmentPlan) -> list[str]:
+    """Systems that are drawn: CLIP-VV, or the first, and the last two others."""
+    names = [system.name for system in plan.systems]
+    first = "clip_vv" if "clip_vv" in names else names[0]
+    return [first, *[name for name in names if name != first][-2:]]
+
+
+def checkpoint_rows(plan: SegmentPlan, report: Report) -> list[dict[str, Any]]:
+    """What each checkpoint was trained to, beside its mIoU; each checkpoint once."""
+    from pipeline.checkpoints import read_about
+
+    rows: dict[Path, dict[str, Any]] = {}
+    for system in plan.systems:
+        if system.checkpoint is None or system.checkpoint in rows:
+            continue
+        about = read_about(system.checkpoint)
+        last = about.history[-1] if about.history else {}
+        rows[system.checkpoint] = {
+            "name": system.name,
+            "method": about.method,
+            "val_map": last.get("val_map"),
+            "inter_class_cosine": last.get("inter_class_cosine"),
+            "miou": report["systems"][system.name]["miou"],
+        }
+    return list(rows.values())
 
 
 def metrics(report: Report) -> dict[str, float]:

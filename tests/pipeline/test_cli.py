@@ -13,7 +13,9 @@ from pipeline import cli
 from pipeline.config import Config, conf_folder, known_keys
 from pipeline.errors import UsageError
 
-STAGES = ("extract", "train", "evaluate", "segment", "sweep", "ablate", "run")
+STAGES = (
+    "extract", "train", "evaluate", "segment", "segments_mlr", "predict", "sweep", "ablate", "run",
+)  # fmt: skip
 
 
 def parse(*words: str, stage: str = "train") -> Config:
@@ -64,6 +66,17 @@ def test_keys_of_the_stage_need_no_prefix_and_both_dashes_do() -> None:
     space = parse("--space", "train.lr=0.1,0.2", "--space", "seed=1..3", stage="sweep").sweep.space
     assert space == {"train.lr": ["0.1", "0.2"], "seed": "1..3"}
     assert parse("--no-asha", stage="sweep").sweep.asha is False
+
+
+def test_words_without_a_flag_are_images_wherever_they_stand() -> None:
+    words = ["a.jpg", "--classes", "dog, red horse", "b,c.jpg", "--threshold=0.7", "d e"]
+    wanted = parse(*words, stage="predict").predict
+    assert wanted.paths == ["a.jpg", "b,c.jpg", "d e"]
+    assert wanted.classes == ["dog", "red horse"]
+    assert wanted.threshold == 0.7
+    assert parse("--area", "0.1", stage="segments_mlr").segments_mlr.area == 0.1
+    with pytest.raises(UsageError, match=r"unrecognized arguments: a\.jpg"):
+        parse("a.jpg", stage="train")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +174,7 @@ def test_a_root_may_be_a_url(
 def test_every_key_has_a_description() -> None:
     schema = json.dumps(Config.model_json_schema())
     assert schema.count('"description"') > 60
-    for section in ("extract", "train", "evaluate", "segment", "sweep"):
+    for section in ("extract", "train", "evaluate", "segment", "segments_mlr", "predict", "sweep"):
         model = Config.model_fields[section].annotation
         assert model is not None
         assert all(model.model_fields[key].description for key in known_keys(section))  # type: ignore[attr-defined]

@@ -125,8 +125,10 @@ def test_mlflow_has_each_measure_by_its_name(finished: tuple[Config, cli.Report]
     assert run.data.metrics["test/miou/dclip"] == report["systems"]["dclip"]["miou"]
     assert run.data.metrics["test/miou_paper/clip_vv"] == report["systems"]["clip_vv"]["miou_paper"]
     assert {file.path for file in store.list_artifacts(run.info.run_id)} == {
-        "report.json", "classes.csv",
+        "report.json", "classes.csv", "figures",
     }  # fmt: skip
+    drawn = {file.path for file in store.list_artifacts(run.info.run_id, "figures")}
+    assert drawn == {"figures/masks.png", "figures/failures.png"}
 
 
 def test_miou_is_that_of_all_label_maps_together(finished: tuple[Config, cli.Report]) -> None:
@@ -215,6 +217,15 @@ def test_background_is_left_out_thresholded_or_a_class(ray_session: None, tmp_pa
     assert rows["threshold"]["class_iou"][0] > 0
     assert rows["class"]["class_iou"][0] > 0
     assert [report["classes_scored"] for report in reports.values()] == [16, 16, 17]
+
+
+def test_three_checkpoints_are_drawn_against_each_other(ray_session: None, tmp_path: Path) -> None:
+    base = settings(tmp_path)
+    files = [checkpoint(base, tmp_path / f"{n}.safetensors", seed=s) for s, n in enumerate("abc")]
+    asked = {"checkpoint": files, "systems": ["projectors"], "limit": 3, "scenes": 1}
+    report = segment.run(wanted(tmp_path, segment=asked))
+    names = [Path(path).name for path in report["figures"]]
+    assert names == ["masks.png", "failures.png", "checkpoints.png"]
 
 
 def test_windows_may_slide_and_two_checkpoints_of_a_method_have_names(

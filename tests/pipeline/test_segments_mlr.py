@@ -1,0 +1,55 @@
+"""Segments to multi-label scores: against the parts, and what is made again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dclip.backbones import load_backbone
+from dclip.data import shapes
+from dclip.data.listing import ShapesListing
+from dclip.data.pixels import image_to_tensor
+from dclip.logits import zero_shot_scores
+from dclip.metrics import mean_average_precision
+from dclip.prompts import encode_class_names
+from pipeline import segments_mlr
+
+from .conftest import TOY, settings
+from .test_segment import checkpoint
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and files open
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::UserWarning:ray.*"),
+    pytest.mark.usefixtures("_toy_on_path"),
+]
+
+
+def test_weight_0_is_clip_and_only_lost_groups_are_made_again(
+    ray_session: None, tmp_path: Path
+) -> None:
+    own = {"limit": 10, "group_size": 4, "workers": 1,
+           "checkpoint": checkpoint(settings(tmp_path), tmp_path / "one.safetensors")}  # fmt: skip
+    config = settings(tmp_path, segments_mlr=own)
+    report = segments_mlr.run(config)
+    assert list(report["map"]) == ["0", "0.25", "0.5", "0.75", "1"]
+    backbone = load_backbone(TOY)
+    samples = [ShapesListing("test").read(row) for row in range(10)]
+    pixels = torch.stack(
+        [image_to_tensor(s.image, backbone.resolution, backbone.mean, backbone.std)
+         for s in samples]
+    )  # fmt: skip
+    texts = encode_class_names(backbone, shapes.CLASS_NAMES)
+    scores = zero_shot_scores(backbone.encode_images(pixels).embedding, texts).softmax(dim=1)
+    labels = torch.stack([torch.as_tensor(sample.labels) for sample in samples])
+    wanted = float(mean_average_precision(scores, labels))
+    assert report["map"]["0"] == pytest.approx(wanted, abs=1e-6)
+    plan = segments_mlr.plan_segments(config)
+    paths = [plan.path(group) for group in range(plan.num_groups)]
+    before = [path.stat().st_mtime_ns for path in paths]
+    paths[1].write_bytes(paths[1].read_bytes()[:-20])
+    assert segments_mlr.run(config)["map"] == report["map"]
+    after = [path.stat().st_mtime_ns for path in paths]
+    assert [new > old for new, old in zip(after, before, strict=True)] == [False, True, False]
