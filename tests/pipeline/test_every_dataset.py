@@ -3,9 +3,7 @@
 import io
 import json
 import tarfile
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dclip.data import registry
-from pipeline import cli, figures, train
+from pipeline import cli, figures
 
 from .conftest import IMAGE_SETS, TOY, WITH_RAY, write_tree
 
@@ -37,21 +35,15 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Train by Ray Train's local mode, in this process, and render pictures of one data set only.
 
     Starting processes and rendering take most of the time, and are what test_stages.py is about.
-    Local mode copies no checkpoint, so that of the worker has to stay.
     """
     import ray.train
 
-    @contextmanager
-    def kept() -> Iterator[str]:
-        yield tempfile.mkdtemp(dir=tmp_path)
-
     scaling = ray.train.ScalingConfig
     monkeypatch.setattr(ray.train, "ScalingConfig", lambda **_: scaling(num_workers=0))
-    monkeypatch.setattr(train.tempfile, "TemporaryDirectory", kept)
     if name != DRAWN:
         monkeypatch.setattr(figures, "save", lambda _, path: path.touch())
 
