@@ -35,7 +35,7 @@ from .test_extract import cluster, make_here, wait_until  # noqa: F401 - cluster
 pytestmark = [*WITH_RAY, pytest.mark.usefixtures("_toy_on_path")]
 
 # wide projectors, one image a step: an epoch takes a second, so that kills come within it
-SLOW = {"epochs": 4, "batch_size": 1, "hidden_dim": 2048, "output_dim": 512}
+SLOW = {"optimizer": "sgd", "epochs": 4, "batch_size": 1, "hidden_dim": 2048, "output_dim": 512}
 EXTRACT = {"limit": 96, "shard_size": 16, "split": "train"}
 
 
@@ -133,8 +133,9 @@ def test_killed_workers_and_drivers_leave_the_weights_of_an_undisturbed_training
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     assert "goes on after epoch" in errors
-    weights = checkpoint(config)
-    assert all(torch.equal(value, undisturbed[name]) for name, value in weights.items())
+    # to the last bit only where as many threads sum up, which other tests may have changed here
+    for name, value in checkpoint(config).items():
+        torch.testing.assert_close(value, undisturbed[name], rtol=0, atol=1e-5)
     assert [line["epoch"] for line in history(config)] == [1, 2, 3, 4]
     store = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = store.search_runs([e.experiment_id for e in store.search_experiments()])
@@ -168,9 +169,9 @@ def test_a_training_outlives_two_of_three_nodes(
         os.killpg(lost, signal.SIGKILL)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
-    # 288 steps of AdamW amplify the order of sums; one step left out moves weights by lr, 1e-3
+    # SGD does not amplify the order of sums, as AdamW does where gradients are small
     for name, value in checkpoint(config).items():
-        torch.testing.assert_close(value, undisturbed[name], rtol=0, atol=5e-4)
+        torch.testing.assert_close(value, undisturbed[name], rtol=0, atol=1e-4)
     assert [line["epoch"] for line in history(config)] == [1, 2, 3, 4]
 
 
