@@ -53,17 +53,35 @@ def slow(output: Path, features: Path, **changes: object) -> Config:
     return settings(output, features=features, extract=EXTRACT, train={**SLOW, **changes})
 
 
-def fitted(config: Config) -> dict[str, Tensor]:
-    """Weights of the same training in this process, without Ray."""
+def fitted(config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights before and after the same training in this process, without Ray."""
     reader = open_features(plan_features(config, "train").folders, config.output)
     training = train.begin(config.train, reader, seed=config.seed)
+    start = {name: value.clone() for name, value in training.model().state_dict().items()}
     rows, _ = hold_out(len(reader), config.train.val_fraction, seed=config.data_seed)
     fit(training, reader, rows, seed=config.data_seed)
-    return training.model().state_dict()
+    return start, training.model().state_dict()
+
+
+def assert_same_training(
+    weights: Mapping[str, Tensor], other: tuple[dict[str, Tensor], ...]
+) -> None:
+    """Weights differ by less than a hundredth of the way that the training went.
+
+    To the last bit they agree only where as many threads and workers sum up: that alone makes a
+    ten-thousandth of the way here, a single step left out a third.
+    """
+    start, end = other
+    for name, value in end.items():
+        way = (value - start[name]).double().norm()
+        assert (weights[name] - value).double().norm() <= 1e-2 * way, name
+    assert any(not torch.equal(value, start[name]) for name, value in end.items())
 
 
 @pytest.fixture(scope="module")
-def undisturbed(features: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+def undisturbed(
+    features: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Tensor], ...]:
     return fitted(slow(tmp_path_factory.mktemp("undisturbed"), features))
 
 
@@ -112,7 +130,7 @@ def checkpoint(config: Config) -> dict[str, Tensor]:
 
 
 def test_killed_workers_and_drivers_leave_the_weights_of_an_undisturbed_training(
-    tmp_path: Path, features: Path, undisturbed: Mapping[str, Tensor]
+    tmp_path: Path, features: Path, undisturbed: tuple[dict[str, Tensor], ...]
 ) -> None:
     config = slow(tmp_path, features)
     process = start(config)
@@ -133,9 +151,7 @@ def test_killed_workers_and_drivers_leave_the_weights_of_an_undisturbed_training
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     assert "goes on after epoch" in errors
-    # to the last bit only where as many threads sum up, which other tests may have changed here
-    for name, value in checkpoint(config).items():
-        torch.testing.assert_close(value, undisturbed[name], rtol=0, atol=1e-5)
+    assert_same_training(checkpoint(config), undisturbed)
     assert [line["epoch"] for line in history(config)] == [1, 2, 3, 4]
     store = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = store.search_runs([e.experiment_id for e in store.search_experiments()])
@@ -152,7 +168,7 @@ def test_killed_workers_and_drivers_leave_the_weights_of_an_undisturbed_training
 def test_a_training_outlives_two_of_three_nodes(
     tmp_path: Path,
     features: Path,
-    undisturbed: Mapping[str, Tensor],
+    undisturbed: tuple[dict[str, Tensor], ...],
     cluster: tuple[str, list[int]],  # noqa: F811 - the fixture
 ) -> None:
     """Two workers of three nodes: the idle one takes over; then one worker is left."""
@@ -169,9 +185,7 @@ def test_a_training_outlives_two_of_three_nodes(
         os.killpg(lost, signal.SIGKILL)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
-    # SGD does not amplify the order of sums, as AdamW does where gradients are small
-    for name, value in checkpoint(config).items():
-        torch.testing.assert_close(value, undisturbed[name], rtol=0, atol=1e-4)
+    assert_same_training(checkpoint(config), undisturbed)
     assert [line["epoch"] for line in history(config)] == [1, 2, 3, 4]
 
 
