@@ -131,7 +131,8 @@ def run(config: Config) -> Report:
     }
 
 
-_INTERNAL = ("pack", "place", "state")  # of a row: how its weights are found again
+_INTERNAL = ("pack", "place")  # of a row: how its weights are found again
+_STATES = "states"  # folder of the training states in that of the sweep
 
 
 def check(config: Config) -> None:
@@ -178,7 +179,7 @@ def _run_trials(
     from pipeline.trials import PACK, trial
 
     device, why = cluster.choose_device(config.device)
-    settings = _trial_settings(config, plan, device)
+    settings = _trial_settings(config, plan, folder, device)
     packs = _packs(config, folder, device)
     count = sum(map(len, packs)) if packs else config.sweep.trials or 8
     shared = f" in {len(packs)} packs" if packs and len(packs) < count else ""
@@ -213,7 +214,6 @@ def _run_trials(
                 name=folder.name,
                 storage_path=str(folder.parent),
                 callbacks=[runs],
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
                 failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
                 verbose=0,
             ),
@@ -229,12 +229,15 @@ def _run_trials(
     return sorted(rows, key=lambda row: (row["val_map"] is None, -(row["val_map"] or 0)))
 
 
-def _trial_settings(config: Config, plan: "FeaturePlan", device: str) -> dict[str, Any]:
+def _trial_settings(
+    config: Config, plan: "FeaturePlan", folder: Path, device: str
+) -> dict[str, Any]:
     """What all trials share."""
     return {
         "train": {**config.train.model_dump(), "epochs": config.sweep.epochs},
         "features": plan.folders,
         "output": str(config.output.absolute()),
+        "states": str(folder / _STATES),
         "seed": config.seed,
         "data_seed": config.data_seed,
         "device": device,
@@ -314,7 +317,6 @@ def _rows(result: Any) -> list[dict[str, Any]]:
                 "error": error,
                 "pack": pack,
                 "place": place,
-                "state": result.checkpoint,
             }
         )
     return rows
@@ -325,15 +327,13 @@ def _write_best(config: Config, plan: "FeaturePlan", folder: Path, best: Mapping
     from pipeline.checkpoints import FORMAT, About, read_state, write_checkpoint
     from pipeline.features import open_features
     from pipeline.provenance import git_commit
-    from pipeline.train import STATE
-    from pipeline.trials import HISTORIES, begin
+    from pipeline.trials import begin, lines, read_results, state_files
 
     reader = open_features(plan.folders, config.output, verify=False)
-    settings = _trial_settings(config, plan, "cpu")
+    settings = _trial_settings(config, plan, folder, "cpu")
     training = begin(best["pack"], reader.text_features()[0], settings, "cpu")
-    with best["state"].as_directory() as directory:
-        read_state(Path(directory) / STATE, training)
-        saved = json.loads((Path(directory) / HISTORIES).read_text(encoding="utf-8"))
+    state, reports = state_files(folder / _STATES, best["pack"])
+    read_state(state, training)
     place = best["place"]
     about = About(
         format=FORMAT,
@@ -346,7 +346,7 @@ def _write_best(config: Config, plan: "FeaturePlan", folder: Path, best: Mapping
         seed=_entry(best).point.get(SEED, config.seed),
         epoch=training.best_epoch(place),
         features=plan.fingerprint,
-        history=saved["histories"][place],
+        history=lines(read_results(reports, training.epoch), place),
         commit=git_commit(),
     )
     path = folder / "best.safetensors"

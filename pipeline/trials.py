@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from dclip.batches import hold_out
+from dclip.paths import write_text
 from dclip.training import DivergenceError, EpochReport, fit
 from dclip.trials import Training
 from pipeline import cluster
@@ -23,14 +23,31 @@ from pipeline.features import FeaturePlan
 from pipeline.progress import Progress
 from pipeline.space import SEED, Entry, label, recipe_at
 from pipeline.tracking import TrackedRun, Tracker
-from pipeline.train import STATE, metric_names, run_params, use_precision
+from pipeline.train import metric_names, run_params, use_precision
 
 log = logging.getLogger(__name__)
 
 PACK = "pack"
 SCORE = "score"
 """What Tune compares its trials by: the best val/map of the pack, -1 where all of it failed."""
-HISTORIES = "histories.json"
+
+
+def state_files(folder: Path, pack: list[Entry]) -> tuple[Path, Path]:
+    """Where a pack keeps its training state, and what it reported of each epoch."""
+    name = folder / f"pack-{pack[0].number:04d}"  # no other pack has this point
+    return name.with_suffix(".safetensors"), name.with_suffix(".json")
+
+
+def read_results(path: Path, epoch: int) -> list[dict[str, Any]]:
+    """Reports of the first epochs; they are written before the state, so none is missing."""
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return found[:epoch]
+
+
+def lines(results: list[dict[str, Any]], number: int) -> list[dict[str, float]]:
+    """History of one point of a pack."""
+    outcomes = [result["outcomes"][number] for result in results]
+    return [outcome["line"] for outcome in outcomes if not outcome["error"]]
 
 
 def begin(
@@ -48,7 +65,11 @@ def begin(
 
 
 def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Train a pack of points together, report each epoch, go on after a restore.
+    """Train a pack of points together, report each epoch, go on from the state that is there.
+
+    Tune's own checkpoints are not used: its record of a sweep may name one that was replaced in the
+    moment the driver was killed, and then that trial could not go on. Here one state is replaced
+    in place, and reports that may have been lost with the driver are made again.
 
     What goes wrong with a point is reported as its ``error`` and does not stop the others; only
     what is worth another try, such as a lost worker, leaves this function as an exception.
@@ -56,88 +77,86 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     Args:
         space: ``{"pack": [Entry, ...]}``.
         settings: ``train``, ``seed``, ``data_seed``, ``features`` (folders), ``output``,
-            ``device`` and ``gpus``, the share of a GPU it may fill.
+            ``states`` (folder), ``device`` and ``gpus``, the share of a GPU it may fill.
     """
     pack = [Entry(*entry) for entry in space[PACK]]  # Tune may have made lists of them
     train = TrainConfig.model_validate(settings["train"])
     device = torch.device(settings["device"])
     if device.type == "cuda" and len(pack) == 1 and settings["gpus"] < 1:
         torch.cuda.set_per_process_memory_fraction(settings["gpus"])
-    histories: list[list[dict[str, float]]] = [[] for _ in pack]
-    errors = ["" for _ in pack]
+    state, reports = state_files(Path(settings["states"]), pack)
+    state.parent.mkdir(parents=True, exist_ok=True)
+    results: list[dict[str, Any]] = []
     with cached_features(
         settings["features"], Path(settings["output"]), cache=train.cache, device=device
     ) as (reader, features):
         training = begin(pack, reader.text_features()[0], settings, str(device))
         rows, val_rows = hold_out(len(reader), train.val_fraction, seed=settings["data_seed"])
-        checkpoint = tune.get_checkpoint()
-        if checkpoint is not None:
-            with checkpoint.as_directory() as directory:
-                read_state(Path(directory) / STATE, training)
-                saved = json.loads((Path(directory) / HISTORIES).read_text(encoding="utf-8"))
-                histories, errors = saved["histories"], saved["errors"]
+        if state.is_file():
+            read_state(state, training)
+            results = read_results(reports, training.epoch)
+        for result in results:
+            tune.report({**result, "resumed": training.epoch})
 
-        resumed = training.epoch
-
-        def report(epoch: int) -> None:
-            outcomes: list[dict[str, Any]] = []
-            for number, (history, error) in enumerate(zip(histories, errors, strict=True)):
-                done = bool(history) and not error
-                kept = history[training.best_epoch(number) - 1] if done else {}
-                outcomes.append(
-                    {
-                        "line": history[-1] if done else {},
-                        "val_map": kept.get("val_map"),
-                        "inter_class_cosine": kept.get("inter_class_cosine"),
-                        "epochs": len(history),
-                        "error": error,
-                    }
-                )
+        def report(outcomes: list[dict[str, Any]]) -> None:
             scores = [row["val_map"] for row in outcomes if row["val_map"] is not None]
             result = {
-                "epoch": epoch,
+                "epoch": len(results) + 1,
                 SCORE: max(scores, default=-1.0),
                 "outcomes": outcomes,
-                "resumed": resumed,
+                "resumed": 0,
             }
-            with tempfile.TemporaryDirectory() as directory:
-                write_state(Path(directory) / STATE, training)
-                text = json.dumps({"histories": histories, "errors": errors})
-                (Path(directory) / HISTORIES).write_text(text, encoding="utf-8")
-                tune.report(result, checkpoint=tune.Checkpoint.from_directory(directory))
+            results.append(result)
+            write_text(reports, json.dumps(results))
+            write_state(state, training)
+            tune.report(result)
 
-        def on_epoch(reports: list[EpochReport]) -> None:
-            for number, line in enumerate(reports):
-                if errors[number]:
-                    continue
-                if not math.isfinite(line.loss):
-                    errors[number] = (
-                        f"the loss is {line.loss} in epoch {line.epoch}; lower lr or mfi_weight, "
+        def failed(number: int, error: str) -> dict[str, Any]:
+            epochs = len(lines(results, number))
+            return {"line": {}, "val_map": None, "epochs": epochs, "error": error}
+
+        def on_epoch(epochs: list[EpochReport]) -> None:
+            outcomes = []
+            for number, epoch in enumerate(epochs):
+                error = results[-1]["outcomes"][number]["error"] if results else ""
+                if not error and not math.isfinite(epoch.loss):
+                    error = (
+                        f"the loss is {epoch.loss} in epoch {epoch.epoch}; lower lr or mfi_weight, "
                         "or use the robust preset"
                     )
-                elif math.isnan(line.val_map):
+                if error:
+                    outcomes.append(failed(number, error))
+                    continue
+                if math.isnan(epoch.val_map):
                     raise ValueError(
                         "none of the held-out images has a class to compare trials by; raise "
                         "--train.val-fraction"
                     )
-                else:
-                    values = line._asdict().items()
-                    histories[number].append({key: v for key, v in values if v == v})
-            report(training.epoch)
+                line = {key: v for key, v in epoch._asdict().items() if v == v}
+                kept = [*lines(results, number), line][training.best_epoch(number) - 1]
+                outcomes.append(
+                    {
+                        "line": line,
+                        "val_map": kept["val_map"],
+                        "inter_class_cosine": kept.get("inter_class_cosine"),
+                        "epochs": epoch.epoch,
+                        "error": "",
+                    }
+                )
+            report(outcomes)
 
         try:
-            if not all(errors):
-                fit(
-                    training,
-                    features,
-                    rows,
-                    seed=settings["data_seed"],
-                    val_rows=val_rows,
-                    on_epoch=on_epoch,
-                )
+            fit(
+                training,
+                features,
+                rows,
+                seed=settings["data_seed"],
+                val_rows=val_rows,
+                on_epoch=on_epoch,
+            )
         except (DivergenceError, ValueError) as reason:
-            errors[:] = [error or str(reason) for error in errors]
-            report(training.epoch + 1)
+            earlier = results[-1]["outcomes"] if results else [{"error": ""}] * len(pack)
+            report([failed(n, row["error"] or str(reason)) for n, row in enumerate(earlier)])
 
 
 class TrialRuns(tune.Callback):  # type: ignore[misc]
@@ -156,6 +175,7 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         self._runs: dict[int, TrackedRun] = {}
         self._closed: set[int] = set()
         self._resumed: dict[str, int] = {}
+        self._epochs: dict[str, int] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """Tune keeps callbacks with its state, but a restored sweep gets one of its own."""
@@ -186,9 +206,10 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         if result["resumed"] > self._resumed.get(trial.trial_id, 0):
             self._resumed[trial.trial_id] = result["resumed"]
             log.info("sweep: trial %s went on after epoch %d", trial.trial_id, result["resumed"])
+        self._epochs[trial.trial_id] = len(trial.config[PACK]) * result["epoch"]
         if self.bar is not None:
             best = f"trial {trial.trial_id}: val/map {100 * result[SCORE]:.1f} %"
-            self.bar.advance(len(trial.config[PACK]), best)
+            self.bar.show(sum(self._epochs.values()), best)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any

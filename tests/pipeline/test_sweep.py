@@ -183,13 +183,16 @@ def test_what_cannot_be_swept_is_said_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+EPOCHS = 50
+
+
 def command(output: Path, *words: str) -> subprocess.Popen[str]:
-    """A sweep long enough to be killed: four trials of 60 epochs."""
+    """A sweep long enough to be killed: four trials in two packs."""
     return subprocess.Popen(
         [
             sys.executable, "-m", "pipeline.sweep", "--backbone", TOY, "--output", str(output),
             "--device", "cpu", "--extract.limit", "48", "--extract.shard-size", "16",
-            "--train.val-fraction", "0.25", "--train.batch-size", "1", "--epochs", "60",
+            "--train.val-fraction", "0.25", "--train.batch-size", "1", "--epochs", str(EPOCHS),
             "--space", "train.mfi_weight=0.1,1,seed=0,1", "--concurrency", "2", "--json", *words,
         ],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -223,37 +226,7 @@ def finished(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
     return json.loads(out.splitlines()[-1]), errors
 
 
-@pytest.mark.parametrize("pack", ["auto", "never"])
-def test_a_sweep_whose_driver_is_killed_goes_on_without_a_run_or_epoch_too_many(
-    output: Path, tmp_path: Path, pack: str
-) -> None:
-    (tmp_path / "features").symlink_to(output / "features")
-    words = ("--pack", pack)
-    process = command(tmp_path, *words)
-    wait_for(process, lambda: max(logged(tmp_path).values(), default=0) >= 5)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    before = logged(tmp_path)
-    assert any(0 < count < 60 for count in before.values())
-    report, errors = finished(command(tmp_path, *words))
-    resumed = [int(line.rsplit(" ", 1)[1]) for line in errors.splitlines() if "went on" in line]
-    assert max(resumed) >= max(n for n in before.values() if n < 60) - 1
-    found = runs(tmp_path, report["name"])
-    assert len(found) == 5
-    assert {run.info.status for run in found.values()} == {"FINISHED"}
-    for key, run in found.items():
-        if "/" in key:
-            assert steps(tmp_path, run) == list(range(1, 61))
-    assert report["failed"] == 0
-    if pack == "auto":
-        calm = tmp_path / "calm"
-        calm.mkdir()
-        (calm / "features").symlink_to(output / "features")
-        undisturbed, _ = finished(command(calm, *words))
-        assert undisturbed["trials"] == report["trials"]
-
-
-def test_a_trial_whose_worker_is_killed_is_repeated_from_its_checkpoint(
+def test_a_sweep_that_loses_a_worker_and_its_driver_has_no_run_or_epoch_too_many(
     output: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "features").symlink_to(output / "features")
@@ -267,10 +240,24 @@ def test_a_trial_whose_worker_is_killed_is_repeated_from_its_checkpoint(
     ]
     assert workers
     workers[0].kill()
-    report, errors = finished(process)
-    assert "went on after epoch" in errors
-    assert report["failed"] == 0
-    for key, run in runs(tmp_path, report["name"]).items():
-        assert run.info.status == "FINISHED"
+    before = logged(tmp_path)
+    wait_for(process, lambda: all(n > before[key] + 1 for key, n in logged(tmp_path).items()))
+    os.killpg(process.pid, signal.SIGKILL)
+    assert "went on after epoch" in process.communicate()[1]
+    before = logged(tmp_path)
+    assert min(before.values()) < EPOCHS
+    report, errors = finished(command(tmp_path))
+    resumed = [int(line.rsplit(" ", 1)[1]) for line in errors.splitlines() if "went on" in line]
+    assert max(resumed) >= max(n for n in before.values() if n < EPOCHS) - 1
+    found = runs(tmp_path, report["name"])
+    assert len(found) == 5
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    for key, run in found.items():
         if "/" in key:
-            assert steps(tmp_path, run) == list(range(1, 61))
+            assert steps(tmp_path, run) == list(range(1, EPOCHS + 1))
+    assert report["failed"] == 0
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    (calm / "features").symlink_to(output / "features")
+    undisturbed, _ = finished(command(calm))
+    assert undisturbed["trials"] == report["trials"]
