@@ -21,7 +21,7 @@ from dclip.data.listing import ShapesListing
 from dclip.extraction import Extractor
 from dclip.paths import RemotePath, as_path
 from dclip.reader import FeatureReader
-from dclip.shards import file_digest, read_manifest
+from dclip.shards import FAILURES, SAMPLES, TEXT, file_digest, read_manifest
 from pipeline import extract, train
 from pipeline.config import Config
 from pipeline.errors import StageError
@@ -58,10 +58,19 @@ def many(output: Path, **changes: object) -> Config:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(_toy_on_path: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Checksums of an undisturbed run."""
+def complete(_toy_on_path: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an undisturbed run."""
     config = many(tmp_path_factory.mktemp("undisturbed"))
-    return tars(make_here(plan_features(config, "train"), config))
+    plan = plan_features(config, "train")
+    folder = make_here(plan, config)
+    extract.extract(config, [plan])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(complete: Path) -> dict[str, str]:
+    """Checksums of an undisturbed run."""
+    return tars(complete)
 
 
 def start(output: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
@@ -98,9 +107,10 @@ def workers(pid: int) -> list[psutil.Process]:
 
 
 def test_ten_kills_at_random_points_leave_the_bytes_of_an_undisturbed_run(
-    tmp_path: Path, undisturbed: dict[str, str]
+    tmp_path: Path, complete: Path
 ) -> None:
     """Eight of workers, two of everything at once."""
+    undisturbed = tars(complete)
     choose = random.Random(7)
     done = 0
     killed_workers = 0
@@ -127,6 +137,13 @@ def test_ten_kills_at_random_points_leave_the_bytes_of_an_undisturbed_run(
     assert killed_workers == 8
     (manifest,) = tmp_path.rglob("manifest.json")
     assert tars(manifest.parent) == undisturbed
+    for name in (SAMPLES, TEXT, FAILURES):
+        assert file_digest(manifest.parent / name) == file_digest(complete / name)
+    untimed = [
+        read_manifest(folder).model_copy(update={"seconds": {}})
+        for folder in (manifest.parent, complete)
+    ]
+    assert untimed[0] == untimed[1]
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -343,13 +360,13 @@ def test_views_are_cached_beside_the_clean_features_and_trained_on(
     assert torch.equal(mixed[1], first[1])
     assert torch.equal(mixed[3], second[3])
     assert torch.equal(mixed[5], clean[5])
-    with_views = train.run(config)["checkpoint"]
     plain = settings(
         tmp_path,
         extract={"limit": 24, "shard_size": 12},
         train={"epochs": 2, "output_dim": 4, "val_fraction": 0.25},
     )
-    assert train.run(plain)["checkpoint"] != with_views
+    without = train.checkpoint_path(plain, plan_features(plain, "train"))
+    assert train.run(config)["checkpoint"] != str(without)
 
 
 def test_kinds_and_storage_have_folders_of_their_own(ray_session: None, tmp_path: Path) -> None:

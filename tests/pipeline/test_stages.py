@@ -1,11 +1,7 @@
-"""The stages on a real Ray and a real MLflow store: from images to a report, and after kills."""
+"""The stages on a real Ray and a real MLflow store: from images to a report."""
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import mlflow
@@ -17,7 +13,7 @@ from PIL import Image
 
 from dclip.data import shapes
 from dclip.reader import FeatureReader
-from dclip.shards import file_digest, read_manifest
+from dclip.shards import file_digest
 from pipeline import cli, evaluate, extract, run, sweep, train
 from pipeline.cache import RAM_DISK
 from pipeline.config import Config
@@ -243,50 +239,6 @@ def test_what_cannot_be_done_is_said_before_any_work(
     with pytest.raises(error, match=words):
         extract.run(config)
     assert not list(tmp_path.rglob("*.tar"))
-
-
-def command(stage: str, output: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", f"pipeline.{stage}", "--backbone", TOY, "--output", str(output),
-            "--device", "cpu", "--extract.limit", "96", "--extract.shard-size", "8",
-            "--extract.workers", "1", "--extract.split", "train", *words,
-        ],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-@pytest.mark.usefixtures("_toy_on_path")
-def test_extract_killed_midway_and_started_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    undisturbed, disturbed = tmp_path / "one", tmp_path / "two"
-    process = command("extract", undisturbed)
-    assert process.wait(120) == 0, process.communicate()[1]
-    process = command("extract", disturbed)
-    deadline = time.monotonic() + 120
-    while len(list(disturbed.rglob("shard-*.tar"))) < 2:
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not list(disturbed.rglob("manifest.json"))
-    done = len(list(disturbed.rglob("shard-*.json")))
-    assert 1 <= done < 12
-    process = command("extract", disturbed, "--json")
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    made = json.loads(output.splitlines()[-1])["splits"]["train"]["shards_made"]
-    assert made <= 12 - done
-    folders = [
-        next(path.parent for path in o.rglob("manifest.json")) for o in (undisturbed, disturbed)
-    ]
-    assert tars(folders[0]) == tars(folders[1])
-    assert len(tars(folders[0])) == 12
-    for name in ("samples.parquet", "text.safetensors", "failures.jsonl"):
-        assert file_digest(folders[0] / name) == file_digest(folders[1] / name)
-    untimed = [read_manifest(folder).model_copy(update={"seconds": {}}) for folder in folders]
-    assert untimed[0] == untimed[1]
-    assert not [path for path in folders[1].iterdir() if path.suffix == ".tmp"]
 
 
 def test_wrong_usage_of_a_stage_exits_with_2_and_failed_work_with_1(
