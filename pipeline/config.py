@@ -197,7 +197,9 @@ class SegmentConfig(BaseModel):
         "classes competing that they find in the image; the others are frozen CLIP",
     )  # fmt: skip
     checkpoint: list[Path] = Field(
-        [], description="checkpoints; left out: those that pipeline.run trains with these settings"
+        [],
+        description="checkpoints, or folders of them, as a sweep leaves them; left out: those that "
+        "pipeline.run trains with these settings",
     )
     kind: str = Field("vv", description="local features that projectors look at here: vv or value")
     templates: list[str] = Field(

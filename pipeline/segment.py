@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +55,13 @@ examples:
   python -m pipeline.segment --window 96 --stride 48 --systems clip_vv --limit 50
 miou is the field's (one confusion matrix over all images), miou_paper that of the DCLIP paper's
 scripts (a mean per image); they are not comparable. A run that was stopped goes on. Pictures:
-masks.png, failures.png, and of three checkpoints or more (--checkpoint A,B,C) checkpoints.png:
-mIoU, held-out mAP and inter-class cosine against each other."""
+masks.png, failures.png, and of three checkpoints or more (--checkpoint A,B,C, or the folder trials
+of a sweep) checkpoints.png and .csv: mIoU, held-out mAP and inter-class cosine against each
+other."""
 
 _FORMAT = 1
 _WORST = 10  # confusions that a report names
+_COMPARED = ("redundancy_weight", "mfi_weight", "output_dim")  # lambda, alpha, d' of checkpoints
 
 
 @dataclass(frozen=True)
@@ -513,6 +515,7 @@ def draw(
     """
     import numpy as np
 
+    from dclip.paths import atomic_write
     from pipeline import mask_figures
     from pipeline.figures import save
 
@@ -525,7 +528,8 @@ def draw(
     truth = "truth" if config.segment.background != "none" else "truth; only its pixels count"
     titles = [truth, *map(_title, shown)]
     texts = scored_texts(config, plan)
-    segmenter = Segmenter(config, plan, texts, "cpu", 1)
+    drawn_plan = replace(plan, systems=[s for s in plan.systems if s.name in shown])
+    segmenter = Segmenter(config, drawn_plan, texts, "cpu", 1)
     background = 0 if plan.scored.start or config.segment.background != "none" else None
     paths = []
     try:
@@ -548,7 +552,14 @@ def draw(
     compared = checkpoint_rows(plan, report)
     if len(compared) > 2:
         save(mask_figures.checkpoint_tradeoff(compared), folder / "checkpoints.png")
-        paths.append(folder / "checkpoints.png")
+        with (
+            atomic_write(folder / "checkpoints.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, fieldnames=list(compared[0]))
+            writer.writeheader()
+            writer.writerows(compared)
+        paths += [folder / "checkpoints.png", folder / "checkpoints.csv"]
     return paths
 
 
@@ -574,10 +585,12 @@ def checkpoint_rows(plan: SegmentPlan, report: Report) -> list[dict[str, Any]]:
         if system.checkpoint is None or system.checkpoint in rows:
             continue
         about = read_about(system.checkpoint)
-        last = about.history[-1] if about.history else {}
+        last = about.history[about.epoch - 1] if about.history else {}
         rows[system.checkpoint] = {
             "name": system.name,
             "method": about.method,
+            "seed": about.seed,
+            **{key: getattr(about.recipe, key) for key in _COMPARED},
             "val_map": last.get("val_map"),
             "inter_class_cosine": last.get("inter_class_cosine"),
             "miou": report["systems"][system.name]["miou"],

@@ -47,9 +47,10 @@ examples:
   python -m pipeline.sweep --space train.mfi_weight=0.1,1 --space seed=0,1,2
   python -m pipeline.sweep --search optuna --trials 20 --asha --space train.lr=1e-4..1e-2
 Trials are ranked by val/map, on images held out of the training split; the test split is not
-looked at. The best becomes a checkpoint for pipeline.evaluate and a registered model in MLflow. A
-sweep that was stopped goes on where it was. Ray restores it with pickle: resume only sweeps from an
-output folder that you trust."""
+looked at. Each leaves a checkpoint for pipeline.evaluate; the best becomes a registered model
+in MLflow, and pipeline.segment --checkpoint with the folder of them draws mAP, mIoU and class
+similarity against each other. A sweep that was stopped goes on where it was. Ray restores it with
+pickle: resume only sweeps from an output folder that you trust."""
 
 
 def sweep_name(config: Config, plan: "FeaturePlan") -> str:
@@ -104,7 +105,7 @@ def run(config: Config) -> Report:
         best = done[0]
         tracked.metrics({"best/val_map": best["val_map"], "trials": float(len(rows))})
         tracked.tags({f"best.{key}": shown(best[key]) for key in config.sweep.space})
-        checkpoint = _write_best(config, plan, folder, best)
+        checkpoint = _write_checkpoints(config, plan, folder, done)[0]
         runs.run(_entry(best), goes_on=False).register(
             _model(config),
             checkpoint,
@@ -322,8 +323,10 @@ def _rows(result: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_best(config: Config, plan: "FeaturePlan", folder: Path, best: Mapping[str, Any]) -> Path:
-    """The projectors of the best trial as a checkpoint like that of a training."""
+def _write_checkpoints(
+    config: Config, plan: "FeaturePlan", folder: Path, rows: Sequence[Mapping[str, Any]]
+) -> list[Path]:
+    """The projectors of each trial as a checkpoint like that of a training, in the given order."""
     from pipeline.checkpoints import FORMAT, About, read_state, write_checkpoint
     from pipeline.features import open_features
     from pipeline.provenance import git_commit
@@ -331,27 +334,35 @@ def _write_best(config: Config, plan: "FeaturePlan", folder: Path, best: Mapping
 
     reader = open_features(plan.folders, config.output, verify=False)
     settings = _trial_settings(config, plan, folder, "cpu")
-    training = begin(best["pack"], reader.text_features()[0], settings, "cpu")
-    state, reports = state_files(folder / _STATES, best["pack"])
-    read_state(state, training)
-    place = best["place"]
-    about = About(
-        format=FORMAT,
-        method=config.method,
-        feature_space=plan.feature_space,
-        backbone_name=str(reader.manifest.spec["backbone_name"]),
-        embed_dim=reader.manifest.dim,
-        class_names=list(reader.class_names),
-        recipe=training.recipes[place],
-        seed=_entry(best).point.get(SEED, config.seed),
-        epoch=training.best_epoch(place),
-        features=plan.fingerprint,
-        history=lines(read_results(reports, training.epoch), place),
-        commit=git_commit(),
-    )
-    path = folder / "best.safetensors"
-    write_checkpoint(path, training.model(place), training.texts, about)
-    return path
+    found: dict[int, Path] = {}
+    (folder / "trials").mkdir(exist_ok=True)
+    for pack in {row["pack"][0].number: row["pack"] for row in rows}.values():
+        training = begin(pack, reader.text_features()[0], settings, "cpu")
+        state, reports = state_files(folder / _STATES, pack)
+        read_state(state, training)
+        results = read_results(reports, training.epoch)
+        for row in rows:
+            if row["pack"] != pack:
+                continue
+            place = row["place"]
+            about = About(
+                format=FORMAT,
+                method=config.method,
+                feature_space=plan.feature_space,
+                backbone_name=str(reader.manifest.spec["backbone_name"]),
+                embed_dim=reader.manifest.dim,
+                class_names=list(reader.class_names),
+                recipe=training.recipes[place],
+                seed=_entry(row).point.get(SEED, config.seed),
+                epoch=training.best_epoch(place),
+                features=plan.fingerprint,
+                history=lines(results, place),
+                commit=git_commit(),
+            )
+            path = folder / "trials" / f"trial-{row['trial']:04d}.safetensors"
+            write_checkpoint(path, training.model(place), training.texts, about)
+            found[row["trial"]] = path
+    return [found[row["trial"]] for row in rows]
 
 
 def _write_results(

@@ -116,7 +116,12 @@ def _plan_projectors(config: Config, backbone: "BackboneInfo") -> list[SystemPla
             f"backbone {backbone.name} has no features of kind {kind!r}; it has "
             + ", ".join(backbone.paths)
         )
-    files = list(config.segment.checkpoint)
+    files: list[Path] = []
+    for path in config.segment.checkpoint:
+        inside = sorted(path.glob("*.safetensors"))
+        if path.is_dir() and not inside:
+            raise StageError(f"no checkpoints (*.safetensors) in folder {path}")
+        files += inside if path.is_dir() else [path]
     if not files:
         source = plan_features(config, config.train_split)
         files = [checkpoint_path(settings, source) for settings in methods(config)]

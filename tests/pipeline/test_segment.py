@@ -221,11 +221,19 @@ def test_background_is_left_out_thresholded_or_a_class(ray_session: None, tmp_pa
 
 def test_three_checkpoints_are_drawn_against_each_other(ray_session: None, tmp_path: Path) -> None:
     base = settings(tmp_path)
-    files = [checkpoint(base, tmp_path / f"{n}.safetensors", seed=s) for s, n in enumerate("abc")]
-    asked = {"checkpoint": files, "systems": ["projectors"], "limit": 3, "scenes": 1}
+    (folder := tmp_path / "trials").mkdir()
+    for seed, name in enumerate("abc"):
+        checkpoint(base, folder / f"{name}.safetensors", seed=seed)
+    asked = {"checkpoint": [folder], "systems": ["projectors"], "limit": 3, "scenes": 1}
     report = segment.run(wanted(tmp_path, segment=asked))
     names = [Path(path).name for path in report["figures"]]
-    assert names == ["masks.png", "failures.png", "checkpoints.png"]
+    assert names == ["masks.png", "failures.png", "checkpoints.png", "checkpoints.csv"]
+    with Path(report["figures"][-1]).open(encoding="utf-8") as file:
+        rows = {row["name"]: float(row["miou"]) for row in csv.DictReader(file)}
+    assert rows == {name: report["systems"][name]["miou"] for name in "abc"}
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(StageError, match=r"no checkpoints .* in folder .*empty"):
+        segment.run(wanted(tmp_path, segment={**asked, "checkpoint": [empty]}))
 
 
 def test_windows_may_slide_and_two_checkpoints_of_a_method_have_names(

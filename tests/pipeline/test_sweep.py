@@ -21,7 +21,7 @@ import torch
 
 from dclip.logits import presence_probability
 from pipeline import evaluate, extract, sweep
-from pipeline.checkpoints import load_checkpoint
+from pipeline.checkpoints import load_checkpoint, read_about
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
 
@@ -96,6 +96,11 @@ def test_the_winner_becomes_a_checkpoint_and_a_registered_model_once(
     assert [float(row["val_map"]) for row in table] == sorted(
         (row["val_map"] for row in report["trials"]), reverse=True
     )
+    checkpoints = sorted(Path(report["checkpoint"]).parent.iterdir())
+    assert [path.name for path in checkpoints] == [f"trial-{n:04d}.safetensors" for n in range(4)]
+    scores = {row["trial"]: row["val_map"] for row in report["trials"]}
+    for number, path in enumerate(checkpoints):
+        assert read_about(path).history[-1]["val_map"] == scores[number]
     model, texts, about = load_checkpoint(Path(report["checkpoint"]))
     assert about.recipe.lr == report["best"]["train.lr"]
     assert about.recipe.mfi_weight == report["best"][ALPHA]
