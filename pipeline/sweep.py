@@ -340,7 +340,7 @@ def _write_checkpoints(
         training = begin(pack, reader.text_features()[0], settings, "cpu")
         state, reports = state_files(folder / _STATES, pack)
         read_state(state, training)
-        results = read_results(reports, training.epoch)
+        results = read_results(reports, pack)[: training.epoch]
         for row in rows:
             if row["pack"] != pack:
                 continue

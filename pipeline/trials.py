@@ -38,10 +38,14 @@ def state_files(folder: Path, pack: list[Entry]) -> tuple[Path, Path]:
     return name.with_suffix(".safetensors"), name.with_suffix(".json")
 
 
-def read_results(path: Path, epoch: int) -> list[dict[str, Any]]:
-    """Reports of the first epochs; they are written before the state, so none is missing."""
-    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return found[:epoch]
+def read_results(path: Path, pack: list[Entry]) -> list[dict[str, Any]]:
+    """Reports of a pack; none if the file is of other points, or not there.
+
+    A search that was restored from an older record may choose another point for the same number.
+    """
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    results: list[dict[str, Any]] = found.get("results", [])
+    return results if found.get(PACK) == json.loads(json.dumps(pack)) else []
 
 
 def lines(results: list[dict[str, Any]], number: int) -> list[dict[str, float]]:
@@ -86,15 +90,17 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         torch.cuda.set_per_process_memory_fraction(settings["gpus"])
     state, reports = state_files(Path(settings["states"]), pack)
     state.parent.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = []
     with cached_features(
         settings["features"], Path(settings["output"]), cache=train.cache, device=device
     ) as (reader, features):
         training = begin(pack, reader.text_features()[0], settings, str(device))
         rows, val_rows = hold_out(len(reader), train.val_fraction, seed=settings["data_seed"])
+        results = read_results(reports, pack)
+        if not results:
+            state.unlink(missing_ok=True)
         if state.is_file():
             read_state(state, training)
-            results = read_results(reports, training.epoch)
+        del results[training.epoch :]  # reports are written before the state
         for result in results:
             tune.report({**result, "resumed": training.epoch})
 
@@ -107,7 +113,7 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
                 "resumed": 0,
             }
             results.append(result)
-            write_text(reports, json.dumps(results))
+            write_text(reports, json.dumps({PACK: pack, "results": results}))
             write_state(state, training)
             tune.report(result)
 

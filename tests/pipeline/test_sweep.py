@@ -24,6 +24,8 @@ from pipeline import evaluate, extract, sweep
 from pipeline.checkpoints import load_checkpoint, read_about
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
+from pipeline.space import Entry
+from pipeline.trials import read_results, state_files
 
 from .conftest import TOY, WITH_RAY, settings
 
@@ -149,6 +151,15 @@ def test_a_point_that_diverges_is_recorded_and_disturbs_no_other(
         failed = row[ALPHA] == 1e38
         assert run.info.status == ("FAILED" if failed else "FINISHED")
         assert run.data.tags.get("dclip.error", "") == row["error"]
+
+
+def test_a_state_of_another_point_is_not_taken_over(tmp_path: Path) -> None:
+    pack = [Entry(5, {"train.lr": 0.1})]
+    _, reports = state_files(tmp_path, pack)
+    assert read_results(reports, pack) == []
+    reports.write_text(json.dumps({"pack": pack, "results": [{"epoch": 1}]}))
+    assert read_results(reports, pack) == [{"epoch": 1}]
+    assert read_results(reports, [Entry(5, {"train.lr": 0.2})]) == []
 
 
 def test_a_sweep_of_nothing_but_failures_is_an_error_that_leaves_a_table(output: Path) -> None:
