@@ -223,15 +223,14 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
         )
     log.info("train: %s: %d worker(s) on %s (%s)", folder.name, train.workers, device, why)
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    each = 1 if device == "cuda" else cpus_each(cpus, train.workers)
     trainer = TorchTrainer(
         _worker,
         train_loop_config=dict(settings),
         scaling_config=ScalingConfig(
             num_workers=train.workers if least == train.workers else (least, train.workers),
             use_gpu=device == "cuda",
-            resources_per_worker=None
-            if device == "cuda"
-            else {"CPU": cpus_each(cpus, train.workers)},
+            resources_per_worker=None if device == "cuda" else {"CPU": each},
         ),
         run_config=RunConfig(
             name="ray",
@@ -240,7 +239,8 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
         ),
     )
     try:
-        result = trainer.fit()
+        with places_watched(resource, least * each):
+            result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         reason = " ".join(str(cluster.cause(error)).split())
         raise StageError(
@@ -248,6 +248,40 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
         ) from None
     if isinstance(result.return_value, str):
         raise StageError(f"training {folder.name} diverged: {result.return_value}")
+
+
+@contextmanager
+def places_watched(resource: str, needed: int, seconds: float = 15.0) -> Iterator[None]:
+    """Say so when a lost node leaves too few places, for which Ray then waits without a word.
+
+    Args:
+        resource: ``"CPU"`` or ``"GPU"``.
+        needed: How many the training cannot do without.
+        seconds: Between two looks.
+    """
+    import ray
+
+    over = threading.Event()
+
+    def watch() -> None:
+        was_enough = True
+        while not over.wait(seconds):
+            there = int(ray.cluster_resources().get(resource, 0))
+            if there < needed and was_enough:
+                log.warning(
+                    "train: %d of %d %ss are left; waiting for a node to join (with --min-workers "
+                    "the training would go on with fewer workers; its state is kept)",
+                    there, needed, resource,
+                )  # fmt: skip
+            was_enough = there >= needed
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def cpus_each(nodes: Sequence[int], workers: int) -> int:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -191,6 +192,25 @@ def test_a_training_outlives_two_of_three_nodes(
 
 def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_waiting_for_a_lost_node_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = iter([2, 1, 1, 2])
+    looked = threading.Event()
+
+    def resources() -> dict[str, int]:
+        left = next(there, None)
+        if left is None:
+            looked.set()
+        return {"GPU": left or 2}
+
+    monkeypatch.setattr("ray.cluster_resources", resources)
+    with train.places_watched("GPU", 2, seconds=0.01):
+        assert looked.wait(30)
+    (record,) = [one for one in caplog.records if "--min-workers" in one.message]
+    assert "1 of 2 GPUs are left" in record.message
 
 
 @pytest.mark.parametrize(
