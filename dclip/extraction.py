@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import RLock
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -59,12 +59,14 @@ class Seconds:
         decode: Decoding, augmenting and resizing.
         wait: The network had nothing to do.
         forward: The network, and moving features back.
+        queue: Another thread had the network of a CPU.
     """
 
     read: float = 0.0
     decode: float = 0.0
     wait: float = 0.0
     forward: float = 0.0
+    queue: float = 0.0
 
 
 class _Loaded(NamedTuple):
@@ -115,8 +117,9 @@ class Extractor:
             self.precision = "float16" if self.device == "cuda" else "float32"
         self.batch_size = self.batch_size or BATCH_SIZES.get(self.device, 32)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
-        # a GPU queues the work of several threads; on a CPU they would only crowd each other out
-        self._turn = Lock() if self.device == "cpu" else nullcontext()
+        # a GPU queues the work of several threads; on a CPU they would only crowd each other out:
+        # there the next one reads its first batches and waits
+        self._turn = RLock() if self.device == "cpu" else nullcontext()
         self._encode = torch.compile(self._forward) if self.compile else self._forward
 
     @property
@@ -153,20 +156,26 @@ class Extractor:
             rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)
         ]
         coming: list[list[Future[list[_Loaded]]]] = []
+
+        def read_ahead(number: int) -> None:
+            while len(coming) <= _AHEAD and number + len(coming) < len(batches):
+                batch = batches[number + len(coming)]
+                share = -(-len(batch) // self.threads)
+                coming.append(
+                    [
+                        self._pool.submit(self._load_all, listing, part, view, seed)
+                        for part in (batch[at : at + share] for at in range(0, len(batch), share))
+                    ]
+                )
+
         try:
-            for number in range(len(batches)):
-                while len(coming) <= _AHEAD and number + len(coming) < len(batches):
-                    batch = batches[number + len(coming)]
-                    share = -(-len(batch) // self.threads)
-                    coming.append(
-                        [
-                            self._pool.submit(self._load_all, listing, part, view, seed)
-                            for part in (
-                                batch[at : at + share] for at in range(0, len(batch), share)
-                            )
-                        ]
-                    )
-                yield self._finish(listing, coming.pop(0), spent)
+            read_ahead(0)
+            started = time.perf_counter()
+            with self._turn:
+                spent.queue += time.perf_counter() - started
+                for number in range(len(batches)):
+                    read_ahead(number)
+                    yield self._finish(listing, coming.pop(0), spent)
         finally:
             for futures in coming:
                 for future in futures:
@@ -303,7 +312,7 @@ class Extractor:
         if self.device == "cuda":
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, non_blocking=True)
-        with self._turn, torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._autocast():
             started = time.perf_counter()
             features = self._encode(pixels)
             local = features.local.half()

@@ -111,7 +111,8 @@ def make_shard(
             yield record
             if done is not None:
                 done[plan.folder, number] = count
-        spent.update(asdict(seconds), total=time.perf_counter() - started)
+        spent.update(asdict(seconds), total=time.perf_counter() - started - seconds.queue)
+        del spent["queue"]  # the time of another shard
 
     try:
         return write_shard(
@@ -356,8 +357,8 @@ class _Worker:
 
     def __init__(self, config: Config, device: str, threads: int) -> None:
         self._done: dict[Any, int] = {}
-        # a GPU has work while another shard is read and written; CPUs are busy with that themselves
-        self._slots = threading.Semaphore(2 if device == "cuda" else 1)
+        # the network has work while another shard is read or written
+        self._slots = threading.Semaphore(2)
         self._extractor = _open_extractor(
             config,
             device,

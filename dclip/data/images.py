@@ -1,5 +1,6 @@
 """Image files to pixels: read with care, since they come from anywhere, and resize plainly."""
 
+import os
 import struct
 import threading
 import time
@@ -119,7 +120,8 @@ def _read(source: AnyPath) -> bytes:
         if isinstance(source, RemotePath):
             return source.read_bytes()
         with source.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+            # a buffer of all that is allowed would be set aside for each small file
+            return file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
     except OSError as error:
         if isinstance(source, RemotePath) and not isinstance(error, FileNotFoundError):
             raise  # the store is out of reach, which says nothing of the image
