@@ -9,9 +9,11 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 
 from pipeline.config import Config
@@ -73,6 +75,25 @@ def settings(output: Path, **changes: object) -> Config:
         },
     }
     return Config.model_validate({**values, **changes})
+
+
+def workers_below(pid: int, title: str) -> list[psutil.Process]:
+    """Ray's workers below a process whose title holds a word; others may come and go meanwhile."""
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if title in "".join(child.cmdline()[:1]):
+                found.append(child)
+    return found
+
+
+def kill_with_all_below(process: subprocess.Popen[str]) -> None:
+    """Kill a command and Ray's processes below it, which have groups of their own."""
+    everything = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    for one in everything:
+        with suppress(psutil.NoSuchProcess):  # Ray's end themselves when their driver is gone
+            one.kill()
 
 
 IMAGE_SETS = {

@@ -27,7 +27,7 @@ from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.features import FeaturePlan, finished, open_backbone, open_features, plan_features
 
-from .conftest import TOY, WITH_RAY, settings
+from .conftest import TOY, WITH_RAY, settings, workers_below
 from .toy_backbone import ToyBackbone
 
 pytestmark = [*WITH_RAY, pytest.mark.usefixtures("_toy_on_path")]
@@ -96,14 +96,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | N
 
 def workers(pid: int) -> list[psutil.Process]:
     """Ray's processes below a process that hold a backbone."""
-    found = []
-    for child in psutil.Process(pid).children(recursive=True):
-        try:
-            if "_Worker" in " ".join(child.cmdline()[:1]):
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
+    return workers_below(pid, "_Worker")
 
 
 def test_ten_kills_at_random_points_leave_the_bytes_of_an_undisturbed_run(

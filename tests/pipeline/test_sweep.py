@@ -15,7 +15,6 @@ from typing import Any
 
 import mlflow
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -27,7 +26,7 @@ from pipeline.errors import StageError, UsageError
 from pipeline.space import Entry
 from pipeline.trials import read_results, state_files
 
-from .conftest import TOY, WITH_RAY, settings
+from .conftest import TOY, WITH_RAY, settings, workers_below
 
 pytestmark = WITH_RAY
 
@@ -249,11 +248,7 @@ def test_a_sweep_that_loses_a_worker_and_its_driver_has_no_run_or_epoch_too_many
     process = command(tmp_path)
     # whichever worker is hit has epochs to go on after
     wait_for(process, lambda: len(found := logged(tmp_path)) == 4 and min(found.values()) >= 3)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "ImplicitFunc" in " ".join(child.cmdline())
-    ]
+    workers = workers_below(process.pid, "ImplicitFunc")
     assert workers
     workers[0].kill()
     before = logged(tmp_path)

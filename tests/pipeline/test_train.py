@@ -30,7 +30,7 @@ from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.features import open_features, plan_features
 
-from .conftest import TOY, WITH_RAY, settings
+from .conftest import TOY, WITH_RAY, kill_with_all_below, settings, workers_below
 from .test_extract import cluster, make_here, wait_until  # noqa: F401 - cluster is a fixture
 
 pytestmark = [*WITH_RAY, pytest.mark.usefixtures("_toy_on_path")]
@@ -116,8 +116,7 @@ def is_within_epoch(config: Config, after: tuple[int, int]) -> bool:
 
 def workers(pid: int) -> list[psutil.Process]:
     """Ray Train's workers below a process."""
-    below = psutil.Process(pid).children(recursive=True)
-    return [one for one in below if one.is_running() and "RayTrainWorker" in one.name()]
+    return workers_below(pid, "RayTrainWorker")
 
 
 def history(config: Config) -> list[dict[str, float]]:
@@ -141,10 +140,7 @@ def test_killed_workers_and_drivers_leave_the_weights_of_an_undisturbed_training
     worker.kill()
     wait_until(lambda: is_within_epoch(config, killed), process)
     assert workers(process.pid)[0].pid != worker.pid
-    everything = psutil.Process(process.pid).children(recursive=True)  # Ray's have other groups
-    os.killpg(process.pid, signal.SIGKILL)
-    for one in everything:
-        one.kill()
+    kill_with_all_below(process)
     process.communicate()
     assert place(config)[0] < SLOW["epochs"]
     assert not list(tmp_path.glob("checkpoints/*"))
