@@ -111,7 +111,8 @@ def resize_image(image: Image.Image, resolution: int) -> Image.Image:
     """
     if image.mode != "RGB":
         raise ValueError(f"an image in mode {image.mode!r}; convert it to RGB, as read_image does")
-    return image.resize((resolution, resolution), Image.Resampling.BILINEAR)
+    side = (resolution, resolution)
+    return image if image.size == side else image.resize(side, Image.Resampling.BILINEAR)
 
 
 def _read(source: AnyPath) -> bytes:
@@ -157,7 +158,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """A new image in mode RGB."""
+    """The decoded image in mode RGB; itself where it is."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         upper = (np.asarray(image) >> 8).astype(np.uint8)
         return Image.fromarray(upper).convert("RGB")
@@ -169,4 +170,4 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "P":
         # by way of RGBA, so that a palette with transparency is read without a warning
         return image.convert("RGBA").convert("RGB")
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torchvision.transforms import functional as transforms
 
-from dclip.data.images import MAX_PIXELS, ImageError, read_image
+from dclip.data.images import MAX_PIXELS, ImageError, read_image, resize_image
 from dclip.data.pixels import image_to_tensor
 
 MEAN, STD = (0.48, 0.45, 0.40), (0.26, 0.27, 0.28)
@@ -62,6 +62,18 @@ def test_common_formats_are_read(format_: str) -> None:
     flat = Image.new("RGB", (8, 8), (200, 100, 40))
     found = pixels(read_image(encoded(flat, format_))).astype(int)
     assert np.abs(found - np.asarray(flat).astype(int)).max() <= 4  # JPEG and WebP round
+
+
+@pytest.mark.parametrize("format_", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_the_first_frame_stays_usable_when_its_file_is_closed(format_: str, tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    path = tmp_path / "frames"
+    path.write_bytes(encoded(first, format_, save_all=True, append_images=[second], lossless=True))
+    with path.open("rb") as file:
+        found = read_image(file)
+    path.unlink()
+    for image in (found, found.crop((0, 0, 8, 8)), resize_image(found, 8)):
+        assert np.array_equal(pixels(image), np.asarray(first))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
