@@ -100,7 +100,8 @@ def resize_image(image: Image.Image, resolution: int) -> Image.Image:
     """A square, the aspect not kept and nothing cropped.
 
     Bilinear with antialiasing, that is, torchvision's ``Resize((resolution, resolution))`` of a
-    Pillow image: the preparation DualCoOp and DCLIP train and test with.
+    Pillow image: the preparation DualCoOp and DCLIP train and test with. An image that has this
+    size is returned itself.
 
     Args:
         image: RGB.

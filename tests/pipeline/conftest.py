@@ -87,15 +87,6 @@ def workers_below(pid: int, title: str) -> list[psutil.Process]:
     return found
 
 
-def kill_with_all_below(process: subprocess.Popen[str]) -> None:
-    """Kill a command and Ray's processes below it, which have groups of their own."""
-    everything = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGKILL)
-    for one in everything:
-        with suppress(psutil.NoSuchProcess):  # Ray's end themselves when their driver is gone
-            one.kill()
-
-
 IMAGE_SETS = {
     "voc2007": "VOC2007/ImageSets/Main",
     "voc2012": "VOC2012/ImageSets/Main",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
@@ -30,7 +31,7 @@ from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.features import open_features, plan_features
 
-from .conftest import TOY, WITH_RAY, kill_with_all_below, settings, workers_below
+from .conftest import TOY, WITH_RAY, settings, workers_below
 from .test_extract import cluster, make_here, wait_until  # noqa: F401 - cluster is a fixture
 
 pytestmark = [*WITH_RAY, pytest.mark.usefixtures("_toy_on_path")]
@@ -117,6 +118,15 @@ def is_within_epoch(config: Config, after: tuple[int, int]) -> bool:
 def workers(pid: int) -> list[psutil.Process]:
     """Ray Train's workers below a process."""
     return workers_below(pid, "RayTrainWorker")
+
+
+def kill_with_all_below(process: subprocess.Popen[str]) -> None:
+    """Kill a command and Ray's processes below it, which have groups of their own."""
+    everything = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    for one in everything:
+        with suppress(psutil.NoSuchProcess):  # Ray's end themselves when their driver is gone
+            one.kill()
 
 
 def history(config: Config) -> list[dict[str, float]]:
