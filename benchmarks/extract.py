@@ -5,7 +5,10 @@
 
 The bare loop encodes tensors that are in memory, with the same batch size, threads, precision and
 number of processes. It is timed before and after the pipeline, in the same run; the ratio is to
-their mean. Rates of the pipeline are steady ones: while all workers are busy.
+their mean. Rates of the pipeline are steady ones: while all workers are busy. With the tiny CLIP
+each ratio is the median of three. `pipeline_over_bare` is one worker against one loop, so that
+decoding has a core where there are two; `pipeline_over_bare_all_cores` has a worker, and a loop,
+on every core.
 The last line of stdout is JSON.
 """
 
@@ -194,14 +197,17 @@ def cpu(arguments: argparse.Namespace) -> dict[str, Any]:
             ("RN50", 224, (500, 375), 512, 16, workers, 8),
         ]
         for plan in plans:
-            rows.append(on_cpu(*plan))
+            repeats = 3 if plan[0] == "tiny" else 1
+            found = [on_cpu(*plan) for _ in range(repeats)]
+            found.sort(key=lambda row: float(row["ratio"]))
+            rows.append(found[repeats // 2] | {"ratios": [row["ratio"] for row in found]})
             print(rows[-1], flush=True)
     memory = {images: peak_memory(images) for images in (1000, 10_000)}
     print({f"peak MiB at {images} images": round(used) for images, used in memory.items()})
     tiny, one, rn50 = rows
     return {
-        "pipeline_over_bare": tiny["ratio"],
-        "pipeline_over_bare_one_worker": one["ratio"],
+        "pipeline_over_bare": one["ratio"],
+        "pipeline_over_bare_all_cores": tiny["ratio"],
         "pipeline_over_bare_rn50": rn50["ratio"],
         "rss_10k_over_1k": round(memory[10_000] / memory[1000], 3),
         "peak_mib": {str(images): round(used) for images, used in memory.items()},
