@@ -91,7 +91,9 @@ def write_features(
             write_shard(folder, number, records, [], fingerprint="", compute="", seconds={})
         )
     write_samples(folder / SAMPLES, sidecars)
-    write_text_features(folder / TEXT, texts(classes, dim), torch.ones(classes, dim), {})
+    names = [f"class {number}" for number in range(classes)]
+    about = {"class_names": names}
+    write_text_features(folder / TEXT, texts(classes, dim), torch.ones(classes, dim), about)
     entries = [
         ShardEntry(name=shard_name(n), count=s.count, bytes=s.bytes, sha256=s.sha256)
         for n, s in enumerate(sidecars)

@@ -179,7 +179,11 @@ class FeatureReader:
         Raises:
             ShardError: They are not those of the manifest's classes.
         """
-        tensors = safetensors.torch.load_file(self.folder / TEXT)
+        with safetensors.safe_open(self.folder / TEXT, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about.get("class_names") != list(self.manifest.class_names):
+            raise self._bad(TEXT, "is of other classes, or of another order, than the manifest")
         classes, dim = len(self.manifest.class_names), self.manifest.dim
         wanted = {"pairs": (2 * classes, dim), "classes": (classes, dim)}
         found = {name: tuple(value.shape) for name, value in tensors.items()}

@@ -76,8 +76,8 @@ class Recipe(BaseModel):
         None,
         gt=0,
         lt=1,
-        description="keep a moving average of the weights, with this decay a step, and use it; "
-        "left out: none",
+        description="keep a moving average of the weights, with this decay a step (less in the "
+        "first steps), and use it; left out: none",
     )
     selection: Literal["last", "best_on_val"] = Field(
         "last", description="weights to keep: of the last epoch, or of the best val/map"

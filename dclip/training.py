@@ -15,7 +15,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from dclip.batches import FeatureSource, clean_batches, epoch_batches, prefetch
+from dclip.batches import (
+    FeatureSource,
+    clean_batches,
+    epoch_batches,
+    location_boxes,
+    prefetch,
+)
 from dclip.logits import presence_probability
 from dclip.losses import check_mfi_stability
 from dclip.losses.asymmetric import check_labels
@@ -67,6 +73,12 @@ def check_recipe(recipe: Recipe, num_classes: int) -> None:
             learning_rate=recipe.lr,
             redundancy_weight=recipe.redundancy_weight,
         )
+
+
+def calmer(recipe: Recipe) -> str:
+    """What to change in a recipe that diverged."""
+    other = ", or use the robust preset" if recipe.preset != "robust" else ""
+    return f"lower lr or mfi_weight{other}"
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
@@ -149,10 +161,9 @@ def fit(
 
     Raises:
         DivergenceError: No trial's objective is finite any more.
-        ValueError: A recipe is bound to diverge, there is nothing to train on, labels are not
-            those of the texts' classes, or ``feature_cutout`` does not suit the grid.
+        ValueError: See :func:`check_training`.
     """
-    _check(training, features, rows)
+    check_training(training, features, rows, val_rows)
     recipe = training.recipe
     while training.epoch < recipe.epochs:
         lr = learning_rate(recipe, training.epoch)
@@ -192,8 +203,7 @@ def fit(
             raise DivergenceError(
                 f"the loss is {means[0][0]} in epoch {training.epoch + 1} (mfi_weight "
                 f"{recipe.mfi_weight:g}, redundancy_weight {recipe.redundancy_weight:g}, "
-                f"{len(training.texts) // 2} classes, lr {recipe.lr:g}); lower lr or mfi_weight, "
-                "or use the robust preset"
+                f"{len(training.texts) // 2} classes, lr {recipe.lr:g}); {calmer(recipe)}"
             )
         val_maps = [math.nan] * len(training)
         if rank == 0 and val_rows is not None and (features.labels[val_rows] == 1).any():
@@ -211,11 +221,19 @@ def fit(
             )
 
 
-def _check(
+def check_training(
     training: Training,
     features: FeatureSource,
     rows: Int64[np.ndarray, " rows"],
+    val_rows: Int64[np.ndarray, " val"] | None = None,
 ) -> None:
+    """Refuse, before any work, what :func:`fit` of the same arguments could not do.
+
+    Raises:
+        ValueError: A recipe is bound to diverge, there is nothing to train on or, for
+            ``best_on_val``, to choose the epoch by, labels are not those of the texts' classes, or
+            ``feature_cutout`` does not suit the grid.
+    """
     texts = training.texts
     if len(rows) == 0:
         raise ValueError("there are no images to train on")
@@ -227,6 +245,16 @@ def _check(
             f"{len(texts) / 2:g}; use texts of the classes the features are labelled with"
         )
     check_labels(features.labels)
+    if training.recipe.selection == "best_on_val" and not (
+        val_rows is not None and (features.labels[val_rows] == 1).any()
+    ):
+        raise ValueError(
+            "selection best_on_val: none of the held-out images has a class to choose the epoch "
+            "by; raise val_fraction, or use selection last"
+        )
+    if training.recipe.feature_cutout > 0:
+        middle = np.zeros((1, 2), np.int64)
+        location_boxes(middle, features.grid, fraction=training.recipe.feature_cutout)
 
 
 def _sum_over_workers(tensors: Sequence[Tensor]) -> None:

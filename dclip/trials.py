@@ -188,8 +188,9 @@ class Training:
                 f"trials that train together must agree in {', '.join(unlike)}; they may differ in "
                 + ", ".join(sorted(MAY_DIFFER))
             )
-        self.recipes, self.recipe, self.device = tuple(recipes), recipes[0], torch.device(device)
-        self.texts = texts.to(self.device)
+        self.recipes, self.recipe = tuple(recipes), recipes[0]
+        self.texts = texts.to(device)
+        self.device = self.texts.device  # with the number of the GPU, where "cuda" leaves it open
         self.epoch = self.step = 0
         self._sums = torch.zeros(len(recipes), 3, dtype=torch.float64, device=self.device)
         models = [
@@ -206,6 +207,7 @@ class Training:
         self.weights = [weight for stack in self._stacks for weight in stack.weights.values()]
         self.optimizer = _build_optimizer(self.weights, self.recipe)
         self._average = self._copy() if self.recipe.ema_decay is not None else None
+        self._averaged = 0  # steps that are in it
         self._best = self._copy() if self.recipe.selection == "best_on_val" else None
         self._best_map = torch.full((len(recipes),), -math.inf, dtype=torch.float64)
         self._best_epoch = torch.zeros(len(recipes), dtype=torch.int64)
@@ -252,10 +254,18 @@ class Training:
         return parts[0] if len(parts) == 1 else torch.cat(list(parts))[self._order]
 
     def average_in(self) -> None:
-        """Take the weights into their moving average, if the recipe keeps one."""
+        """Take the weights into their moving average, if the recipe keeps one.
+
+        Early on the average forgets faster than the recipe says: after t steps its decay is at most
+        (1 + t) / (10 + t), so that a training of few steps does not end near its initial weights.
+        """
         if self._average is not None and self.recipe.ema_decay is not None:
+            early = (1 + self._averaged) / (10 + self._averaged)
             with torch.no_grad():
-                torch._foreach_lerp_(self._average, self.weights, 1 - self.recipe.ema_decay)
+                torch._foreach_lerp_(
+                    self._average, self.weights, 1 - min(self.recipe.ema_decay, early)
+                )
+            self._averaged += 1
 
     def end_epoch(self, val_maps: Sequence[float]) -> None:
         """Count the epoch as done, and keep what is best so far, where the recipe asks for it."""
@@ -351,6 +361,8 @@ class Training:
             "best_map": self._best_map,
             "best_epoch": self._best_epoch,
         }
+        if self._average is not None:
+            tensors["averaged"] = torch.tensor(self._averaged)
         for kind, values in self._kept().items():
             tensors |= {f"{kind}.{number}": value for number, value in enumerate(values)}
         for number, slots in self.optimizer.state_dict()["state"].items():
@@ -384,6 +396,8 @@ class Training:
                             raise ValueError(f"{kind}.{number} has shape {list(saved.shape)}")
                         own.copy_(saved)
             self.epoch, self.step = int(tensors["epoch"]), int(tensors["step"])
+            if self._average is not None:
+                self._averaged = int(tensors["averaged"])
             self._sums.copy_(tensors["sums"])
             self._best_map.copy_(tensors["best_map"])
             self._best_epoch.copy_(tensors["best_epoch"])

@@ -157,6 +157,7 @@ class _Plan:
             "features": [plan.fingerprint for plan in (self.train, *self.train.views, self.test)],
             "data_seed": config.data_seed,
             "val_fraction": config.train.val_fraction,
+            "precision": config.train.precision,
         }
         self.trials = {
             (recipe, seed): Trial(
@@ -208,7 +209,10 @@ def packs(trials: Iterable[Trial], size: int) -> list[list[Trial]]:
 
 def run(config: Config) -> Report:
     """Train what is missing, write table and picture, record all in MLflow, print the table."""
-    from dclip.training import check_recipe
+    import numpy as np
+
+    from dclip.training import check_recipe, check_training
+    from dclip.trials import Training
     from pipeline import cluster
     from pipeline.features import open_features
     from pipeline.tracking import Tracker
@@ -227,6 +231,8 @@ def run(config: Config) -> Report:
             check_recipe(row.recipe, len(reader.class_names))
         except ValueError as error:
             raise StageError(f"row {row.label!r}: {error}") from None
+    base = Training([plan.rows[0].recipe], reader.text_features()[0], seeds=[config.seed])
+    check_training(base, reader, np.arange(len(reader)))
     tracker = Tracker(config)
     with tracker.run(plan.name, key=plan.name, tags={"dclip.stage": "ablate"}) as tracked:
         tracked.params({f"ablate.{k}": v for k, v in config.ablate.model_dump().items()})
@@ -282,6 +288,7 @@ def _fit_all(
         "data_seed": config.data_seed,
         "threshold": config.evaluate.threshold,
         "cache": config.train.cache,
+        "precision": config.train.precision,
         "device": device,
     }
     need = {"num_cpus": 1, "num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
@@ -318,9 +325,11 @@ def _fit_pack(settings: Mapping[str, Any], pack: Sequence[Trial]) -> list[dict[s
     from pipeline.evaluate import Scores, measure
     from pipeline.features import open_features
     from pipeline.provenance import git_commit
+    from pipeline.train import use_precision
 
     history: list[list[EpochReport]] = []
     output, device = Path(settings["output"]), torch.device(settings["device"])
+    use_precision(settings["precision"], settings["device"])
     with cached_features(settings["features"], output, cache=settings["cache"], device=device) as (
         reader,
         features,

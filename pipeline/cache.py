@@ -31,7 +31,12 @@ _POLL_SECONDS = 0.02
 
 @contextmanager
 def cached_features(
-    folders: Sequence[str], output: Path, *, cache: str, device: "torch.device"
+    folders: Sequence[str],
+    output: Path,
+    *,
+    cache: str,
+    device: "torch.device",
+    gpu_share: float = 1.0,
 ) -> "Iterator[tuple[FeatureReader, FeatureSource]]":
     """Open the features of complete plans, in the memory that the settings ask for.
 
@@ -40,6 +45,7 @@ def cached_features(
         output: The output folder.
         cache: ``auto``, ``device``, ``ram`` or ``none`` (see ``train.cache``).
         device: Where the training runs.
+        gpu_share: Share of the GPU's memory that this process may fill.
 
     Yields:
         The reader, and what to train on: the reader itself, or its copy on the device.
@@ -51,32 +57,33 @@ def cached_features(
 
     with ExitStack() as held:
         are_remote = not all(isinstance(as_path(folder), Path) for folder in folders)
-        if cache == "ram" or (cache == "auto" and are_remote):
-            places = local_folders(folders, output)
-            size = sum(map(_bytes, places))
-            room = int(_SHARE * _free_ram())
-            if size <= room:
-                folders = [held.enter_context(_in_ram(place)) for place in places]
-            elif cache == "ram":
-                raise StageError(
-                    f"--train.cache ram: the features take {size / 1e9:.1f} GB, of the free memory "
-                    f"{room / 1e9:.1f} GB may be used; use --train.cache none"
-                )
+        if cache == "ram" or (cache == "auto" and are_remote and device.type == "cpu"):
+            try:
+                folders = held.enter_context(_all_in_ram(local_folders(folders, output)))
+            except _NoRoomError as error:
+                if cache == "ram":
+                    raise StageError(
+                        f"--train.cache ram: {error}; use --train.cache none"
+                    ) from None
         reader = open_features(folders, output, verify=False)
         source: FeatureSource = reader
         if device.type == "cuda" and cache in ("auto", "device"):
-            source = _on_gpu(reader, device, must=cache == "device")
+            source = _on_gpu(reader, device, gpu_share, must=cache == "device")
         yield reader, source
 
 
-def _on_gpu(reader: "FeatureReader", device: "torch.device", *, must: bool) -> "FeatureSource":
+def _on_gpu(
+    reader: "FeatureReader", device: "torch.device", share: float, *, must: bool
+) -> "FeatureSource":
     import torch
 
     from dclip.batches import InMemory
 
     locations, dim = reader.manifest.locations, reader.manifest.dim
     size = 2 * reader.views * len(reader) * locations * dim
-    room = int(_SHARE * torch.cuda.mem_get_info(device)[0])
+    torch.cuda.empty_cache()  # what an earlier trial of this process left is free, too
+    free, total = torch.cuda.mem_get_info(device)
+    room = int(_SHARE * min(free, share * total))
     if size <= room:
         return InMemory(reader, device)
     if must:
@@ -102,9 +109,28 @@ def _free_ram() -> int:
     return min(shutil.disk_usage(RAM_DISK).free, 1024 * available)
 
 
+class _NoRoomError(Exception):
+    """There is too little memory for copies that are still to be made."""
+
+
 @contextmanager
-def _in_ram(folder: Path) -> Iterator[str]:
-    """A copy of a folder in RAM, made by whoever comes first and removed by whoever goes last."""
+def _all_in_ram(folders: Sequence[Path]) -> Iterator[list[str]]:
+    with ExitStack() as held:
+        sizes = [_bytes(folder) for folder in folders]
+        yield [
+            held.enter_context(_in_ram(folder, sum(sizes[place:])))
+            for place, folder in enumerate(folders)
+        ]
+
+
+@contextmanager
+def _in_ram(folder: Path, size: int) -> Iterator[str]:
+    """A copy of a folder in RAM, made by whoever comes first and removed by whoever goes last.
+
+    Args:
+        folder: What to copy.
+        size: Bytes that there has to be room for, if this folder has no copy yet.
+    """
     from dclip.shards import MANIFEST
 
     home = RAM_DISK / f"dclip-{os.getuid()}"
@@ -117,6 +143,12 @@ def _in_ram(folder: Path) -> Iterator[str]:
         fcntl.flock(lock, fcntl.LOCK_SH)  # all who use the copy hold it, who makes one is alone
         while not (copy / MANIFEST).is_file():
             if _lock_alone(lock.fileno()):
+                room = int(_SHARE * _free_ram())
+                if size > room:
+                    raise _NoRoomError(
+                        f"the features take {size / 1e9:.1f} GB, of the free memory "
+                        f"{room / 1e9:.1f} GB may be used"
+                    )
                 copy_features(folder, home)
             time.sleep(_POLL_SECONDS)
             fcntl.flock(lock, fcntl.LOCK_SH)  # waits for who makes it

@@ -333,7 +333,7 @@ class SweepConfig(BaseModel):
             "train.output_dim": [32, 64],
         },
         min_length=1,
-        description="what to vary, any key of train or the seed (of initial weights): "
+        description="what to vary, any key of the recipe (train.*) or seed (of initial weights): "
         "train.lr=1e-3,3e-3 tries these values, train.lr=1e-4..1e-2 (random, optuna) the range "
         "between, evenly on a logarithmic scale; repeat the flag for more keys",
     )
@@ -442,7 +442,10 @@ class Config(BaseSettings):
     )
 
     dataset: str = Field(
-        "shapes", description="shapes (embedded, nothing to download) or coco (COCO-format tree)"
+        "shapes",
+        description="shapes (embedded, nothing to download), coco (any COCO-format tree), one of "
+        "the ready-made settings below, folder:DIR, webdataset:TARS or a COCO-format FILE.json "
+        "(docs/datasets.md)",
     )
     root: PathOrURL | None = Field(
         None, description="folder of the dataset; coco, coco14 and coco17 take a URL as well"

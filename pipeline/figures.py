@@ -230,8 +230,12 @@ def _maps(system: str, local: Tensor, classes: Tensor, models: Models) -> Tensor
     return positive - negative
 
 
-def sweep_trials(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figure:
-    """Validation mAP of every trial against each swept setting, coloured by inter-class cosine."""
+def sweep_trials(rows: Sequence[Mapping[str, Any]], space: Mapping[str, list[Any] | str]) -> Figure:
+    """Validation mAP of every trial against each swept setting, coloured by inter-class cosine.
+
+    Values of a list stand side by side, those of a range on a scale.
+    """
+    keys = list(space)
     titles = {
         "train.mfi_weight": "MFI weight \u03b1",
         "train.redundancy_weight": "redundancy weight \u03bb",
@@ -247,7 +251,7 @@ def sweep_trials(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Figu
     for axis, key in zip(axes.flat, keys, strict=False):
         given = [row[key] for row in rows]
         values = sorted(set(given), key=lambda value: (isinstance(value, str), value or 0))
-        is_list = len(values) <= 8 or not all(isinstance(v, int | float) for v in values)
+        is_list = not isinstance(space[key], str)
         points = axis.scatter(
             [values.index(value) for value in given] if is_list else given,
             scores,

@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -15,6 +16,7 @@ SEED = "seed"
 _PREFIX = "train."
 # a preset stands for many keys at once; sweep one value of it at a time
 _KEYS = [f"{_PREFIX}{name}" for name in Recipe.model_fields if name != "preset"] + [SEED]
+_LARGEST_GRID = 10_000
 _MOST_IN_A_PACK = 32  # bounds the memory of their activations
 
 Point = dict[str, Any]
@@ -47,6 +49,8 @@ def checked_space(config: Config) -> dict[str, list[Any] | str]:
         if key not in _KEYS:
             full = f"{_PREFIX}{key}"
             close = [full] if full in _KEYS else difflib.get_close_matches(key, _KEYS, n=1)
+            if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) in TrainConfig.model_fields:
+                close = []  # no slip of the pen: what all trials of a sweep have in common
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise UsageError(
                 f"sweep.space: {key!r} cannot be swept; {hint}these can: {', '.join(_KEYS)}"
@@ -103,7 +107,13 @@ def entries(config: Config) -> list[Entry]:
     lists = {key: values for key, values in space.items() if not isinstance(values, str)}
     wanted = config.sweep.trials
     points: list[Point] = []
-    if len(lists) == len(space):
+    combinations = math.prod(map(len, lists.values()))
+    if config.sweep.search == "grid" and combinations > _LARGEST_GRID:
+        raise UsageError(
+            f"sweep.space: a grid of {combinations} points, at most {_LARGEST_GRID} can be taken; "
+            "list fewer values, or use --search random or optuna"
+        )
+    if len(lists) == len(space) and combinations <= _LARGEST_GRID:
         points = _grid(config, lists)
         wanted = wanted or (len(points) if config.sweep.search == "grid" else 8)
         if wanted < len(points):
@@ -123,14 +133,14 @@ def entries(config: Config) -> list[Entry]:
 
 def _grid(config: Config, lists: Mapping[str, list[Any]]) -> list[Point]:
     weight = f"{_PREFIX}redundancy_weight"
-    points: list[Point] = []
+    alpha = f"{_PREFIX}mfi_weight"
+    points: dict[tuple[Any, ...], Point] = {}
     for values in itertools.product(*lists.values()):
         point = dict(zip(lists, values, strict=True))
-        if weight in lists and recipe_at(config.train, point).mfi_weight == 0:
+        if weight in lists and point.get(alpha, config.train.mfi_weight) == 0:
             point[weight] = lists[weight][0]
-        if point not in points:
-            points.append(point)
-    return points
+        points.setdefault(tuple(point.values()), point)
+    return list(points.values())
 
 
 def draw(space: Mapping[str, list[Any] | str], source: Any) -> Point:

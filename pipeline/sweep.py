@@ -64,6 +64,7 @@ def sweep_name(config: Config, plan: "FeaturePlan") -> str:
             **({"views": [view.fingerprint for view in plan.views]} if plan.views else {}),
             "recipe": config.train.recipe.model_dump(exclude=swept | {"epochs"}),
             "val_fraction": config.train.val_fraction,
+            "precision": config.train.precision,
             "sweep": config.sweep.model_dump(exclude={"concurrency", "gpus_per_trial"}),
             "seed": config.seed,
             "data_seed": config.data_seed,
@@ -96,8 +97,9 @@ def run(config: Config) -> Report:
         runs = TrialRuns(config, plan, name, tracker)
         with cluster.ray_session(config):
             rows = _run_trials(config, plan, folder, runs)
+        tracker.retire(name, [runs.key(_entry(row)) for row in rows])
         done = [row for row in rows if row["val_map"] is not None]
-        files = _write_results(folder, rows, list(config.sweep.space))
+        files = _write_results(folder, rows, config.sweep.space)
         for path in files:
             tracked.artifact(path)
         if not done:
@@ -366,7 +368,7 @@ def _write_checkpoints(
 
 
 def _write_results(
-    folder: Path, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]
+    folder: Path, rows: Sequence[Mapping[str, Any]], space: Mapping[str, list[Any] | str]
 ) -> list[Path]:
     """Table of all trials as CSV, and, if any has a score, its picture."""
     from dclip.paths import atomic_write
@@ -384,7 +386,7 @@ def _write_results(
     done = [row for row in rows if row["val_map"] is not None]
     if not done:
         return [table]
-    figures.save(figures.sweep_trials(done, keys), picture)
+    figures.save(figures.sweep_trials(done, space), picture)
     return [table, picture]
 
 

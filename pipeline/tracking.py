@@ -20,7 +20,16 @@ from urllib.parse import quote
 
 import mlflow
 from filelock import FileLock, Timeout
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    Metric,
+    Param,
+    Run,
+    RunStatus,
+    RunTag,
+)
 from mlflow.exceptions import InvalidUrlException, MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import SQLAlchemyError
@@ -81,7 +90,7 @@ class TrackedRun:
         self._do("dataset", name=name, uri=uri, digest=digest[:36], context=context)
 
     def register(self, name: str, checkpoint: Path, *, key: str, tags: Mapping[str, str]) -> None:
-        """Register a checkpoint as the version of a model whose alias is ``best``.
+        """Register a checkpoint as a version of a model; the newest has the alias ``best``.
 
         Args:
             name: Name of the model.
@@ -257,6 +266,17 @@ class Tracker:
         """Ids of the runs below the run of a key, oldest first; none while the store is down."""
         return self.attempt(lambda store: store.children(self.experiment, parent)) or []
 
+    def retire(self, parent: str, keys: Sequence[str]) -> None:
+        """Mark runs below the run of a key that are of none of these as killed.
+
+        A search that was killed may choose again, and differently, what it had begun last.
+        """
+
+        def apply(store: _Store) -> None:
+            store.retire(self.experiment, parent, keys)
+
+        self.attempt(apply)
+
     def model_uri(self, name: str, key: str) -> str | None:
         """Where MLflow loads the version of a key from; None if it is not registered (yet)."""
         version = self.attempt(lambda store: store.version(name, key))
@@ -353,13 +373,24 @@ class _Store:
 
     def children(self, experiment: str, parent: str) -> list[str]:
         """Ids of the runs below the run of a key, oldest first."""
-        found = self._client.search_runs(
+        return [run.info.run_id for run in self._below(experiment, parent)]
+
+    def retire(self, experiment: str, parent: str, keys: Sequence[str]) -> None:
+        """Mark runs below the run of a key that are of none of these as killed."""
+        for run in self._below(experiment, parent):
+            if run.data.tags[KEY] not in keys:
+                why = "the search was interrupted and then chose another point for this number"
+                self._client.set_tag(run.info.run_id, "dclip.error", why)
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def _below(self, experiment: str, parent: str) -> list[Run]:
+        found: list[Run] = self._client.search_runs(
             [self.experiment(experiment)],
             f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.find(experiment, parent)}'",
             max_results=1000,
             order_by=["attributes.start_time ASC"],
         )
-        return [run.info.run_id for run in found]
+        return found
 
     def apply(self, run_id: str, event: Event) -> None:
         """Write one event of a run; one that the store refuses is left out, and said."""
@@ -427,7 +458,9 @@ class _Store:
                 number = client.create_model_version(
                     name, model.model_uri, run_id, tags, model_id=model.model_id
                 ).version
-        client.set_registered_model_alias(name, "best", number)
+        held = client.get_registered_model(name).aliases.get("best", 0)
+        if int(number) > int(held):  # a sweep that is repeated does not displace a later one's
+            client.set_registered_model_alias(name, "best", number)
 
     def _last_step(self, run_id: str, name: str) -> int:
         """Latest step at which a metric was logged; 0 if it never was."""

@@ -106,7 +106,8 @@ def _number(value: float | None) -> str:
 
 
 def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
-    from dclip.training import check_recipe
+    from dclip.batches import hold_out
+    from dclip.training import check_training
     from pipeline import cluster
     from pipeline.checkpoints import FORMAT, About, read_state, write_checkpoint
     from pipeline.features import open_features
@@ -114,11 +115,12 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
     from pipeline.tracking import Tracker
 
     reader = open_features(plan.folders, config.output)
-    check_recipe(config.train, len(reader.class_names))
+    training = begin(config.train, reader, seed=config.seed)
+    rows, val_rows = hold_out(len(reader), config.train.val_fraction, seed=config.data_seed)
+    check_training(training, reader, rows, val_rows)
     name = run_name(config, plan)
     folder = config.output.absolute() / "train" / name
     folder.mkdir(parents=True, exist_ok=True)
-    training = begin(config.train, reader, seed=config.seed)
     if (folder / STATE).is_file():
         read_state(folder / STATE, training)
         log.info("train: %s goes on after epoch %d, step %d", name, training.epoch, training.step)

@@ -13,7 +13,8 @@ from ray.tune.experiment import Trial
 
 from dclip.batches import hold_out
 from dclip.paths import write_text
-from dclip.training import DivergenceError, EpochReport, fit
+from dclip.shards import digest
+from dclip.training import DivergenceError, EpochReport, calmer, fit
 from dclip.trials import Training
 from pipeline import cluster
 from pipeline.cache import cached_features
@@ -86,12 +87,17 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     pack = [Entry(*entry) for entry in space[PACK]]  # Tune may have made lists of them
     train = TrainConfig.model_validate(settings["train"])
     device = torch.device(settings["device"])
-    if device.type == "cuda" and len(pack) == 1 and settings["gpus"] < 1:
-        torch.cuda.set_per_process_memory_fraction(settings["gpus"])
+    gpu_share = float(settings["gpus"]) if len(pack) == 1 else 1.0
+    if device.type == "cuda" and gpu_share < 1:
+        torch.cuda.set_per_process_memory_fraction(gpu_share)
     state, reports = state_files(Path(settings["states"]), pack)
     state.parent.mkdir(parents=True, exist_ok=True)
     with cached_features(
-        settings["features"], Path(settings["output"]), cache=train.cache, device=device
+        settings["features"],
+        Path(settings["output"]),
+        cache=train.cache,
+        device=device,
+        gpu_share=gpu_share,
     ) as (reader, features):
         training = begin(pack, reader.text_features()[0], settings, str(device))
         rows, val_rows = hold_out(len(reader), train.val_fraction, seed=settings["data_seed"])
@@ -126,10 +132,8 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             for number, epoch in enumerate(epochs):
                 error = results[-1]["outcomes"][number]["error"] if results else ""
                 if not error and not math.isfinite(epoch.loss):
-                    error = (
-                        f"the loss is {epoch.loss} in epoch {epoch.epoch}; lower lr or mfi_weight, "
-                        "or use the robust preset"
-                    )
+                    advice = calmer(training.recipes[number])
+                    error = f"the loss is {epoch.loss} in epoch {epoch.epoch}; {advice}"
                 if error:
                     outcomes.append(failed(number, error))
                     continue
@@ -232,12 +236,22 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         for entry in trial.config[PACK]:
             self._fail(Entry(*entry), reason(error))
 
+    def key(self, entry: Entry) -> str:
+        """Key of the run of a point.
+
+        A search that was restored from an older record may choose another point for a number; that
+        one gets a run of its own.
+        """
+        if self.config.sweep.search != "optuna":
+            return f"{self.sweep}/{entry.number}"
+        return f"{self.sweep}/{entry.number}-{digest(entry.point)[:8]}"
+
     def run(self, entry: Entry, *, goes_on: bool = True) -> TrackedRun:
         """The run of a point, to go on with or only to add to (see :meth:`Tracker.open`)."""
         if entry.number not in self._runs:
             run = self.tracker.open(
                 label(entry.point),
-                key=f"{self.sweep}/{entry.number}",
+                key=self.key(entry),
                 parent=self.sweep,
                 tags={"dclip.stage": "trial", "dclip.sweep_id": self.sweep},
                 goes_on=goes_on,

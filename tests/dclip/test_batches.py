@@ -196,3 +196,6 @@ def test_features_in_memory_are_the_features(device: torch.device) -> None:
     assert torch.equal(held.local(rows, views).cpu(), features.local(rows, views))
     assert torch.equal(held.local(rows).cpu(), features.local(rows))
     assert held.local(rows).device.type == device.type
+    batches = epoch_batches(held, np.arange(20), Recipe(batch_size=20), seed=0, epoch=0)
+    (batch,) = prefetch(batches, device)  # what lies on "cuda" is on the "cuda:0" that is meant
+    assert batch.local.device.type == device.type

@@ -66,7 +66,9 @@ def write_folder(
         )
         everything += some
     shards.write_samples(folder / shards.SAMPLES, sidecars)
-    write_text_features(folder / shards.TEXT, torch.ones(6, DIM), torch.ones(3, DIM), {})
+    write_text_features(
+        folder / shards.TEXT, torch.ones(6, DIM), torch.ones(3, DIM), {"class_names": CLASSES}
+    )
     manifest = shards.Manifest(
         format=shards.FORMAT,
         fingerprint=PRINT,

@@ -1,5 +1,6 @@
 """Training: the schedule by hand, exact resumption, shares of a batch, a problem it must solve."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from dclip.losses import asymmetric_loss, mfi_loss
 from dclip.metrics import mean_average_precision
 from dclip.model import DCLIP, DCLIPOutput
 from dclip.recipe import Recipe
-from dclip.training import DivergenceError, EpochReport, fit, learning_rate, predict
+from dclip.training import (
+    DivergenceError,
+    EpochReport,
+    check_training,
+    fit,
+    learning_rate,
+    predict,
+)
 from dclip.trials import Training, initial_model, objective
 
 CLASSES, DIM, GRID = 4, 16, (2, 3)
@@ -377,13 +385,17 @@ def test_the_moving_average_is_the_recurrence_over_the_steps() -> None:
     name = "image_projector.output.weight"
     expected = plain.model().state_dict()[name].clone()
 
+    steps = itertools.count()
+
     def follow(_: object = None) -> None:
-        expected.lerp_(plain.model().state_dict()[name], 0.25)
+        step = next(steps)
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected.lerp_(plain.model().state_dict()[name], 1 - decay)
 
     rows = np.arange(48)
     fit(plain, cache, rows, seed=3, on_step=follow, on_epoch=follow)
     averaged, reports = train(
-        recipe.model_copy(update={"ema_decay": 0.75}), cache, val_rows=np.arange(8)
+        recipe.model_copy(update={"ema_decay": 0.25}), cache, val_rows=np.arange(8)
     )
     torch.testing.assert_close(weights(averaged)[name], expected)
     scores = predict(averaged.model(), cache, np.arange(8), texts())
@@ -416,6 +428,17 @@ def test_a_recipe_that_must_diverge_is_refused_before_training() -> None:
 def test_no_images_is_an_error() -> None:
     with pytest.raises(ValueError, match="no images"):
         fit(Training([Recipe()], texts(), seeds=[0]), Cache(1), np.arange(0), seed=0)
+
+
+def test_what_cannot_be_done_is_said_before_the_first_step() -> None:
+    cache, rows = Cache(8), np.arange(8)
+    best = Training([Recipe(selection="best_on_val")], texts(), seeds=[0])
+    for nothing in (None, np.arange(0)):
+        with pytest.raises(ValueError, match=r"best_on_val: none of the held-out.*val_fraction"):
+            fit(best, cache, rows, seed=0, val_rows=nothing)
+    cut = Training([Recipe(feature_cutout=0.1)], texts(), seeds=[0])
+    with pytest.raises(ValueError, match=r"0\.1 of a 2 x 3 grid has no location"):
+        check_training(cut, cache, rows)
 
 
 def test_labels_of_other_classes_than_the_texts_are_an_error() -> None:

@@ -64,6 +64,13 @@ def test_ranges_are_drawn_evenly_on_a_logarithmic_scale_and_lists_by_value() -> 
     assert found == entries(config(space, search="random", trials=400))
 
 
+def test_a_few_points_are_drawn_from_lists_of_any_number_of_combinations() -> None:
+    keys = (LAMBDA, ALPHA, "train.lr", "train.gamma_neg", "train.lr", "train.warmup_lr", "seed")
+    space = {key: list(range(1, 40)) for key in keys}
+    found = values(config(space, search="random", trials=20))
+    assert len(set(found)) == 20
+
+
 def test_whole_numbers_that_run_out_end_the_draw() -> None:
     found = values(config({"seed": "0..2"}, search="random", trials=9))
     assert sorted(found) == [(0,), (1,), (2,)]
@@ -75,13 +82,14 @@ def test_whole_numbers_that_run_out_end_the_draw() -> None:
         ({"train.lrr": [1]}, "'train.lrr' cannot be swept; did you mean 'train.lr'"),
         ({"lr": [1]}, "'lr' cannot be swept; did you mean 'train.lr'"),
         ({"output": ["a"]}, "'output' cannot be swept"),
-        ({"train.preset": ["author"]}, "'train.preset' cannot be swept"),
+        ({"train.preset": ["author"]}, "'train.preset' cannot be swept; these can"),
         ({"train.workers": [1, 2]}, "'train.workers' cannot be swept"),
         ({"train.lr": [-1]}, "train.lr: input should be greater than 0, got -1"),
         ({DIM: [4, 4.5]}, "train.output_dim: input should be a valid integer"),
         ({"train.optimizer": ["adam"]}, "train.optimizer: input should be 'sgd' or 'adamw'"),
         ({"seed": [-1]}, "seed: input should be greater than or equal to 0, got -1"),
         ({ALPHA: "0.1..1"}, "a grid takes no range"),
+        ({"seed": list(range(200)), DIM: list(range(2, 102))}, "a grid of 20000 points"),
     ],
 )
 def test_what_the_recipe_refuses_is_named_before_anything_runs(

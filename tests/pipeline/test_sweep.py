@@ -127,9 +127,13 @@ def test_the_winner_becomes_a_checkpoint_and_a_registered_model_once(
     before = len(store.search_model_versions("name = 'dclip-shapes'"))
     again = sweep.run(settings)
     assert (again["trials"], again["model"]) == (report["trials"], report["model"])
+    later = sweep.run(config(output, {"train.lr": [1e-3]}))
+    sweep.run(settings)  # a sweep that is repeated takes nothing from a later one
+    best = store.get_model_version_by_alias("dclip-shapes", "best").version
+    assert later["model"] == f"models:/dclip-shapes/{best}" != report["model"]
     found = runs(output, report["name"])
     assert {run.info.status for run in found.values()} == {"FINISHED"}
-    assert len(store.search_model_versions("name = 'dclip-shapes'")) == before
+    assert len(store.search_model_versions("name = 'dclip-shapes'")) == before + 1
 
 
 def test_a_point_that_diverges_is_recorded_and_disturbs_no_other(

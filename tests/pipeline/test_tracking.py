@@ -135,6 +135,18 @@ def test_a_server_that_is_back_at_the_end_needs_no_further_command(
     assert row["status"] == "FINISHED"
 
 
+def test_runs_of_points_that_a_search_took_back_are_marked(tmp_path: Path, file: Path) -> None:
+    config = Config(output=tmp_path, experiment="search")
+    record(config, file)
+    Tracker(config).retire("p", ["p/0", "p/2"])
+    rows = contents(f"sqlite:///{tmp_path / 'mlflow.db'}", "search")
+    states = {row["name"]: row["status"] for row in rows}
+    assert states.pop("child 1") == "KILLED"
+    assert set(states.values()) == {"FINISHED"}
+    (taken_back,) = [row for row in rows if row["name"] == "child 1"]
+    assert "chose another point" in taken_back["tags"]["dclip.error"]
+
+
 def test_steps_that_an_earlier_run_logged_are_not_logged_again(tmp_path: Path) -> None:
     config = Config(output=tmp_path)
     for first, last in ((1, 4), (3, 6)):

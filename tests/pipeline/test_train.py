@@ -253,13 +253,18 @@ def copies(config: Config) -> list[Path]:
 
 
 def test_all_who_train_share_one_copy_in_ram_and_the_last_removes_it(
-    tmp_path: Path, features: Path
+    tmp_path: Path, features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = slow(tmp_path, features)
     with cached_features(folders(config), tmp_path, cache="ram", device=CPU) as (first, _):
         with cached_features(folders(config), tmp_path, cache="ram", device=CPU) as (second, _):
             assert first.folder == second.folder
             assert copies(config) == [first.folder]
+        # the copy that stands needs no room of its own
+        with monkeypatch.context() as patch:
+            patch.setattr(cache, "_free_ram", lambda: 0)
+            with cached_features(folders(config), tmp_path, cache="ram", device=CPU) as (other, _):
+                assert other.folder == first.folder
         assert copies(config) == [first.folder]
         whole = open_features(folders(config), tmp_path)
         rows = hold_out(len(whole), 0.5, seed=0)[0]
@@ -341,10 +346,22 @@ def test_labels_beyond_the_classes_are_named(own: Config) -> None:
 
 def test_texts_of_other_classes_are_named(own: Config) -> None:
     path = Path(folders(own)[0]) / TEXT
+    with safetensors.safe_open(path, "pt") as file:
+        about = file.metadata()
     texts = safetensors.torch.load_file(path)
-    safetensors.torch.save_file({name: value[:-2] for name, value in texts.items()}, path)
+    fewer = {name: value[:-2] for name, value in texts.items()}
+    safetensors.torch.save_file(fewer, path, metadata=about)
     replace_file(own, TEXT)
     with pytest.raises(ValueError, match=r"16 classes need"):
+        train.run(own)
+
+
+def test_classes_in_another_order_than_their_texts_are_named(own: Config) -> None:
+    path = Path(folders(own)[0]) / MANIFEST
+    content = json.loads(path.read_text())
+    content["class_names"].reverse()
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"text.safetensors.* another order, than the manifest"):
         train.run(own)
 
 
