@@ -124,8 +124,8 @@ class Extractor:
 
     @property
     def compute(self) -> str:
-        """Device and precision, such as ``"cuda float16"``."""
-        return f"{self.device} {self.precision}"
+        """Device and precision, such as ``"cuda float16"``, and whether it is compiled."""
+        return f"{self.device} {self.precision}" + (" compiled" if self.compile else "")
 
     def encode(
         self,

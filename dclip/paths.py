@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
 REMOTE = ("s3", "gs", "http", "https")
 """Protocols that are opened through fsspec."""
 
@@ -352,6 +354,8 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
             if error.errno is not None and error.filename is None:
                 error.filename = str(temporary)  # a full disk does not say which
             raise
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise OSError(f"cannot write {path}: {error}") from None
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -108,8 +108,9 @@ class FeatureReader:
             ours, theirs = self.manifest, view.manifest
             if view.keys != self.keys or ours.feature_space != theirs.feature_space:
                 raise ShardError(
-                    f"{view.folder} is no view of the images of {folder}: other images or another"
-                    " backbone; extract both again"
+                    f"{view.folder} is no view of the images of {folder}: other images or another "
+                    "backbone. If images could be read in one and not in the other, run python -m "
+                    "pipeline.extract --retry-failed"
                 )
 
     def __len__(self) -> int:

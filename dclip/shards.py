@@ -85,6 +85,11 @@ class Sidecar(BaseModel):
     seconds: dict[str, float]
 
 
+def sidecar_digest(sidecar: Sidecar) -> str:
+    """SHA-256 of what a sidecar says, but for the times."""
+    return hashlib.sha256(sidecar.model_dump_json(exclude={"seconds"}).encode()).hexdigest()
+
+
 class ShardEntry(BaseModel):
     """One shard as the manifest knows it."""
 
@@ -94,6 +99,7 @@ class ShardEntry(BaseModel):
     count: int = Field(ge=0)
     bytes: int = Field(ge=0)
     sha256: str
+    sidecar: str = Field("", description="see sidecar_digest")
 
 
 class Manifest(BaseModel):
@@ -103,7 +109,7 @@ class Manifest(BaseModel):
     weights, feature kind, resolution, preprocessing): checkpoints carry it, and features of two
     spaces never meet. ``fingerprint`` adds what was read and how it is kept: dataset, split, view,
     storage, shard size. ``compute`` says on what kind of device and in which precision, and
-    ``seconds`` for how long in all, summed over workers.
+    ``seconds`` for how long in all, summed over workers. ``root`` is where the images lay.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -112,6 +118,7 @@ class Manifest(BaseModel):
     fingerprint: str
     feature_space: str
     dataset: str
+    root: str | None = None
     split: str
     class_names: list[str] = Field(min_length=1)
     num_images: int = Field(ge=0)
@@ -228,35 +235,34 @@ def write_shard(
         )
     }  # fmt: skip
     writing = 0.0
-    with atomic_write(path) as temporary:
-        with temporary.open("wb", buffering=1 << 20) as file:
-            tar = _TarWriter(file)
-            for record in records:
-                started = time.perf_counter()
-                if not _KEY.match(record.key):
-                    raise ValueError(f"image key {record.key!r} must match {_KEY.pattern}")
-                columns["local_offsets"].append(tar.add(f"{record.key}.npy", _npy(record.local)))
-                if record.scale is not None:
-                    columns["scale_offsets"].append(
-                        tar.add(f"{record.key}.scale.npy", _npy(record.scale))
-                    )
-                columns["global_offsets"].append(
-                    tar.add(f"{record.key}.global.npy", _npy(record.embedding))
-                )
-                about = {
-                    "index": record.index,
-                    "labels": list(record.labels),
-                    "unknown": list(record.unknown),
-                }
-                tar.add(f"{record.key}.json", [json.dumps(about).encode()])
-                columns["keys"].append(record.key)
-                columns["indices"].append(record.index)
-                columns["labels"].append(list(record.labels))
-                columns["unknown"].append(list(record.unknown))
-                writing += time.perf_counter() - started
+    with atomic_write(path) as temporary, temporary.open("wb", buffering=1 << 20) as file:
+        tar = _TarWriter(file)
+        for record in records:
             started = time.perf_counter()
-            tar.finish()
-        writing += time.perf_counter() - started
+            if not _KEY.match(record.key):
+                raise ValueError(f"image key {record.key!r} must match {_KEY.pattern}")
+            columns["local_offsets"].append(tar.add(f"{record.key}.npy", _npy(record.local)))
+            if record.scale is not None:
+                columns["scale_offsets"].append(
+                    tar.add(f"{record.key}.scale.npy", _npy(record.scale))
+                )
+            columns["global_offsets"].append(
+                tar.add(f"{record.key}.global.npy", _npy(record.embedding))
+            )
+            about = {
+                "index": record.index,
+                "labels": list(record.labels),
+                "unknown": list(record.unknown),
+            }
+            tar.add(f"{record.key}.json", [json.dumps(about).encode()])
+            columns["keys"].append(record.key)
+            columns["indices"].append(record.index)
+            columns["labels"].append(list(record.labels))
+            columns["unknown"].append(list(record.unknown))
+            writing += time.perf_counter() - started
+        started = time.perf_counter()
+        tar.finish()
+    writing += time.perf_counter() - started  # with what syncs, renames or uploads it
     sidecar = Sidecar(
         format=FORMAT,
         fingerprint=fingerprint,

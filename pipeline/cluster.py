@@ -130,20 +130,25 @@ class Placement:
 
 
 def place_workers(config: Config, wanted: int | None) -> Placement:
-    """One worker a GPU, with its share of the CPUs, or one a CPU; Ray must be running.
+    """One worker a GPU, with its share of its node's CPUs, or one a CPU; Ray must be running.
 
     Args:
         config: Settings; ``device`` decides where.
         wanted: Number of workers, if not as many as the cluster has places.
 
     Raises:
-        StageError: CUDA was asked for and is not there.
+        StageError: CUDA was asked for and is not there, or no node has a GPU.
     """
     import ray
 
     device, why = choose_device(config.device)
-    cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
-    share = max(1, cpus // gpus) if device == "cuda" and gpus else 1
+    share = 1
+    if device == "cuda":
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        shares = [int(n.get("CPU", 0) // n["GPU"]) for n in nodes if n.get("GPU", 0) >= 1]
+        if not shares:
+            raise StageError("no node of the cluster has a GPU; use --device cpu")
+        share = min(shares)  # so that there is room for one a GPU, on every node
 
     def count() -> int:
         there = int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))

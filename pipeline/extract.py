@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,6 +50,7 @@ examples:
 A second run does nothing; a run that was stopped goes on with the next shard. On a cluster the
 same command runs everywhere: set RAY_ADDRESS."""
 
+_ABANDONED_SECONDS = 3600
 _SAMPLE = 8  # images a dry run times where no shard is there to tell the speed
 
 
@@ -141,9 +143,11 @@ def _records(
     from dataclasses import replace
 
     from dclip.extraction import columns
-    from dclip.shards import read_records
+    from dclip.shards import check_shard, read_records
 
     listing = plan.listing
+    # a copy of damaged bytes would get a checksum of its own
+    sources = [one for one in sources if not check_shard(*one)]
     keys = {listing.key(row): row for row in plan.rows(number)}
     known = {
         keys[record.key]: record
@@ -184,6 +188,7 @@ class Extracted(NamedTuple):
     plan: FeaturePlan
     manifest: "Manifest"
     made: int
+    is_new: bool
 
 
 def extract(config: Config, plans: Sequence[FeaturePlan]) -> list[Extracted]:
@@ -199,17 +204,17 @@ def extract(config: Config, plans: Sequence[FeaturePlan]) -> list[Extracted]:
     for position, plan in enumerate(plans):
         if plan.num_images == 0:
             raise StageError(f"split {plan.listing.split!r} of {config.dataset} holds no images")
-        if config.extract.mode == "overwrite":
-            _remove(plan, range(plan.num_shards))
-        complete.append(complete_manifest(plan))
-        if complete[position] is not None and not config.extract.retry_failed:
+        anew = config.extract.mode == "overwrite"
+        complete.append(None if anew else complete_manifest(plan))
+        manifest = complete[position]
+        if manifest is not None:
+            _check_origin(config, manifest, plan)
+            _check_precision(config, manifest.compute, plan)
+        if manifest is not None and not config.extract.retry_failed:
             continue
-        there = finished(plan)
-        missing = [
-            number
-            for number, sidecar in enumerate(there)
-            if sidecar is None or (config.extract.retry_failed and sidecar.failures)
-        ]
+        there: list[Sidecar | None] = [None] * plan.num_shards if anew else finished(plan)
+        _check_precision(config, {one.compute for one in there if one is not None}, plan)
+        missing = _to_make(config, there)
         if config.extract.retry_failed:
             sources[position] = {
                 key: Source(plan.folder, number, sidecar)
@@ -218,19 +223,53 @@ def extract(config: Config, plans: Sequence[FeaturePlan]) -> list[Extracted]:
                 for key in sidecar.keys
             }
         if config.extract.mode == "extend" and missing:
-            sources[position] = {**_earlier(plan), **sources.get(position, {})}
+            sources[position] = {**_earlier(config, plan), **sources.get(position, {})}
         tasks += [Task(position, number, plan.name) for number in missing]
         made[position] = len(missing)
     if tasks:
         _make_shards(config, plans, tasks, sources)
     results = []
     for position, (plan, manifest) in enumerate(zip(plans, complete, strict=True)):
-        if manifest is None or made[position]:
+        is_new = manifest is None or made[position] > 0
+        if manifest is None or is_new:
             manifest = _publish(config, plan)
         else:
             log.info("extract: nothing to do, %s is complete", plan.folder)
-        results.append(Extracted(plan, manifest, made[position]))
+        results.append(Extracted(plan, manifest, made[position], is_new))
     return results
+
+
+def _to_make(config: Config, there: "Sequence[Sidecar | None]") -> list[int]:
+    """Numbers of the shards that the settings want made, of those that are there."""
+    return [
+        number
+        for number, sidecar in enumerate(there)
+        if sidecar is None
+        or config.extract.mode == "overwrite"
+        or (config.extract.retry_failed and sidecar.failures)
+    ]
+
+
+def _check_precision(config: Config, there: Iterable[str], plan: FeaturePlan) -> None:
+    """Refuse to mix what was asked for with shards of another precision."""
+    wanted = config.extract.precision
+    others = sorted(compute for compute in there if wanted not in compute.split())
+    if wanted != "auto" and others:
+        raise UsageError(
+            f"{plan.folder} has shards computed in {', '.join(others)}; leave out "
+            f"--extract.precision {wanted}, or make all of them anew with --mode overwrite"
+        )
+
+
+def _check_origin(config: Config, manifest: "Manifest", plan: FeaturePlan) -> None:
+    """Say so if features that stand are of images in another place."""
+    ours, theirs = (config.dataset, _root(config)), (manifest.dataset, manifest.root)
+    if ours != theirs and manifest.root is not None:  # None: of an earlier version
+        log.warning(
+            "extract: %s was made from the images of %s in %s, not of %s in %s; if they differ, "
+            "use another --features folder, or --mode overwrite",
+            plan.folder, theirs[0], theirs[1] or "-", ours[0], ours[1] or "-",
+        )  # fmt: skip
 
 
 def _remove(plan: FeaturePlan, shards: Iterable[int]) -> None:
@@ -242,8 +281,16 @@ def _remove(plan: FeaturePlan, shards: Iterable[int]) -> None:
         (plan.folder / name).unlink(missing_ok=True)
 
 
-def _earlier(plan: FeaturePlan) -> dict[str, Source]:
-    """Images of folders that have another listing or limit, all else being equal."""
+def _root(config: Config) -> str:
+    """Where the images of the settings lie; empty if the name of the data set says it."""
+    return "" if config.root is None else str(config.root.absolute())
+
+
+def _earlier(config: Config, plan: FeaturePlan) -> dict[str, Source]:
+    """Images of folders that have another listing or limit, all else being equal.
+
+    An image is known by its key, which means the same image only in one split of one data set.
+    """
     from dclip.shards import ShardError, read_manifest, read_sidecars
 
     found: dict[str, Source] = {}
@@ -255,9 +302,9 @@ def _earlier(plan: FeaturePlan) -> dict[str, Source]:
             manifest = read_manifest(folder)
         except (ShardError, NotADirectoryError):
             continue
-        if manifest.feature_space != plan.feature_space or any(
-            manifest.spec.get(name) != plan.source.get(name) for name in kept
-        ):
+        ours = (plan.feature_space, config.dataset, _root(config), plan.listing.split)
+        theirs = (manifest.feature_space, manifest.dataset, manifest.root, manifest.split)
+        if ours != theirs or any(manifest.spec.get(name) != plan.source.get(name) for name in kept):
             continue
         for number, sidecar in enumerate(
             read_sidecars(folder, len(manifest.shards), manifest.fingerprint)
@@ -298,6 +345,10 @@ def _make_shards(
         import ray
 
         place = cluster.place_workers(config, config.extract.workers)
+        for position in {task.plan for task in tasks}:
+            plan = plans[position]
+            # the manifest speaks of shards that are about to change
+            _remove(plan, range(plan.num_shards) if config.extract.mode == "overwrite" else ())
         log.info(
             "extract: %d shards to make by %d workers on %s (%s)",
             len(tasks),
@@ -435,6 +486,7 @@ def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
         fingerprint=plan.fingerprint,
         feature_space=plan.feature_space,
         dataset=config.dataset,
+        root=_root(config),
         split=plan.listing.split,
         class_names=list(class_names),
         num_images=good,
@@ -450,7 +502,11 @@ def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
         seconds={name: round(value, 3) for name, value in seconds.items()},
         shards=[
             shards.ShardEntry(
-                name=shards.shard_name(n), count=s.count, bytes=s.bytes, sha256=s.sha256
+                name=shards.shard_name(n),
+                count=s.count,
+                bytes=s.bytes,
+                sha256=s.sha256,
+                sidecar=shards.sidecar_digest(s),
             )
             for n, s in enumerate(sidecars)
         ],
@@ -463,8 +519,11 @@ def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
     )
     write_text(plan.folder / shards.MANIFEST, manifest.model_dump_json(indent=1))
     if isinstance(plan.folder, Path):
-        for abandoned in plan.folder.glob(".*.tmp"):  # of workers that were killed
-            abandoned.unlink(missing_ok=True)
+        for temporary in plan.folder.glob(".*.tmp"):
+            with suppress(FileNotFoundError):
+                # of workers that were killed; younger ones may be another command's
+                if time.time() - temporary.stat().st_mtime > _ABANDONED_SECONDS:
+                    temporary.unlink()
     return manifest
 
 
@@ -480,12 +539,14 @@ def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> None:
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from dclip.shards import check_shard, file_problem, shard_name
+    from dclip.shards import check_shard, file_problem, shard_name, sidecar_digest
     from pipeline.progress import progress
 
     lines: list[str] = []
     for plan in plans:
         sidecars = finished(plan)
+        manifest = complete_manifest(plan)
+        entries = dict(enumerate(manifest.shards if manifest else []))
         damaged: list[int] = []
         found: list[str] = []
         with (
@@ -496,12 +557,17 @@ def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> None:
                 check_shard, [plan.folder] * len(sidecars), range(len(sidecars)), sidecars
             )
             for number, problem in enumerate(checks):
+                sidecar, entry = sidecars[number], entries.get(number)
+                if not problem and sidecar is not None and entry is not None:
+                    if entry.sidecar and entry.sidecar != sidecar_digest(sidecar):
+                        problem = "its sidecar is not the one that the manifest speaks of"
+                    elif (entry.sha256, entry.bytes) != (sidecar.sha256, sidecar.bytes):
+                        problem = "it is not the one that the manifest speaks of"
                 if problem:
                     damaged.append(number)
                     found.append(f"{plan.folder / shard_name(number)}: {problem}")
                 bar.advance(1)
         if not damaged:
-            manifest = complete_manifest(plan)
             if manifest is None:
                 found.append(f"{plan.folder}: the manifest is missing or of another run")
             else:
@@ -546,7 +612,7 @@ def run(config: Config) -> Report:
             sys.stdout.write(f"{shards} shards are as they were written\n")
             return {**report, "verified": shards}
     results = extract(config, plans)
-    for plan, manifest, made in results:
+    for plan, manifest, made, _ in results:
         row = {
             "folder": str(plan.folder),
             "images": manifest.num_images,
@@ -565,8 +631,8 @@ def run(config: Config) -> Report:
             f"at {plan.folder}\n"
         )
     report["seconds"] = round(time.perf_counter() - started, 2)
-    if any(made for _, _, made in results):
-        _track(config, [result for result in results if result.made])
+    if new := [result for result in results if result.is_new]:
+        _track(config, new)
     return report
 
 
@@ -580,7 +646,7 @@ def _track(config: Config, results: Sequence[Extracted]) -> None:
     except StageError as error:
         log.warning("extract: features are complete, but not recorded in MLflow: %s", error)
         return
-    for plan, manifest, _ in results:
+    for plan, manifest, *_ in results:
         tags = {"dclip.stage": "extract", "dclip.compute": ", ".join(manifest.compute)}
         with tracker.run(f"extract {plan.name}", key=plan.fingerprint, tags=tags) as run:
             run.params(
@@ -624,13 +690,18 @@ def describe(config: Config) -> str:
     for plan in plans:
         there = finished(plan)
         known += [sidecar for sidecar in there if sidecar is not None]
-        left = sum(len(plan.rows(n)) for n, sidecar in enumerate(there) if sidecar is None)
+        to_make = _to_make(config, there)
+        left = sum(len(plan.rows(number)) for number in to_make)
         images_left += left
         lines.append(
             f"{plan.name}: {plan.num_images} images in {plan.num_shards} shards, about "
-            f"{plan.num_images * per_image / 1e6:.0f} MB; {len(there) - there.count(None)} shards "
-            f"done, {there.count(None)} to do ({left} images), to {plan.folder}"
+            f"{plan.num_images * per_image / 1e6:.0f} MB; {len(there) - len(to_make)} shards "
+            f"done, {len(to_make)} to do ({left} images), to {plan.folder}"
         )
+    if config.extract.mode == "overwrite":
+        lines.append("--mode overwrite: all of these shards are deleted and made anew")
+    if config.extract.repair:
+        lines.append("--repair: shards that --verify finds damaged are made again as well")
     if images_left:
         lines.append(_estimate(config, plans[0], known, images_left))
     return "\n".join(lines)

@@ -290,7 +290,11 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
         "shard_size": wanted.shard_size,
         "storage": wanted.storage,
     }
-    place = config.output.absolute() / "features" if config.features is None else config.features
+    place = (
+        config.output.absolute() / "features"
+        if config.features is None
+        else config.features.absolute()
+    )
 
     def plan(view: int) -> FeaturePlan:
         augmented = {"view": view, "view_seed": wanted.view_seed, "augmentation": VERSION}
@@ -373,7 +377,9 @@ def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) 
     try:
         return FeatureReader(places[0], views=places[1:], verify=verify)
     except ShardError as error:
-        raise StageError(str(error)) from None
+        copies = [str(p) for p, given in zip(places, folders, strict=True) if str(p) != given]
+        copied = f" (these are copies: delete {' and '.join(copies)} to copy them again)"
+        raise StageError(f"{error}{copied if copies else ''}") from None
 
 
 def local_folders(folders: Sequence[str], output: Path) -> list[Path]:
@@ -395,21 +401,35 @@ def local_folders(folders: Sequence[str], output: Path) -> list[Path]:
 
 
 def copy_features(folder: "AnyPath", cache: Path) -> Path:
-    """A copy of a folder of features, which copies what is missing of an earlier one.
+    """A copy of a folder of features, which copies what is missing or different in an earlier one.
 
-    The manifest comes last, so that a copy that has one is whole.
+    The manifest comes last, so that a copy that has one is whole. A whole copy serves where its
+    source is out of reach.
     """
     from dclip.paths import atomic_write
-    from dclip.shards import MANIFEST, ShardError, read_manifest
+    from dclip.shards import MANIFEST, ShardError, file_problem, read_manifest
     from pipeline.progress import progress
 
     target = cache / folder.parent.name / folder.name
     try:
-        manifest = read_manifest(target)
+        copied = read_manifest(target)
     except ShardError:
+        copied = None
+    try:
         manifest = read_manifest(folder)
-    missing = _missing_shards(target, manifest)
-    missing += [name for name in (*manifest.files, MANIFEST) if not (target / name).is_file()]
+    except (OSError, ShardError) as error:
+        if copied is None:
+            raise
+        log.warning("features: %s; the copy at %s is used", error, target)
+        manifest = copied
+    stale = {*manifest.shards} - {*(copied.shards if copied else manifest.shards)}
+    missing = sorted({*_missing_shards(target, manifest), *(entry.name for entry in stale)})
+    if copied != manifest:
+        (target / MANIFEST).unlink(missing_ok=True)
+        missing += [n for n, sha in manifest.files.items() if file_problem(target / n, None, sha)]
+        missing.append(MANIFEST)
+    else:
+        missing += [name for name in manifest.files if not (target / name).is_file()]
     if missing:
         log.info("features: copying %d files of %s to %s", len(missing), folder, target)
         target.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Actors that work through a list of tasks, whatever becomes of single workers and nodes."""
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -12,6 +13,7 @@ log = logging.getLogger(__name__)
 
 _ATTEMPTS = 5  # losses of a worker that one task may outlive
 _IN_FLIGHT = 2  # tasks a worker holds: one in the network, one on its way in or out
+_PATIENCE_SECONDS = 60.0  # without any worker, after which something is said
 _POLL_SECONDS = 1.0
 
 Task = TypeVar("Task", bound=Hashable)
@@ -64,6 +66,7 @@ class Pool(Generic[Task]):
 
         self._queue.extend(tasks)
         polled = time.monotonic()
+        patience = polled + _PATIENCE_SECONDS
         try:
             self._grow()
             while self._queue or self._running:
@@ -74,6 +77,12 @@ class Pool(Generic[Task]):
                     self._grow()
                     yield self._progress()
                 if not ready:
+                    if not self._ready and time.monotonic() > patience:
+                        patience = math.inf
+                        log.warning(
+                            "no worker has started yet: waiting for the cluster to have room, or "
+                            "for the backbone to load (`ray status` shows what is asked for)"
+                        )
                     continue
                 reference = ready[0]
                 is_new = reference in self._starting

@@ -1,6 +1,6 @@
 """Image files to pixels: read with care, since they come from anywhere, and resize plainly."""
 
-import os
+import stat
 import struct
 import threading
 import time
@@ -121,9 +121,12 @@ def _read(source: AnyPath) -> bytes:
     try:
         if isinstance(source, RemotePath):
             return source.read_bytes()
+        about = source.stat()
+        if stat.S_ISFIFO(about.st_mode):  # to open it would wait for who writes to it
+            raise ImageError(f"{source} is a pipe, not a file")
         with source.open("rb") as file:
             # a buffer of all that is allowed would be set aside for each small file
-            return file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
+            return file.read(min(about.st_size, MAX_BYTES) + 1)
     except OSError as error:
         if isinstance(source, RemotePath) and not isinstance(error, FileNotFoundError):
             raise  # the store is out of reach, which says nothing of the image

@@ -1,5 +1,6 @@
 """Extraction through kills, lost nodes, bad disks and its other modes; the bytes stay equal."""
 
+import json
 import os
 import random
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from dclip.reader import FeatureReader
 from dclip.shards import FAILURES, SAMPLES, TEXT, file_digest, read_manifest
 from pipeline import extract, train
 from pipeline.config import Config
-from pipeline.errors import StageError
+from pipeline.errors import StageError, UsageError
 from pipeline.features import FeaturePlan, finished, open_backbone, open_features, plan_features
 
 from .conftest import TOY, WITH_RAY, settings, workers_below
@@ -137,7 +139,6 @@ def test_ten_kills_at_random_points_leave_the_bytes_of_an_undisturbed_run(
         for folder in (manifest.parent, complete)
     ]
     assert untimed[0] == untimed[1]
-    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.fixture
@@ -233,6 +234,12 @@ def test_failures_are_listed_in_a_file_and_retried_alone(ray_session: None, tmp_
     assert extract.run(config)["splits"]["train"]["shards_made"] == 0
 
 
+def flip(tar: Path) -> None:
+    data = bytearray(tar.read_bytes())
+    data[3000] ^= 1
+    tar.write_bytes(data)
+
+
 def test_flipped_bytes_are_found_named_and_made_again(
     ray_session: None, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
@@ -240,18 +247,20 @@ def test_flipped_bytes_are_found_named_and_made_again(
     plan = plan_features(config, "train")
     assert isinstance(plan.folder, Path)
     extract.run(config)
-    tar = plan.folder / "shard-000003.tar"
-    data = bytearray(tar.read_bytes())
-    data[3000] ^= 1
-    tar.write_bytes(data)
+    flip(plan.folder / "shard-000003.tar")
+    labels = plan.folder / "shard-000001.json"
+    sidecar = json.loads(labels.read_text())
+    sidecar["labels"][0] = [15 - column for column in sidecar["labels"][0]]
+    labels.write_text(json.dumps(sidecar))
     (plan.folder / "shard-000005.json").write_text("{")
     with pytest.raises(StageError) as caught:
         extract.run(many(tmp_path, verify=True))
     assert "shard-000003.tar: its checksum differs" in str(caught.value)
+    assert "shard-000001.tar: its sidecar is not the one" in str(caught.value)
     assert "shard-000005.tar: cut short, or its sidecar" in str(caught.value)
     with pytest.raises(StageError, match="--repair"):
         train.run(config)
-    assert extract.run(many(tmp_path, repair=True))["splits"]["train"]["shards_made"] == 2
+    assert extract.run(many(tmp_path, repair=True))["splits"]["train"]["shards_made"] == 3
     assert tars(plan.folder) == undisturbed
     assert extract.run(many(tmp_path, verify=True))["verified"] == plan.num_shards
 
@@ -310,13 +319,20 @@ def test_extend_takes_over_images_that_are_there(ray_session: None, tmp_path: Pa
     small, large = many(tmp_path, limit=20), many(tmp_path, limit=30, mode="extend")
     extract.run(small)
     plan = plan_features(large, "train")
-    found = extract._earlier(plan)
+    found = extract._earlier(large, plan)
     assert len(found) == 20
+    # the same keys in another place, or another split, are other images
+    assert not extract._earlier(large.model_copy(update={"root": tmp_path}), plan)
+    elsewhere = replace(plan, listing=ShapesListing("test"))
+    assert not extract._earlier(large, elsewhere)
     never = Extractor(NeverAsked(open_backbone(large)))  # type: ignore[arg-type]
     plan.folder.mkdir(parents=True)  # type: ignore[union-attr]
     extract.make_shard(plan, 0, never, extract._sources(plan, 0, found))
     with pytest.raises(AssertionError, match="asked for features"):
         extract.make_shard(plan, 2, never, extract._sources(plan, 2, found))
+    flip(plan_features(small, "train").folder / "shard-000001.tar")  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="asked for features"):  # damaged bytes are no source
+        extract.make_shard(plan, 1, never, extract._sources(plan, 1, found))
     never.close()
     assert extract.run(large)["splits"]["train"]["shards_made"] == 3
     other = many(tmp_path / "other", limit=30)
@@ -326,7 +342,23 @@ def test_extend_takes_over_images_that_are_there(ray_session: None, tmp_path: Pa
 def test_overwrite_makes_everything_anew(ray_session: None, tmp_path: Path) -> None:
     config = many(tmp_path, limit=16)
     first = extract.run(config)["splits"]["train"]
-    again = extract.run(many(tmp_path, limit=16, mode="overwrite"))["splits"]["train"]
+    anew = many(tmp_path, limit=16, mode="overwrite")
+    folder = plan_features(config, "train").folder
+    before = sorted(path.name for path in folder.iterdir())  # type: ignore[union-attr]
+    if not torch.cuda.is_available():
+        with pytest.raises(StageError, match="no CUDA device"):
+            extract.run(anew.model_copy(update={"device": "cuda"}))
+    assert sorted(path.name for path in folder.iterdir()) == before  # type: ignore[union-attr]
+    assert "0 shards done, 2 to do (16 images)" in extract.describe(anew)
+    old, young = folder / ".a.tmp", folder / ".b.tmp"
+    for path in (old, young):  # of a worker that was killed, and of another command
+        path.touch()  # type: ignore[union-attr]
+    os.utime(old, (0, 0))  # type: ignore[arg-type]
+    again = extract.run(anew)["splits"]["train"]
+    assert not old.exists()  # type: ignore[union-attr]
+    assert young.exists()  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match=r"shards computed in cpu float32.*--mode overwrite"):
+        extract.run(many(tmp_path, limit=16, precision="bfloat16"))
     assert (first["shards_made"], again["shards_made"]) == (2, 2)
     assert again["folder"] == first["folder"]
 
@@ -401,6 +433,16 @@ def test_features_on_an_object_store_are_resumed_verified_and_copied_once(
     assert extract.run(wanted)["verified"] == 20
     reader = open_features([str(folder)], tmp_path)
     assert tars(reader.folder) == undisturbed
+    # a copy of an earlier state is brought up to date
+    flip(reader.folder / "shard-000004.tar")
+    about = json.loads((reader.folder / "manifest.json").read_text())
+    about["shards"][4]["sha256"] = file_digest(reader.folder / "shard-000004.tar")
+    (reader.folder / "manifest.json").write_text(json.dumps(about))
+    assert tars(open_features([str(folder)], tmp_path).folder) == undisturbed
+    flip(reader.folder / "shard-000004.tar")
+    with pytest.raises(StageError, match=f"delete {reader.folder} to copy"):
+        open_features([str(folder)], tmp_path)
+    flip(reader.folder / "shard-000004.tar")
     (folder / "manifest.json").unlink()
     assert open_features([str(folder)], tmp_path).keys == reader.keys
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from pipeline import cluster
+from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
 from pipeline.pool import Pool
 
@@ -67,3 +69,17 @@ def test_tasks_of_a_lost_worker_are_done_by_others(ray_session: None, tmp_path: 
     pool, _ = pool_of(Fragile, tmp_path / "mark")
     events = pool.run([1, 2, 3])
     assert dict(event for event in events if isinstance(event, tuple)) == {1: 2, 2: 4, 3: 6}
+
+
+def test_a_worker_on_a_gpu_has_a_share_of_the_cpus_of_its_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nodes(*resources: dict[str, float]) -> list[dict[str, object]]:
+        return [{"Alive": True, "Resources": one} for one in resources]
+
+    monkeypatch.setattr(cluster, "choose_device", lambda _: ("cuda", "2 GPUs"))
+    monkeypatch.setattr("ray.nodes", lambda: nodes({"CPU": 2}, {"CPU": 8, "GPU": 2}))
+    assert cluster.place_workers(Config(), None).options == {"num_cpus": 4, "num_gpus": 1}
+    monkeypatch.setattr("ray.nodes", lambda: nodes({"CPU": 2}))
+    with pytest.raises(StageError, match="no node of the cluster has a GPU"):
+        cluster.place_workers(Config(), None)

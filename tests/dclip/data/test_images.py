@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -174,6 +175,9 @@ def test_what_is_no_photograph_is_refused(data: bytes) -> None:
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"cannot open .*none\.png: No such file"):
         read_image(tmp_path / "none.png")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match="is a pipe"):
+        read_image(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="directory"):
         read_image(tmp_path)
 
