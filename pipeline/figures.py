@@ -10,6 +10,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +19,7 @@ from dclip.logits import similarity_maps
 from dclip.metrics import cosine_matrix
 from dclip.paths import atomic_write
 from dclip.reader import FeatureReader
-from pipeline.config import Config
+from pipeline.config import Config, bounds
 from pipeline.features import open_features
 from pipeline.mask_figures import show_heat
 
@@ -251,7 +252,8 @@ def sweep_trials(rows: Sequence[Mapping[str, Any]], space: Mapping[str, list[Any
     for axis, key in zip(axes.flat, keys, strict=False):
         given = [row[key] for row in rows]
         values = sorted(set(given), key=lambda value: (isinstance(value, str), value or 0))
-        is_list = not isinstance(space[key], str)
+        scale = space[key]
+        is_list = not isinstance(scale, str)
         points = axis.scatter(
             [values.index(value) for value in given] if is_list else given,
             scores,
@@ -266,8 +268,13 @@ def sweep_trials(rows: Sequence[Mapping[str, Any]], space: Mapping[str, list[Any
             names = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
             axis.set_xticks(range(len(values)), names)
             axis.set_xlim(-0.5, len(values) - 0.5)
-        elif min(values) > 0 and max(values) > 10 * min(values):
+        elif (ends := bounds(str(scale)))[1] > 10 * ends[0] > 0:
             axis.set_xscale("log")
+            axis.set_xlim(0.85 * ends[0], ends[1] / 0.85)
+            is_short = ends[1] < 1000 * ends[0]
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 3) if is_short else (1,)))
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(titles.get(key, key.removeprefix("train.")))
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(keys) :]:
