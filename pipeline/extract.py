@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from dclip.extraction import Extractor
     from dclip.paths import AnyPath
-    from dclip.shards import ImageRecord, Manifest, Sidecar
+    from dclip.shards import Failure, ImageRecord, Manifest, Sidecar
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ A second run does nothing; a run that was stopped goes on with the next shard. O
 same command runs everywhere: set RAY_ADDRESS."""
 
 _ABANDONED_SECONDS = 3600
+_ALL_UNREADABLE = 256  # images, after which a run that could read none of them ends
 _SAMPLE = 8  # images a dry run times where no shard is there to tell the speed
 
 
@@ -337,9 +338,8 @@ def _make_shards(
     from pipeline.pool import Pool
     from pipeline.progress import progress
 
-    for plan in plans:
-        if isinstance(plan.folder, Path):
-            plan.folder.mkdir(parents=True, exist_ok=True)
+    for position in {task.plan for task in tasks}:
+        _check_writable(plans[position].folder)
     images = sum(len(plans[task.plan].rows(task.number)) for task in tasks)
     with cluster.ray_session(config), progress("extract", images, "images") as bar:
         import ray
@@ -367,18 +367,46 @@ def _make_shards(
         pool: Pool[Task] = Pool(
             lambda: actor.remote(config, place.device, threads), submit, place.count
         )
-        finished_images = unreadable = 0
+        finished_images, unreadable, nothing = 0, 0, ""
         try:
             for event in pool.run(tasks):
                 if isinstance(event, int):
                     bar.show(finished_images + event)
                     continue
                 task, failures = event
-                unreadable += failures
+                unreadable += len(failures)
                 finished_images += len(plans[task.plan].rows(task.number))
+                if unreadable == finished_images >= _ALL_UNREADABLE:
+                    nothing = (
+                        f"none of the first {unreadable} images can be read (first: "
+                        f"{failures[0].key}: {failures[0].error}); are they where --root says? "
+                        "Once they are, add --retry-failed"
+                    )
+                    break
                 bar.show(finished_images, f"{unreadable} unreadable" if unreadable else "")
         except StageError as error:
             raise StageError(f"a worker failed: {error}; finished shards are kept") from None
+        if nothing:
+            raise StageError(nothing)
+
+
+def _check_writable(folder: "AnyPath") -> None:
+    """Find out before any work whether features can be written; a local folder is made.
+
+    Raises:
+        OSError: They cannot.
+    """
+    from dclip.paths import write_text
+
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    probe = folder / "writable"
+    try:
+        write_text(probe, "")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write features to {folder}: {error}") from None
 
 
 def _open_extractor(
@@ -425,11 +453,10 @@ class _Worker:
         """Images done of shards that are not finished."""
         return sum(self._done.values())
 
-    def make(self, plan: FeaturePlan, number: int, sources: Sequence[Source]) -> int:
-        """Make one shard; number of images that could not be read."""
+    def make(self, plan: FeaturePlan, number: int, sources: Sequence[Source]) -> "list[Failure]":
+        """Make one shard; the images that could not be read."""
         with self._slots:
-            sidecar = make_shard(plan, number, self._extractor, sources, self._done)
-        return len(sidecar.failures)
+            return make_shard(plan, number, self._extractor, sources, self._done).failures
 
 
 def _publish(config: Config, plan: FeaturePlan) -> "Manifest":

@@ -234,6 +234,20 @@ def test_failures_are_listed_in_a_file_and_retried_alone(ray_session: None, tmp_
     assert extract.run(config)["splits"]["train"]["shards_made"] == 0
 
 
+def test_a_run_that_can_read_nothing_ends_early(ray_session: None, tmp_path: Path) -> None:
+    for name in (folder := tmp_path / "photos", folder / "0"):
+        name.mkdir()
+    lines = [f"0/{number}.png,thing" for number in range(640)]
+    (folder / "train.csv").write_text("\n".join(["file,labels", *lines, ""]))
+    changes = {"limit": None, "shard_size": 32}
+    config = many(tmp_path, **changes).model_copy(update={"dataset": f"folder:{folder}"})
+    with pytest.raises(
+        StageError, match=r"none of the first \d+ images can be read .*No such file"
+    ):
+        extract.run(config)
+    assert len(list(tmp_path.rglob("*.tar"))) < 20
+
+
 def flip(tar: Path) -> None:
     data = bytearray(tar.read_bytes())
     data[3000] ^= 1
@@ -481,6 +495,15 @@ def test_a_full_disk_is_named_and_what_was_made_is_kept(ray_session: None, tmp_p
         assert made == plan.num_shards - len(kept)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_bucket_that_is_not_there_is_named_before_any_work(
+    ray_session: None, tmp_path: Path, s3_bucket: str
+) -> None:
+    place = as_path(f"{s3_bucket}-none/features")
+    config = many(tmp_path).model_copy(update={"features": place})
+    with pytest.raises(OSError, match=r"cannot write features to .*-none/features"):
+        extract.run(config)
 
 
 def test_a_place_that_cannot_be_written_is_named(ray_session: None, tmp_path: Path) -> None:

@@ -274,5 +274,10 @@ def test_a_sweep_that_loses_a_worker_and_its_driver_has_no_run_or_epoch_too_many
     calm = tmp_path / "calm"
     calm.mkdir()
     (calm / "features").symlink_to(output / "features")
-    undisturbed, _ = finished(command(calm))
-    assert undisturbed["trials"] == report["trials"]
+    space = {ALPHA: [0.1, 1.0], "seed": [0, 1]}
+    train = {"val_fraction": 0.25, "batch_size": 1, "output_dim": None}
+    undisturbed = config(calm, space, epochs=EPOCHS, concurrency=2)
+    undisturbed = undisturbed.model_copy(
+        update={"train": undisturbed.train.model_copy(update=train)}
+    )
+    assert sweep.run(undisturbed)["trials"] == report["trials"]
