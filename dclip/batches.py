@@ -200,7 +200,7 @@ def prefetch(batches: Iterator[Batch], device: torch.device, *, depth: int = 2) 
     ready: queue.Queue[tuple[Batch, torch.Event | None] | BaseException | None]
     ready = queue.Queue(maxsize=depth)
     gone = threading.Event()
-    device = torch.empty(0, device=device).device  # with the number of the GPU
+    device = torch.empty(0, device=device).device  # "cuda" with the number of the GPU
     on_cuda = device.type == "cuda"
     stream = torch.cuda.Stream(device) if on_cuda else None  # type: ignore[no-untyped-call]
 

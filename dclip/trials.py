@@ -188,9 +188,8 @@ class Training:
                 f"trials that train together must agree in {', '.join(unlike)}; they may differ in "
                 + ", ".join(sorted(MAY_DIFFER))
             )
-        self.recipes, self.recipe = tuple(recipes), recipes[0]
-        self.texts = texts.to(device)
-        self.device = self.texts.device  # with the number of the GPU, where "cuda" leaves it open
+        self.recipes, self.recipe, self.device = tuple(recipes), recipes[0], torch.device(device)
+        self.texts = texts.to(self.device)
         self.epoch = self.step = 0
         self._sums = torch.zeros(len(recipes), 3, dtype=torch.float64, device=self.device)
         models = [

@@ -148,7 +148,7 @@ def place_workers(config: Config, wanted: int | None) -> Placement:
         shares = [int(n.get("CPU", 0) // n["GPU"]) for n in nodes if n.get("GPU", 0) >= 1]
         if not shares:
             raise StageError("no node of the cluster has a GPU; use --device cpu")
-        share = min(shares)  # so that there is room for one a GPU, on every node
+        share = max(1, min(shares))  # so that there is room for one a GPU, on every node
 
     def count() -> int:
         there = int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 0))

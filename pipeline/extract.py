@@ -25,6 +25,7 @@ from pipeline.features import (
     describe_backbone,
     finished,
     open_backbone,
+    own_manifest,
     plan_features,
 )
 
@@ -338,15 +339,15 @@ def _make_shards(
     from pipeline.pool import Pool
     from pipeline.progress import progress
 
-    for position in {task.plan for task in tasks}:
-        _check_writable(plans[position].folder)
+    changing = [plans[position] for position in sorted({task.plan for task in tasks})]
+    for plan in changing:
+        _check_writable(plan.folder)
     images = sum(len(plans[task.plan].rows(task.number)) for task in tasks)
     with cluster.ray_session(config), progress("extract", images, "images") as bar:
         import ray
 
         place = cluster.place_workers(config, config.extract.workers)
-        for position in {task.plan for task in tasks}:
-            plan = plans[position]
+        for plan in changing:
             # the manifest speaks of shards that are about to change
             _remove(plan, range(plan.num_shards) if config.extract.mode == "overwrite" else ())
         log.info(
@@ -572,7 +573,7 @@ def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> None:
     lines: list[str] = []
     for plan in plans:
         sidecars = finished(plan)
-        manifest = complete_manifest(plan)
+        manifest = own_manifest(plan)
         entries = dict(enumerate(manifest.shards if manifest else []))
         damaged: list[int] = []
         found: list[str] = []

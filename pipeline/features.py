@@ -329,14 +329,23 @@ def complete_manifest(plan: FeaturePlan) -> "Manifest | None":
     Raises:
         OSError: An object store cannot be reached.
     """
+    manifest = own_manifest(plan)
+    return manifest if manifest and not _missing_shards(plan.folder, manifest) else None
+
+
+def own_manifest(plan: FeaturePlan) -> "Manifest | None":
+    """The manifest of a plan, if it stands, whether or not the shards do; else None.
+
+    Raises:
+        OSError: An object store cannot be reached.
+    """
     from dclip.shards import ShardError, read_manifest
 
     try:
         manifest = read_manifest(plan.folder)
     except ShardError:
         return None
-    is_ours = manifest.fingerprint == plan.fingerprint
-    return manifest if is_ours and not _missing_shards(plan.folder, manifest) else None
+    return manifest if manifest.fingerprint == plan.fingerprint else None
 
 
 def is_complete(plan: FeaturePlan) -> bool:
@@ -422,8 +431,8 @@ def copy_features(folder: "AnyPath", cache: Path) -> Path:
             raise
         log.warning("features: %s; the copy at %s is used", error, target)
         manifest = copied
-    stale = {*manifest.shards} - {*(copied.shards if copied else manifest.shards)}
-    missing = sorted({*_missing_shards(target, manifest), *(entry.name for entry in stale)})
+    changed = set(manifest.shards) - set(copied.shards) if copied else set()
+    missing = sorted({*_missing_shards(target, manifest), *(entry.name for entry in changed)})
     if copied != manifest:
         (target / MANIFEST).unlink(missing_ok=True)
         missing += [n for n, sha in manifest.files.items() if file_problem(target / n, None, sha)]

@@ -378,7 +378,8 @@ class _Store:
     def retire(self, experiment: str, parent: str, keys: Sequence[str]) -> None:
         """Mark runs below the run of a key that are of none of these as killed."""
         for run in self._below(experiment, parent):
-            if run.data.tags[KEY] not in keys:
+            key = run.data.tags.get(KEY)  # None: a run of the user's own
+            if key is not None and key not in keys:
                 why = "the search was interrupted and then chose another point for this number"
                 self._client.set_tag(run.info.run_id, "dclip.error", why)
                 self._client.set_terminated(run.info.run_id, "KILLED")

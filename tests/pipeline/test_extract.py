@@ -267,14 +267,16 @@ def test_flipped_bytes_are_found_named_and_made_again(
     sidecar["labels"][0] = [15 - column for column in sidecar["labels"][0]]
     labels.write_text(json.dumps(sidecar))
     (plan.folder / "shard-000005.json").write_text("{")
+    (plan.folder / "shard-000007.tar").unlink()
     with pytest.raises(StageError) as caught:
         extract.run(many(tmp_path, verify=True))
     assert "shard-000003.tar: its checksum differs" in str(caught.value)
     assert "shard-000001.tar: its sidecar is not the one" in str(caught.value)
     assert "shard-000005.tar: cut short, or its sidecar" in str(caught.value)
+    assert "shard-000007.tar: missing" in str(caught.value)
     with pytest.raises(StageError, match="--repair"):
         train.run(config)
-    assert extract.run(many(tmp_path, repair=True))["splits"]["train"]["shards_made"] == 3
+    assert extract.run(many(tmp_path, repair=True))["splits"]["train"]["shards_made"] == 4
     assert tars(plan.folder) == undisturbed
     assert extract.run(many(tmp_path, verify=True))["verified"] == plan.num_shards
 

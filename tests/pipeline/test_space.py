@@ -65,7 +65,7 @@ def test_ranges_are_drawn_evenly_on_a_logarithmic_scale_and_lists_by_value() -> 
 
 
 def test_a_few_points_are_drawn_from_lists_of_any_number_of_combinations() -> None:
-    keys = (LAMBDA, ALPHA, "train.lr", "train.gamma_neg", "train.lr", "train.warmup_lr", "seed")
+    keys = (LAMBDA, ALPHA, "train.lr", "train.gamma_neg", "train.warmup_lr", "seed")
     space = {key: list(range(1, 40)) for key in keys}
     found = values(config(space, search="random", trials=20))
     assert len(set(found)) == 20
