@@ -406,6 +406,8 @@ def _check_split(
     """Everything that one split tells."""
     classes = len(listing.class_names)
     _check_count(found, listing, split, options, findings, classes)
+    for note in getattr(listing, "notes", ()):
+        findings.add("note", split, note)
     if found is not None:
         _check_signs(found, root, listing, split, findings)
     if not _check_files(listing, split, findings):

@@ -487,6 +487,7 @@ def _write_cache(path: Path, listing: "Listing", about: Mapping[str, Any]) -> No
         "class_names": list(listing.class_names),
         "labels": str(labels.dtype),
         "identity": listing.identity(),
+        "notes": list(listing.notes),
     }
     columns = {"key": pa.array(listing.keys, pa.string())}
     if isinstance(listing, ImageListing):
@@ -543,6 +544,7 @@ def _load_cache(path: Path) -> "Listing | None":
             labels[rows, np.from_dlpack(lists.flatten())] = value
     keys = tuple(map(check_key, table["key"].to_pylist()))
     names = tuple(head["class_names"])
+    notes = tuple(head.get("notes", ()))
     listing: Listing
     if head["kind"] == "WebdatasetListing":
         listing = WebdatasetListing(
@@ -554,6 +556,7 @@ def _load_cache(path: Path) -> "Listing | None":
             offsets=np.from_dlpack(table["offset"].combine_chunks()),
             sizes=np.from_dlpack(table["size"].combine_chunks()),
             labels=labels,
+            notes=notes,
         )
     else:
         listing = ImageListing(
@@ -565,6 +568,7 @@ def _load_cache(path: Path) -> "Listing | None":
             file_names=tuple(table["file_name"].to_pylist()),
             labels=labels,
             options=head["options"],
+            notes=notes,
         )
         if has_folders(listing.image_dir) and not listing.image_dir.is_dir():
             return None  # the adapter knows where else to look, and what to say

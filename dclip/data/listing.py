@@ -84,9 +84,13 @@ class Keyed:
 
     Attributes:
         keys: One per sample, unique.
+        notes: Sentences on how the split was read: what was passed over (counted, one named), what
+            was taken for what. They are shown to the user and kept with results, but are no part
+            of the identity.
     """
 
     keys: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -109,6 +113,7 @@ class ImageListing(Keyed):
         file_names: Relative to ``image_dir``.
         labels: Label vectors of all samples: 1, 0, or -1 for unknown.
         options: Settings that made the listing, for its identity.
+        notes: How it was read; see `Keyed`.
     """
 
     name: str
@@ -121,6 +126,7 @@ class ImageListing(Keyed):
         repr=False
     )
     options: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def read(self, index: int) -> Sample:
         """The image and its label vector.

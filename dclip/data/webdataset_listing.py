@@ -47,6 +47,7 @@ class WebdatasetListing(Keyed):
         sizes: Bytes of each image.
         labels: Label vectors of all samples.
         name: The data set.
+        notes: How it was read; see `Keyed`.
     """
 
     split: str
@@ -58,6 +59,7 @@ class WebdatasetListing(Keyed):
     sizes: Int64[np.ndarray, " images"] = field(repr=False)
     labels: UInt8[np.ndarray, "images classes"] = field(repr=False)
     name: str = "webdataset"
+    notes: tuple[str, ...] = ()
 
     def read(self, index: int) -> Sample:
         """The image and its label vector.
