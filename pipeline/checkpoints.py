@@ -16,7 +16,7 @@ from dclip.paths import atomic_write
 from dclip.recipe import Recipe
 from dclip.shards import Manifest
 from dclip.trials import Training, build_model
-from pipeline.errors import StageError
+from pipeline.errors import StageError, told
 
 FORMAT = 2
 _TEXT = "text_features.pairs"
@@ -60,9 +60,8 @@ def read_state(path: Path, training: Training) -> None:
     try:
         training.load_state_tensors(safetensors.torch.load_file(path))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())
         raise StageError(
-            f"cannot go on from {path}: {reason}; delete it to train from the start"
+            f"cannot go on from {path}: {told(error)}; delete it to train from the start"
         ) from None
 
 
@@ -168,5 +167,4 @@ def check_features(path: Path, about: About, manifest: Manifest) -> None:
 
 
 def _bad(path: Path, error: Exception) -> StageError:
-    reason = " ".join(str(error).split())
-    return StageError(f"{path} is not a checkpoint ({reason}); delete it and train again")
+    return StageError(f"{path} is not a checkpoint ({told(error)}); delete it and train again")

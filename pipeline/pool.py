@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, told
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,8 @@ class Pool(Generic[Task]):
                 except RayError as error:
                     is_lost = isinstance(error, RayActorError) and not error.actor_init_failed
                     if not is_lost:  # an exception, which another worker would raise too
-                        raise StageError(" ".join(str(cause(error)).split())) from None
-                    self._lose(worker, " ".join(str(error).split()))
+                        raise StageError(told(cause(error))) from None
+                    self._lose(worker, told(error))
                 else:
                     if is_new:
                         self._ready.append(self._starting.pop(reference))
