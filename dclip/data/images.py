@@ -4,11 +4,12 @@ import stat
 import struct
 import threading
 import time
+from collections.abc import Iterable
 from io import BufferedReader, BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from dclip.paths import AnyPath, RemotePath
 
@@ -19,7 +20,18 @@ MAX_BYTES = 1 << 28
 """An image file of more bytes is refused."""
 
 # Formats photographs come in. Others are left out, as some of them hold programs (EPS).
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_HAS_AVIF = "avif" in features.modules and bool(features.check("avif"))
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"),
+    *(["AVIF"] if _HAS_AVIF else []),
+)
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *([".avif"] if _HAS_AVIF else []),
+)
+"""What names of image files end in, in lower case; ``.avif`` where Pillow was built with it."""
 
 _ORIENTATION_TAG = 0x0112
 
@@ -42,6 +54,7 @@ DECODING_ERRORS = (
     IndexError,
     KeyError,
     EOFError,
+    MemoryError,
     OverflowError,
     struct.error,
     Image.DecompressionBombError,
@@ -89,6 +102,38 @@ def read_image(source: AnyPath | bytes | BufferedReader | BytesIO) -> Image.Imag
     if isinstance(source, bytes):
         return _decode(BytesIO(source), f"an image of {len(source)} bytes")
     return _decode(source, str(getattr(source, "name", "the image")))
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file is called as an image of a format that `read_image` reads.
+
+    Hidden files are not: macOS leaves a ``._photo.jpg`` beside a ``photo.jpg``, which holds no
+    image.
+
+    Example:
+        >>> [is_image_name(name) for name in ("a.JPG", "b.jfif", "._a.jpg", "scan.jp2", "readme")]
+        [True, True, False, False, False]
+    """
+    path = PurePosixPath(name)
+    return not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def tell_passed_over(names: Iterable[str]) -> str:
+    """Files that are not taken for images, counted by kind, each kind with one of its names.
+
+    Args:
+        names: Their names.
+
+    Example:
+        >>> tell_passed_over(["b.txt", "scan.jp2", "a.txt", "._a.jpg", "photo"])
+        '1 .jp2 (scan.jp2), 2 .txt (a.txt), 1 hidden (._a.jpg), 1 without suffix (photo)'
+    """
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names):
+        path = PurePosixPath(name)
+        kind = "hidden" if path.name.startswith(".") else path.suffix.lower() or "without suffix"
+        kinds.setdefault(kind, []).append(name)
+    return ", ".join(f"{len(found)} {kind} ({found[0]})" for kind, found in sorted(kinds.items()))
 
 
 def reading_seconds() -> float:
@@ -150,7 +195,9 @@ def _decode(file: BufferedReader | BytesIO, name: str) -> Image.Image:
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is no image of a known format ({', '.join(_FORMATS)})") from error
     except DECODING_ERRORS as error:
-        raise ImageError(f"{name} cannot be decoded: {error or type(error).__name__}") from error
+        raise ImageError(
+            f"{name} cannot be decoded: {str(error) or type(error).__name__}"
+        ) from error
 
 
 def _orientation(image: Image.Image) -> int:

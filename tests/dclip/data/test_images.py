@@ -9,10 +9,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from torchvision.transforms import functional as transforms
 
-from dclip.data.images import MAX_PIXELS, ImageError, read_image, resize_image
+from dclip.data import images
+from dclip.data.images import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    ImageError,
+    is_image_name,
+    read_image,
+    resize_image,
+    tell_passed_over,
+)
 from dclip.data.pixels import image_to_tensor
 
 MEAN, STD = (0.48, 0.45, 0.40), (0.26, 0.27, 0.28)
@@ -63,6 +72,38 @@ def test_common_formats_are_read(format_: str) -> None:
     flat = Image.new("RGB", (8, 8), (200, 100, 40))
     found = pixels(read_image(encoded(flat, format_))).astype(int)
     assert np.abs(found - np.asarray(flat).astype(int)).max() <= 4  # JPEG and WebP round
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_a_file_of_every_suffix_of_the_list_is_read(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"image{suffix}"
+    mode = {".pgm": "L", ".pbm": "1"}.get(suffix, "RGB")
+    picture(8, 8).convert(mode).save(path, Image.registered_extensions()[suffix])
+    assert is_image_name(path.name.upper())
+    assert read_image(path).size == (8, 8)
+
+
+def test_avif_is_on_the_list_where_pillow_reads_it() -> None:
+    reads = "avif" in features.modules and features.check("avif")
+    assert (".avif" in IMAGE_SUFFIXES) == ("AVIF" in images._FORMATS) == bool(reads)
+
+
+def test_a_decoder_that_runs_out_of_memory_names_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(images, "_to_rgb", no_memory)
+    with pytest.raises(ImageError, match="cannot be decoded: MemoryError"):
+        read_image(encoded(picture()))
+
+
+def test_what_is_passed_over_is_counted_by_kind_and_one_of_each_is_named() -> None:
+    names = ["scan.jp2", "._a.jpg", "b.JP2", ".DS_Store", "photo"]
+    assert [name for name in names if is_image_name(name)] == []
+    assert tell_passed_over(names) == (
+        "2 .jp2 (b.JP2), 2 hidden (.DS_Store), 1 without suffix (photo)"
+    )
+    assert tell_passed_over([]) == ""
 
 
 @pytest.mark.parametrize("format_", ["GIF", "TIFF", "WEBP", "PNG"])
