@@ -211,11 +211,14 @@ def as_path(place: str | Path | RemotePath) -> AnyPath:
     """A local path, or for a URL a remote one with the methods of a path; nothing is opened.
 
     Args:
-        place: A path, ``file:`` and a path, or a URL of one of the protocols in `REMOTE`.
+        place: A path, ``file:`` and a path, or a URL of one of the protocols in `REMOTE`. A path
+            that begins with ``~`` or ``~user`` lies in the home folder, as in a shell; ``./~`` is a
+            name like any other.
 
     Raises:
         ValueError: If the protocol is another one (some of those fsspec knows run programs), is
-            chained to another, names no host or bucket, or its package is not installed.
+            chained to another, names no host or bucket, or its package is not installed; or there
+            is no such home folder.
 
     Example:
         >>> as_path("images/a.jpg"), as_path("s3://bucket/a.jpg")
@@ -225,7 +228,7 @@ def as_path(place: str | Path | RemotePath) -> AnyPath:
         return place
     found = _PROTOCOL.match(place)
     if found is None:
-        return Path(place)
+        return _at_home(place)
     protocol = found[1]
     if protocol == "file":
         path = place.removeprefix("file:")
@@ -239,6 +242,17 @@ def as_path(place: str | Path | RemotePath) -> AnyPath:
     if not _is_installed(_PACKAGES[protocol]):
         raise ValueError(f"{place} needs a package: pip install {_PACKAGES[protocol]}")
     return RemotePath(place)
+
+
+def _at_home(place: str) -> Path:
+    """A local path, whose first part may be ``~`` or ``~user``."""
+    if not place.startswith("~"):
+        return Path(place)
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:
+        first = Path(place).parts[0]
+        raise ValueError(f"{place}: there is no home folder {first}; ./{first} is a name") from None
 
 
 def is_remote(path: AnyPath) -> bool:

@@ -20,7 +20,17 @@ import yaml
 from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
-from pipeline.config import Config, conf_folder, explain, known_keys, merge, yaml_layers
+from pipeline.config import (
+    Config,
+    check_environment,
+    conf_folder,
+    explain,
+    find_config_file,
+    known_keys,
+    merge,
+    named_dataset,
+    yaml_layers,
+)
 from pipeline.errors import StageError, UsageError
 
 Report = dict[str, Any]
@@ -46,6 +56,17 @@ class _Parser(argparse.ArgumentParser):
                     hints.append(f"did you mean {' or '.join(close)}?" if close else "")
         hint = " ".join(filter(None, hints))
         raise UsageError(f"{message}. {hint} (see {self.prog} --help)".replace(".  (", ". ("))
+
+
+class _Version(argparse.Action):
+    """Prints the versions of this package and of what results depend on, and stops."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        names = ("torch", "open_clip_torch", "ray", "mlflow")
+        _print(f"dclip {version('dclip')}, " + ", ".join(f"{n} {version(n)}" for n in names))
+        parser.exit()
 
 
 def main(stage: str, argv: Sequence[str] | None = None) -> int:
@@ -115,6 +136,7 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
     control.add_argument(
         "--config", action="append", default=[], metavar="FILE", help="YAML file; repeatable"
     )
+    control.add_argument("--version", action=_Version, nargs=0, help="print the versions and stop")
     control.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     control.add_argument("--print-config", action="store_true", help="print all settings and stop")
     control.add_argument(
@@ -124,21 +146,27 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
         Config, root_parser=parser, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     words = [_long_form(word, section, stage) for word in argv]
-    layers: dict[str, Any] = {}
+    given: list[str] = []
     if stage in _POSITIONAL:
         key, shown = _POSITIONAL[stage]
         parser.add_argument(key, nargs="*", metavar=shown, help="images, or folders of images")
         flags = parser.parse_intermixed_args(words)
         given = flags.__dict__.pop(key)
-        layers = {stage: {key: given}} if given else {}
     else:
         flags = parser.parse_args(words)
-    layers = merge(yaml_layers(_dataset(flags), [Path(name) for name in flags.config]), layers)
+    check_environment()
+    files = [find_config_file(name) for name in flags.config]
+    layers = yaml_layers(_dataset(flags, files), files)
+    merged: dict[str, Any] = {}
+    for _, content in layers:
+        merged = merge(merged, content)
+    if given:
+        merged = merge(merged, {stage: {key: given}})
     values = {key: value for key, value in vars(flags).items() if key not in _CONTROL}
     try:
-        config = Config(_cli_settings_source=source(parsed_args=values), **layers)
+        config = Config(_cli_settings_source=source(parsed_args=values), **merged)
     except ValidationError as error:
-        raise UsageError(explain(error)) from None
+        raise UsageError(explain(error, layers)) from None
     except SettingsError as error:
         raise UsageError(f"cannot read a value of the command line: {error}") from None
     return config, flags
@@ -160,15 +188,12 @@ _POSITIONAL = {"predict": ("paths", "IMAGE")}
 _CONTROL = ("config", "dry_run", "print_config", "json")
 
 
-def _dataset(flags: argparse.Namespace) -> str:
+def _dataset(flags: argparse.Namespace, files: Sequence[Path]) -> str:
+    """The data set in force, whose own settings lie below all others: flag, variable, files."""
     named: str | None = getattr(flags, "dataset", None)
-    if named is not None:
-        return named
-    for path in reversed(flags.config):
-        dataset = yaml_layers("", [Path(path)]).get("dataset")
-        if dataset is not None:
-            return str(dataset)
-    return os.environ.get("DCLIP_DATASET") or str(Config.model_fields["dataset"].default)
+    variable = os.environ.get("DCLIP_DATASET")
+    default = str(Config.model_fields["dataset"].default)
+    return named or variable or named_dataset(files) or default
 
 
 def _long_form(word: str, section: Sequence[str], stage: str) -> str:

@@ -7,9 +7,11 @@ variables (``DCLIP_TRAIN__LR=0.002``), the command line (``--train.lr 0.002``).
 
 import difflib
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -50,6 +52,22 @@ PathOrURL = TypeAliasType(
     ],
 )
 """A local path or a URL; ``--help`` calls it by this name."""
+
+
+def _as_local(value: object) -> Path:
+    path = _as_path(value)
+    if isinstance(path, RemotePath):
+        raise ValueError("this must be a path of this machine or a mounted store, not a URL")
+    return path
+
+
+LocalPath = TypeAliasType(
+    "LocalPath",
+    Annotated[
+        Path, PlainValidator(_as_local), PlainSerializer(str), WithJsonSchema({"type": "string"})
+    ],
+)
+"""A path of this machine; ``~`` is the home folder."""
 
 
 class ExtractConfig(BaseModel):
@@ -153,7 +171,7 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    checkpoint: Path | None = Field(
+    checkpoint: LocalPath | None = Field(
         None, description="checkpoint to evaluate; left out: the one these settings train"
     )
     threshold: float = Field(
@@ -179,24 +197,25 @@ def bounds(text: str) -> tuple[float, float]:
     return low, high
 
 
+System = Literal[
+    "clip", "maskclip", "clip_vv", "clip_surgery", "sclip", "clearclip", "naclip",
+    "projectors", "projectors_present",
+]  # fmt: skip
+
+
 class SegmentConfig(BaseModel):
     """How pixels get classes, and which systems are compared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     split: str | None = Field(None, description="split to segment; left out: the test split")
-    systems: list[
-        Literal[
-            "clip", "maskclip", "clip_vv", "clip_surgery", "sclip", "clearclip", "naclip",
-            "projectors", "projectors_present",
-        ]
-    ] = Field(
+    systems: list[System] = Field(
         ["clip", "maskclip", "clip_vv", "clip_surgery", "projectors", "projectors_present"],
         min_length=1,
         description="what is compared; projectors are the checkpoints, _present with only those "
         "classes competing that they find in the image; the others are frozen CLIP",
-    )  # fmt: skip
-    checkpoint: list[Path] = Field(
+    )
+    checkpoint: list[LocalPath] = Field(
         [],
         description="checkpoints, or folders of them, as a sweep leaves them; left out: those that "
         "pipeline.run trains with these settings",
@@ -266,7 +285,7 @@ class PredictConfig(BaseModel):
     classes: list[str] = Field(
         [], description="class names of any choice, with commas between: dog, horse, person"
     )
-    checkpoint: Path | None = Field(
+    checkpoint: LocalPath | None = Field(
         None, description="projectors; left out: those that these settings train"
     )
     zero_shot: bool = Field(False, description="frozen CLIP alone, no projectors")
@@ -285,7 +304,7 @@ class SegmentsMlrConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     split: str | None = Field(None, description="split to score; left out: the test split")
-    checkpoint: Path | None = Field(
+    checkpoint: LocalPath | None = Field(
         None, description="projectors that segment; left out: those that these settings train"
     )
     kind: str = Field("vv", description="local features that projectors look at: vv or value")
@@ -427,6 +446,14 @@ class AblateConfig(BaseModel):
     )
 
 
+_NAME = re.compile(r"[^\W_](?:[\w. -]{0,62}[^\W_])?")
+
+RESERVED_NAMES = frozenset(
+    {"zero_shot", "zero_shot_local", "linear_probe", *get_args(System)}  # rows of reports
+)
+"""What no training may be called, as reports call others so."""
+
+
 class Config(BaseSettings):
     """Settings of a run: what to read, which frozen CLIP, how to train, where to write."""
 
@@ -455,7 +482,7 @@ class Config(BaseSettings):
     images: Literal["annotated", "all"] = Field(
         "annotated", description="leave out images without any annotation, or keep them"
     )
-    output: Path = Field(Path("outputs"), description="folder that holds everything written")
+    output: LocalPath = Field(Path("outputs"), description="folder that holds everything written")
     features: PathOrURL | None = Field(
         None,
         description="folder or URL (s3://bucket/folder) of feature shards; left out: "
@@ -494,6 +521,40 @@ class Config(BaseSettings):
     predict: PredictConfig = Field(PredictConfig(), description="python -m pipeline.predict")
     sweep: SweepConfig = Field(SweepConfig(), description="python -m pipeline.sweep")
     ablate: AblateConfig = Field(AblateConfig(), description="python -m pipeline.ablate")
+
+    @field_validator("name")
+    @classmethod
+    def _usable_name(cls, name: str | None) -> str | None:
+        """It names files, MLflow runs and rows of tables."""
+        if name is None:
+            return None
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                "a name has 1 to 64 letters, digits, '-', '_', '.' or spaces, and begins and ends "
+                "with a letter or digit"
+            )
+        if name in RESERVED_NAMES:
+            raise ValueError(f"this is what reports call another system ({name}); take another")
+        return name
+
+    @model_validator(mode="after")
+    def _own_name(self) -> Self:
+        if self.name == "asl_only" and self.train.mfi_weight > 0:
+            raise ValueError("asl_only is what reports call trainings without MFI; take another")
+        return self
+
+    @field_validator("experiment")
+    @classmethod
+    def _usable_experiment(cls, experiment: str | None) -> str | None:
+        if experiment is not None and not (experiment.strip() and experiment.isprintable()):
+            raise ValueError("an experiment has a name of printable characters")
+        return experiment
+
+    @field_validator("pretrained")
+    @classmethod
+    def _weights_at_home(cls, pretrained: str | None) -> str | None:
+        is_at_home = pretrained is not None and pretrained.startswith("~")
+        return str(_as_local(pretrained)) if is_at_home else pretrained
 
     @classmethod
     def settings_customise_sources(
@@ -542,22 +603,91 @@ def conf_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "conf"
 
 
-def yaml_layers(dataset: str, files: Sequence[Path]) -> dict[str, Any]:
-    """Merge ``conf/<dataset>.yaml``, if there is one, and the given files, later ones winning.
+def find_config_file(name: str) -> Path:
+    """A config file as a user names it: a path, or the name of a shipped one.
 
     Raises:
-        UsageError: A file is missing, is not a YAML mapping, or holds an unknown key.
+        UsageError: There is none of that name.
+    """
+    try:
+        path = _as_local(name)
+    except ValueError as error:
+        raise UsageError(f"--config {name}: {error}") from None
+    shipped = conf_folder() / path.name
+    if not path.exists() and path.parent.name in ("", "conf") and shipped.is_file():
+        return shipped
+    return path
+
+
+def yaml_layers(dataset: str, files: Sequence[Path]) -> "list[tuple[Path, dict[str, Any]]]":
+    """Settings of ``conf/<dataset>.yaml``, if there is one, and of the given files, weakest first.
+
+    Raises:
+        UsageError: A file is missing, is not a YAML mapping, or holds an unknown key; or it has
+            splits or a root of another data set than the chosen one.
     """
     default = conf_folder() / f"{dataset}.yaml"
     is_shipped = Path(dataset).name == dataset and default.is_file()
-    merged: dict[str, Any] = {}
+    layers = []
     for path in [*([default] if is_shipped else []), *files]:
-        merged = merge(merged, _read_yaml(path))
-    return merged
+        content = _read_yaml(path)
+        other = content.get("dataset", dataset)
+        foreign = sorted(content.keys() & _OF_ONE_DATASET) if dataset and other != dataset else []
+        if foreign:
+            raise UsageError(
+                f"config file {path} is for dataset {other!r}, but {dataset!r} was chosen; its "
+                f"{', '.join(foreign)} would be mixed in: leave out the file, the choice, or these"
+            )
+        layers.append((path, content))
+    return layers
 
 
-def explain(error: ValidationError) -> str:
-    """One line per problem, in the words of the command line."""
+# settings that mean nothing, or something else, with another data set
+_OF_ONE_DATASET = {"root", "train_split", "test_split", "images", "options"}
+
+
+def named_dataset(files: Sequence[Path]) -> str | None:
+    """The data set that the last of some config files with one names."""
+    for path in reversed(files):
+        dataset = _read_yaml(path).get("dataset")
+        if dataset is not None:
+            return str(dataset)
+    return None
+
+
+def check_environment() -> None:
+    """Refuse variables that begin as ours do and are none: a misspelt one would do nothing.
+
+    Raises:
+        UsageError: There is one; the message has the nearest name.
+    """
+    prefix = "DCLIP_"
+    for variable in sorted(os.environ):
+        name = variable.upper()
+        if not name.startswith(prefix) or name in _OTHER_VARIABLES:
+            continue
+        key = name.removeprefix(prefix).lower().replace("__", ".")
+        if _field(key) is None and key.partition(".")[0] not in Config.model_fields:
+            known = {prefix + key.replace(".", "__").upper() for key in _all_keys()}
+            close = difflib.get_close_matches(name, known | _OTHER_VARIABLES, n=1)
+            hint = f"did you mean {close[0]}?" if close else "settings are DCLIP_<SECTION>__<KEY>"
+            raise UsageError(f"unknown environment variable {variable}; {hint}")
+
+
+# read elsewhere: pipeline.provenance, pipeline.cli, the tests
+_OTHER_VARIABLES = {"DCLIP_COMMIT", "DCLIP_TRACEBACK", "DCLIP_TEST_DATA"}
+
+
+def _all_keys() -> list[str]:
+    return [
+        key
+        for top in Config.model_fields
+        for key in (top, *(f"{top}.{leaf}" for leaf in known_keys(top)))
+    ]
+
+
+def explain(error: ValidationError, layers: "Sequence[tuple[Path, Mapping[str, Any]]]" = ()) -> str:
+    """One line per problem, in the words of the command line, with the file that has the value."""
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
@@ -565,8 +695,30 @@ def explain(error: ValidationError) -> str:
             lines.append(_unknown_key(key))
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{key}: {message[:1].lower()}{message[1:]}, got {problem['input']!r}")
+            where = _origin(problem["loc"], problem["input"], layers)
+            is_whole = isinstance(problem["input"], Mapping)  # keys that do not go together
+            got = "" if is_whole else f", got {problem['input']!r}"
+            told = f"{message[:1].lower()}{message[1:]}"
+            lines.append(f"{where}{key}{': ' if key else ''}{told}{got}")
     return "\n".join(lines)
+
+
+def _origin(
+    place: Sequence[str | int],
+    value: object,
+    layers: "Sequence[tuple[Path, Mapping[str, Any]]]",
+) -> str:
+    """The layer that says this value at this place, for a message; empty for the command line."""
+    variable = "DCLIP_" + "__".join(map(str, place)).upper()
+    if value == os.environ.get(variable):
+        return f"{variable}: "
+    for path, content in reversed(layers):
+        found: Any = content
+        for part in place:
+            found = found.get(part) if isinstance(found, Mapping) else None
+        if found is not None and found == value and type(found) is type(value):
+            return f"{path}: "
+    return ""
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -576,15 +728,38 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"no config file {path}; the shipped ones are in {conf_folder()}"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"cannot read config file {path}: {reason}") from None
     if not isinstance(content, dict):
         raise UsageError(f"config file {path} must hold 'key: value' lines, not {content!r}")
-    for key in _flat_keys(content):
-        if _field(key) is None:
-            raise UsageError(f"{path}: {_unknown_key(key)}")
+    try:
+        content = _nested(content)
+        for key in _flat_keys(content):
+            if _field(key) is None:
+                raise UsageError(_unknown_key(key))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     return content
+
+
+def _nested(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """A key as the command line writes it, ``train.lr: 0.1``, as ``train: {lr: 0.1}``."""
+    whole: dict[str, Any] = {}
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise UsageError(f"key {key!r} is no name of a setting; write it as text")
+        first, dot, rest = key.partition(".")
+        section = whole.get(first, {})
+        if not dot:
+            if first in whole:
+                raise UsageError(f"{first!r} is there twice, as {first} and as {first}.KEY")
+            whole[key] = value
+        elif not isinstance(section, dict) or rest in section:
+            raise UsageError(f"{key!r} is there twice, also below {first}")
+        else:
+            whole[first] = {**section, rest: value}
+    return whole
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

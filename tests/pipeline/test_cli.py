@@ -130,6 +130,130 @@ def test_an_unknown_environment_key_is_an_error(monkeypatch: pytest.MonkeyPatch)
         parse()
 
 
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("DCLIP_TRAIN_LR", "DCLIP_TRAIN__LR"),
+        ("DCLIP_DATSET", "DCLIP_DATASET"),
+        ("DCLIP_COMIT", "DCLIP_COMMIT"),
+        ("DCLIP_XYZZYXYZZY", "DCLIP_<SECTION>__<KEY>"),
+    ],
+)
+def test_a_misspelt_variable_is_named(
+    variable: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DCLIP_COMMIT", "abc")  # read elsewhere
+    parse()
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(UsageError, match=f"variable {variable}; .*{meant}"):
+        parse()
+
+
+def test_a_file_and_a_choice_of_two_data_sets_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("dataset: shapes\ntrain: {lr: 0.5}\n")
+    assert parse("--config", str(file), "--dataset", "coco14").train_split == "train2014"
+    monkeypatch.setenv("DCLIP_DATASET", "coco14")
+    config = parse("--config", str(file))
+    assert (config.dataset, config.train_split, config.backbone) == ("coco14", "train2014", "RN101")
+    assert config.train.lr == 0.5
+    file.write_text("dataset: shapes\ntrain_split: train\n")
+    with pytest.raises(UsageError, match=r"mine.yaml is for dataset 'shapes'.*train_split"):
+        parse("--config", str(file))
+    monkeypatch.delenv("DCLIP_DATASET")
+    assert parse("--config", str(file)).dataset == "shapes"
+
+
+def test_a_wrong_value_names_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text("train: {lr: fast}\n")
+    with pytest.raises(UsageError, match=r"^\S*wrong\.yaml: train\.lr: .* got 'fast'"):
+        parse("--config", str(file))
+    with pytest.raises(UsageError, match=r"^train\.lr: .* got 'slow'"):
+        parse("--config", str(file), "--lr", "slow")
+    monkeypatch.setenv("DCLIP_TRAIN__LR", "brisk")
+    with pytest.raises(UsageError, match=r"^DCLIP_TRAIN__LR: train\.lr: .* got 'brisk'"):
+        parse("--config", str(file))
+
+
+def test_a_key_with_dots_is_a_key_of_a_section(tmp_path: Path) -> None:
+    file = tmp_path / "flat.yaml"
+    file.write_text("train.lr: 0.5\ntrain.epochs: 3\nsweep: {space: {train.lr: [1, 2]}}\n")
+    config = parse("--config", str(file))
+    assert (config.train.lr, config.train.epochs) == (0.5, 3)
+    assert config.sweep.space == {"train.lr": [1, 2]}
+    for twice in ("train.lr: 0.5\ntrain: {lr: 1}\n", "train: {lr: 1}\ntrain.lr: 0.5\n"):
+        file.write_text(twice)
+        with pytest.raises(UsageError, match=r"flat\.yaml: .*twice"):
+            parse("--config", str(file))
+    for odd in ("5: 6\n", "train: {5: 6}\n", "train.lrr: 1\n"):
+        file.write_text(odd)
+        with pytest.raises(UsageError, match=r"flat\.yaml: "):
+            parse("--config", str(file))
+
+
+def test_a_shipped_file_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config", "smoke.yaml").extract.limit == 128
+    assert parse("--config", "conf/smoke.yaml").extract.limit == 128
+    (tmp_path / "smoke.yaml").write_text("extract: {limit: 5}\n")
+    assert parse("--config", "smoke.yaml").extract.limit == 5
+    with pytest.raises(UsageError, match=r"no config file other/smoke\.yaml"):
+        parse("--config", "other/smoke.yaml")
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "home.yaml"
+    file.write_text("root: ~/r\nfeatures: ~/f\nsegment: {checkpoint: [~/c]}\n")
+    words = ["--config=~/home.yaml", "--output=~/o", "--pretrained=~/w.pt"]
+    config = parse(*words, "--evaluate.checkpoint=~/e")
+    home = tmp_path
+    assert (config.root, config.features, config.output) == (home / "r", home / "f", home / "o")
+    assert config.segment.checkpoint == [home / "c"]
+    assert config.evaluate.checkpoint == home / "e"
+    assert config.pretrained == str(home / "w.pt")
+    assert parse("--output", "./~").output == Path("~")
+    with pytest.raises(UsageError, match="no home folder ~nobody-here"):
+        parse("--root", "~nobody-here/x")
+    with pytest.raises(UsageError, match=r"output: .* not a URL"):
+        parse("--output", "s3://bucket/x")
+
+
+@pytest.mark.parametrize(
+    "name", ["it's", 'a"b', "../x", "a/b", "", " a", "a.", "zero_shot", "clip", "x" * 65]
+)
+def test_a_name_that_breaks_files_filters_or_tables_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="name: "):
+        parse(f"--name={name}")
+
+
+@pytest.mark.parametrize("name", ["a", "RN101 v2", "étude-1.5_x"])
+def test_other_names_are_taken(name: str) -> None:
+    assert parse(f"--name={name}").name == name
+
+
+def test_asl_only_is_the_name_of_trainings_without_mfi_alone() -> None:
+    assert parse("--name", "asl_only", "--mfi-weight", "0").name == "asl_only"
+    with pytest.raises(UsageError, match="asl_only"):
+        parse("--name", "asl_only")
+
+
+def test_the_version_names_what_results_depend_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main("train", ["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out.startswith("dclip 0.")
+
+
 @pytest.mark.parametrize("path", sorted(conf_folder().glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_config_loads_and_opens_with_its_command(path: Path) -> None:
     config = parse("--config", str(path))

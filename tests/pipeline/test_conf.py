@@ -10,7 +10,7 @@ FILES = sorted(path.stem for path in conf_folder().glob("*.yaml"))
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_shipped_file_loads_and_opens_with_its_command(name: str) -> None:
-    assert Config(**yaml_layers(name, []))
+    assert Config(**yaml_layers(name, [])[0][1])
     heading = (conf_folder() / f"{name}.yaml").read_text().split("\n\n")[0].splitlines()
     command = next(line for line in heading if "python -m pipeline." in line)
     assert name in ("shapes", "smoke", "ablate") or f" {name} " in f"{command} "
@@ -18,7 +18,7 @@ def test_a_shipped_file_loads_and_opens_with_its_command(name: str) -> None:
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_data_set_has_a_file_with_its_splits(name: str) -> None:
-    config, dataset = Config(**yaml_layers(name, [])), DATASETS[name]
+    config, dataset = Config(**yaml_layers(name, [])[0][1]), DATASETS[name]
     assert name in FILES
     assert config.dataset == name
     if name != "coco":  # its splits are those of whoever made it
