@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Goes up when the same annotations would give another listing; caches depend on it."""
 
 CHECK = "python -m pipeline.datasets check"
@@ -70,7 +71,7 @@ def open_listing(
     chosen = dict(options or {})
     if dataset.startswith(FOLDER):
         _refuse_root(dataset, root)
-        return _open_folder(path_of(dataset.removeprefix(FOLDER)), split, chosen)
+        return _open_folder(path_of(dataset.removeprefix(FOLDER)), split, chosen, cache)
     if dataset.startswith(WEBDATASET):
         _refuse_root(dataset, root)
         return _open_webdataset(dataset.removeprefix(WEBDATASET), split, chosen, cache)
@@ -208,27 +209,26 @@ def root_of(found: "Dataset", root: AnyPath | None) -> AnyPath:
 def layout_of(found: "Dataset", root: AnyPath, split: str) -> list[tuple[str, str, bool]]:
     """The files one split of a data set needs: pattern, what they are, whether one is there.
 
+    The split ``*`` stands for any.
     A web server is not asked for patterns: they count as there.
     """
-    patterns = [
-        (pattern.format(split=split), what.format(split=split)) for pattern, what in found.layout
-    ]
-    tops = {pattern.partition("/")[0] for pattern, _ in patterns}
+    tops = {pattern.partition("/")[0] for pattern, _ in found.layout}
     rows = []
-    for pattern, what in patterns:
+    for pattern, what in found.layout:
         # adapters accept these places as well: see find_voc, find_coco_split, find_stuff_maps
         places = [pattern, *(f"{top}/{pattern}" for top in ("VOCdevkit", "images", "annotations"))]
         if len(tops) == 1:
             places.append(pattern.partition("/")[2])
-        is_there = any(_is_there(root, place) for place in places)
-        rows.append((pattern, what, is_there))
+        is_there = any(_is_there(root, place, split) for place in places)
+        rows.append((pattern.format(split=split), what.format(split=split), is_there))
     return rows
 
 
-def _is_there(root: AnyPath, pattern: str) -> bool:
+def _is_there(root: AnyPath, pattern: str, split: str) -> bool:
     if has_folders(root):
-        return next(iter(root.glob(pattern)), None) is not None
-    return "*" in pattern or (root / pattern).is_file()
+        name = split if split == "*" else escape(split)
+        return next(iter(root.glob(pattern.format(split=name))), None) is not None
+    return "*" in pattern or (root / pattern.format(split=split)).is_file()
 
 
 def _open_registered(
@@ -315,18 +315,34 @@ def labels_of_masks(
     return labels, failures
 
 
-def _open_folder(folder: AnyPath, split: str, options: Mapping[str, str]) -> "Listing":
-    from dclip.data.folder import read_folder
+def _open_folder(
+    folder: AnyPath, split: str, options: Mapping[str, str], cache: Path | None
+) -> "Listing":
+    from dclip.data.folder import CLASS_NAMES_FILE, find_tables, read_folder
 
     _known_options("folder:", options, ("separator",))
     if has_folders(folder) and not folder.is_dir():
         raise UsageError(f"no folder {folder}; give one that holds images and a table of labels")
-    return read_folder(folder.absolute(), split, separator=options.get("separator", ";"))
+    folder = folder.absolute()
+    tables = find_tables(folder)
+    # a folder that says its labels in another way than by a table is opened here
+    names = folder / CLASS_NAMES_FILE
+    return _cached(
+        lambda: read_folder(folder, split, separator=options.get("separator", ";")),
+        "folder",
+        folder,
+        split,
+        options,
+        [*tables, *([names] if names.is_file() else [])] if has_folders(folder) else None,
+        cache,
+    )
 
 
 def _open_webdataset(
     urls: str, split: str, options: Mapping[str, str], cache: Path | None
 ) -> "Listing":
+    from dataclasses import replace
+
     from dclip.data.folder import CLASS_NAMES_FILE, read_class_names_file
     from dclip.data.webdataset_listing import expand_tars, read_webdataset
 
@@ -344,8 +360,14 @@ def _open_webdataset(
             f"no class names at {names}; write them there, one class a line in column order, or"
             " name another file with the option class_names=FILE"
         )
+
+    def make() -> "Listing":
+        classes = read_class_names_file(names)
+        listing = read_webdataset(tars, split, classes.names)
+        return replace(listing, notes=(*classes.notes, *listing.notes))
+
     return _cached(
-        lambda: read_webdataset(tars, split, read_class_names_file(names)),
+        make,
         "webdataset",
         names.parent,
         split,

@@ -108,7 +108,7 @@ def read_class_names(file: str) -> tuple[tuple[str, ...], ...]:
     return parse_class_names(text, file)
 
 
-def parse_class_names(text: str, source: str) -> tuple[tuple[str, ...], ...]:
+def parse_class_names(text: str, source: str, separator: str = ",") -> tuple[tuple[str, ...], ...]:
     """Phrasings of each class from the text of a class-name file; ``source`` is for errors.
 
     Raises:
@@ -116,7 +116,8 @@ def parse_class_names(text: str, source: str) -> tuple[tuple[str, ...], ...]:
             twice.
     """
     phrasings = tuple(
-        tuple(phrase.strip() for phrase in line.split(",")) for line in text.strip().splitlines()
+        tuple(phrase.strip() for phrase in line.split(separator))
+        for line in text.strip().splitlines()
     )
     for number, names in enumerate(phrasings, start=1):
         if not all(names):

@@ -23,6 +23,8 @@ TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 CLASS_NAMES_FILE = "class_names.txt"
 """Optional file beside the tables: one class a line, in column order."""
 
+_BETWEEN_PHRASINGS = "|"
+
 # What a cell of a class column may hold; a table that was written as floats counts as well.
 _CELLS = {"0": 0, "1": 1, "-1": -1, "0.0": 0, "1.0": 1, "-1.0": -1, "False": 0, "True": 1}
 
@@ -67,7 +69,7 @@ def read_folder(folder: AnyPath, split: str, *, separator: str = ";") -> ImageLi
     rows = list(_read_table(table, separator))
     if not rows:
         raise ValueError(f"{table} lists no image")
-    class_names = _class_names(folder, table, rows, separator)
+    class_names, notes = _class_names(folder, table, rows, separator)
     column = {name: index for index, name in enumerate(class_names)}
     labels = np.zeros((len(rows), len(class_names)), np.int8)
     files: dict[str, str] = {}
@@ -88,6 +90,7 @@ def read_folder(folder: AnyPath, split: str, *, separator: str = ";") -> ImageLi
         keys=_keys(list(files)),
         file_names=tuple(files),
         labels=labels,
+        notes=notes,
     )
 
 
@@ -102,8 +105,23 @@ def find_tables(folder: AnyPath) -> list[AnyPath]:
     return sorted(found, key=str)
 
 
-def read_class_names_file(path: AnyPath) -> tuple[str, ...]:
-    """Display names of a user's class-name file: one class a line, further phrasings after commas.
+class ClassNames(NamedTuple):
+    """What a user's file of class names says.
+
+    Attributes:
+        names: In column order.
+        notes: Sentences on lines that may have been meant otherwise.
+    """
+
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def read_class_names_file(path: AnyPath) -> ClassNames:
+    """The classes of a user's file of class names: one a line, in column order.
+
+    A comma is part of the name. Further phrasings of a class may follow after ``|``, which no name
+    has; only the name is used.
 
     Raises:
         ValueError: If the file is missing or not UTF-8, a name is empty, or there twice.
@@ -115,7 +133,29 @@ def read_class_names_file(path: AnyPath) -> tuple[str, ...]:
         raise ValueError(f"no file of class names {path}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"cannot read class names {path}: {error}") from error
-    return tuple(names[0] for names in parse_class_names(text, str(path)))
+    phrasings = parse_class_names(text, str(path), _BETWEEN_PHRASINGS)
+    names = tuple(own[0] for own in phrasings)
+    notes = []
+    commas = [number for number, name in enumerate(names, start=1) if "," in name]
+    if commas:
+        notes.append(
+            f"{_lines(commas, path)} a comma; {names[commas[0] - 1]!r} is one class (phrasings are"
+            f" parted by {_BETWEEN_PHRASINGS!r})"
+        )
+    several = [number for number, own in enumerate(phrasings, start=1) if len(own) > 1]
+    if several:
+        first = phrasings[several[0] - 1]
+        notes.append(
+            f"{_lines(several, path)} further phrasings; of {' | '.join(first)!r} the class is"
+            f" {first[0]!r}, and what follows is not used"
+        )
+    return ClassNames(names, tuple(notes))
+
+
+def _lines(numbers: Sequence[int], path: AnyPath) -> str:
+    if len(numbers) == 1:
+        return f"line {numbers[0]} of {path.name} has"
+    return f"{len(numbers)} lines of {path.name}, such as line {numbers[0]}, have"
 
 
 def _find_table(folder: AnyPath, split: str) -> AnyPath:
@@ -138,7 +178,7 @@ def _find_table(folder: AnyPath, split: str) -> AnyPath:
 
 def _class_names(
     folder: AnyPath, table: AnyPath, rows: Sequence[_Row], separator: str
-) -> tuple[str, ...]:
+) -> ClassNames:
     """From the file of class names; else all labels of all tables, so that splits agree."""
     path = folder / CLASS_NAMES_FILE
     if path.is_file():
@@ -154,7 +194,7 @@ def _class_names(
             names.update(*(row.labels for row in _read_table(other, separator)))
     if not names:
         raise ValueError(f"{table} has no label at all, and there is no {path}")
-    return tuple(sorted(names))
+    return ClassNames(tuple(sorted(names)), ())
 
 
 def _read_table(path: AnyPath, separator: str) -> Iterator[_Row]:

@@ -10,6 +10,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -97,8 +98,8 @@ def expand_tars(urls: str, split: str) -> tuple[str, ...]:
 
     Args:
         urls: ``{split}`` stands for the split, ``{000..003}`` for a range, ``{a,b}`` for a choice;
-            ``*``, ``?`` and ``[]`` match file names of a local folder. ``http://``, ``https://``,
-            ``s3://`` and ``gs://`` are read through fsspec.
+            ``*``, ``?`` and ``[]`` match local names, where a name is not there as it is written.
+            ``http://``, ``https://``, ``s3://`` and ``gs://`` are read through fsspec.
         split: Replaces ``{split}``.
 
     Raises:
@@ -115,7 +116,7 @@ def expand_tars(urls: str, split: str) -> tuple[str, ...]:
     tars = []
     for path in itertools.islice(_expand_braces(pattern), _MAX_TARS + 1):
         if not is_remote(place) and glob.has_magic(path):
-            found = sorted(glob.glob(path))  # noqa: PTH207 - absolute or not
+            found = _matches(path)
             if not found:
                 raise ValueError(f"no file matches {path}")
             tars += found
@@ -188,6 +189,18 @@ def read_webdataset(
         sizes=table[:, 2].copy(),
         labels=vectors,
     )
+
+
+def _matches(pattern: str) -> list[str]:
+    """Local files that match, sorted; a part that is there as it is written is no pattern."""
+    path = PurePath(pattern)
+    parts = list(path.parts)
+    for number, part in enumerate(parts):
+        if glob.has_magic(part):
+            if not Path(*path.parts[: number + 1]).exists():
+                break
+            parts[number] = glob.escape(part)
+    return sorted(glob.glob(str(PurePath(*parts))))  # noqa: PTH207 - absolute or not
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:

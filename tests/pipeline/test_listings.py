@@ -17,7 +17,7 @@ from dclip.data.registry import DATASETS
 from dclip.data.segmentation import SegmentationListing, mask_labels
 from pipeline import cli
 from pipeline.errors import UsageError
-from pipeline.listings import open_listing, open_segmentation, options_of
+from pipeline.listings import layout_of, open_listing, open_segmentation, options_of
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +325,51 @@ def test_tars_are_cached_with_their_class_names(tmp_path: Path) -> None:
     assert open_listing(urls, None, "val", cache=cache).class_names == ("dog", "cat")
     tar_of(tmp_path / "a.tar", 4)
     assert len(open_listing(urls, None, "val", cache=cache)) == 4
+
+
+def test_tables_of_a_folder_are_cached_with_their_class_names(tmp_path: Path) -> None:
+    cache, folder = tmp_path / "cache", tmp_path / "own"
+    folder.mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "a.png")
+    (folder / "train.csv").write_text("file,dog,cat\na.png,1,-1\n")
+    (folder / "test.csv").write_text("file,dog,cat\na.png,0,1\n")
+
+    def opened() -> Listing:
+        return open_listing(f"folder:{folder}", None, "train", cache=cache)
+
+    first = opened()
+    assert same(first, opened())
+    assert len(list(cache.iterdir())) == 1
+    stat = (folder / "train.csv").stat()
+    (folder / "train.csv").write_bytes(b"x" * stat.st_size)
+    os.utime(folder / "train.csv", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert same(first, opened())  # the table is not read again
+    (folder / "train.csv").write_text("file,dog,cat\na.png,1,-1\n")
+    (folder / "test.csv").write_text("file,dog,cat,owl\na.png,0,1,1\n")
+    assert opened().class_names == ("cat", "dog", "owl")  # of the other table as well
+    (folder / "class_names.txt").write_text("dog\ncat\ncow, brown\n")
+    third = opened()
+    assert third.class_names == ("dog", "cat", "cow, brown")
+    assert third.notes == opened().notes != ()
+
+
+def test_class_names_of_tars_say_how_they_were_read(tmp_path: Path) -> None:
+    urls = "webdataset:" + tar_of(tmp_path / "a.tar", 1)
+    (tmp_path / "class_names.txt").write_text("disc, red\ndog\n")
+    (note,) = open_listing(urls, None, "val").notes
+    assert "line 1 of class_names.txt has a comma; 'disc, red' is one class" in note
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_name(trees: ModuleType, tmp_path: Path) -> None:
+    root, split = tmp_path / "copy [v1]", "val2014"
+    trees.TREES["coco14"](root, split, 2)
+    assert all(there for _, _, there in layout_of(DATASETS["coco14"], root, split))
+    for path in (root / split, root / "annotations" / f"instances_{split}.json"):
+        path.rename(path.with_name(path.name.replace(split, "val[1]")))
+    assert all(there for _, _, there in layout_of(DATASETS["coco"], root, "val[1]"))
+    assert len(open_listing("coco", root, "val[1]")) == 2
+    tar = tar_of(root / "a.tar", 2)
+    assert len(open_listing(f"webdataset:{root}/*.tar", None, "x")) == 2, tar
 
 
 def test_a_damaged_cache_is_made_anew(

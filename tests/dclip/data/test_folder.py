@@ -80,10 +80,24 @@ def test_keys_of_any_names_are_distinct(names: list[str]) -> None:
 
 def test_class_names_come_in_the_order_of_their_file(folder: Path) -> None:
     write_table(folder, ".csv")
-    (folder / "class_names.txt").write_text("traffic light, stoplight\ndog\ncat\ncow\n")
+    (folder / "class_names.txt").write_text("traffic light | stoplight\ndog\ncat\ncow\n")
     listing = read_folder(folder, "train")
     assert listing.class_names == ("traffic light", "dog", "cat", "cow")
     assert listing.labels.tolist()[0] == [1, 1, 0, 0]
+
+
+def test_a_comma_is_part_of_a_class_name_and_what_was_read_is_told(folder: Path) -> None:
+    write_csv(folder, 'file,labels\na.png,"disc, red; box"\nsub/b.png,bar\n')
+    (folder / "class_names.txt").write_text('box\n bar|rod | pole\ndisc, red\n"x, y"\n')
+    listing = read_folder(folder, "train")
+    assert listing.class_names == ("box", "bar", "disc, red", '"x, y"')
+    assert listing.labels.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0]]
+    assert listing.notes == (
+        "2 lines of class_names.txt, such as line 3, have a comma; 'disc, red' is one class"
+        " (phrasings are parted by '|')",
+        "line 2 of class_names.txt has further phrasings; of 'bar | rod | pole' the class is 'bar',"
+        " and what follows is not used",
+    )
 
 
 def test_splits_agree_on_the_columns_without_a_file_of_names(folder: Path) -> None:

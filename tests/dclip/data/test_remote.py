@@ -68,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "x.csv").write_text("\r\n".join(["\ufefffile,labels", *lines]))
     (tmp_path / "y.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "z.parquet")
-    (tmp_path / "class_names.txt").write_text("traffic light, lights\ndog\n")
+    (tmp_path / "class_names.txt").write_text("traffic light | lights\ndog\n")
     return tmp_path
 
 

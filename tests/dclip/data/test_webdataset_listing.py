@@ -203,6 +203,21 @@ def test_patterns_stand_for_tars(tars: list[str], tmp_path: Path) -> None:
     assert expand_tars("http://h/{split}.tar", "val") == ("http://h/val.tar",)
 
 
+def test_a_folder_whose_name_looks_like_a_pattern_is_that_folder(
+    tars: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "set [v1]" / "a*b"
+    folder.mkdir(parents=True)
+    moved = [str(Path(tar).rename(folder / Path(tar).name)) for tar in tars]
+    third = Path(moved[1]).with_name("val-[2].tar")
+    Path(moved[1]).rename(third)
+    assert expand_tars(f"{folder}/{{split}}-*.tar", "val") == (moved[0], str(third))
+    assert expand_tars(f"{folder}/val-[2].tar", "val") == (str(third),)
+    assert expand_tars(f"{tmp_path}/set [v1]/*/val-[0-9].tar", "val") == (moved[0],)
+    monkeypatch.chdir(tmp_path)
+    assert expand_tars("set [v1]/a*b/val-?.tar", "val") == ("set [v1]/a*b/val-0.tar",)
+
+
 @pytest.mark.parametrize(
     ("urls", "message"),
     [
