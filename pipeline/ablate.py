@@ -459,6 +459,7 @@ def _write(config: Config, plan: _Plan, table: Sequence[Mapping[str, Any]]) -> l
     """Table as CSV and JSON, and its picture."""
     from dclip.paths import atomic_write, write_text
     from pipeline import figures
+    from pipeline.features import warnings_of
     from pipeline.provenance import git_commit
 
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -468,7 +469,12 @@ def _write(config: Config, plan: _Plan, table: Sequence[Mapping[str, Any]]) -> l
         writer = csv.DictWriter(file, fieldnames=list(flat[0]))
         writer.writeheader()
         writer.writerows(flat)
-    about = {"config": config.model_dump(mode="json"), "commit": git_commit(), "rows": table}
+    about = {
+        "config": config.model_dump(mode="json"),
+        "commit": git_commit(),
+        "warnings": warnings_of(config),
+        "rows": table,
+    }
     write_text(data, json.dumps(about, indent=1))
     picture = plan.folder / "ablation.png"
     figures.save(figures.ablation(table), picture)

@@ -38,6 +38,9 @@ from dclip.recipe import Recipe
 from dclip.templates import ZERO_SHOT_TEMPLATE
 from pipeline.errors import UsageError
 
+TOY_DATASET, TOY_BACKBONE = "shapes", "tiny"
+"""The embedded data set and the CLIP that knows it, and nothing else."""
+
 
 def _as_path(value: object) -> AnyPath:
     if not isinstance(value, str | Path | RemotePath):
@@ -454,6 +457,15 @@ RESERVED_NAMES = frozenset(
 """What no training may be called, as reports call others so."""
 
 
+def usual_backbone(settings: Mapping[str, Any]) -> str:
+    """The frozen CLIP that is taken where none is named: tiny for shapes, the paper's for all else.
+
+    Args:
+        settings: Those that come before it, ``dataset`` among them unless it is wrong itself.
+    """
+    return TOY_BACKBONE if settings.get("dataset") == TOY_DATASET else "RN101"
+
+
 class Config(BaseSettings):
     """Settings of a run: what to read, which frozen CLIP, how to train, where to write."""
 
@@ -469,7 +481,7 @@ class Config(BaseSettings):
     )
 
     dataset: str = Field(
-        "shapes",
+        TOY_DATASET,
         description="shapes (embedded, nothing to download), coco (any COCO-format tree), one of "
         "the ready-made settings below, folder:DIR, webdataset:TARS or a COCO-format FILE.json "
         "(docs/datasets.md)",
@@ -489,9 +501,9 @@ class Config(BaseSettings):
         "<output>/features",
     )
     backbone: str = Field(
-        "tiny",
-        description="tiny (ships with dclip), an open_clip name (RN101, ViT-B-16), or "
-        "package.module:factory",
+        default_factory=usual_backbone,
+        description="an open_clip name (RN101, ViT-B-16), tiny (ships with dclip; knows the drawn "
+        "shapes alone) or package.module:factory; left out: tiny for shapes, RN101 for all else",
     )
     pretrained: str | None = Field(
         None, description="weights: an open_clip tag, a local file, or random; left out: openai"
@@ -691,6 +703,8 @@ def explain(error: ValidationError, layers: "Sequence[tuple[Path, Mapping[str, A
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "default_factory_not_called":
+            continue  # it follows from another setting, which has a line of its own
         if problem["type"] == "extra_forbidden":
             lines.append(_unknown_key(key))
         else:

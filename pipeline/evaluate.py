@@ -135,7 +135,7 @@ def evaluate(
     """
     from dclip.metrics import inter_class_cosine, similarity_report
     from pipeline.checkpoints import check_features, load_checkpoint
-    from pipeline.features import open_features, plan_features
+    from pipeline.features import open_features, plan_features, warnings_of
     from pipeline.provenance import git_commit
 
     models = {}
@@ -169,6 +169,7 @@ def evaluate(
         "similarity": similarity,
         "features": test.manifest.fingerprint,
         "checkpoints": {m: str(p) for m, p in zip(models, checkpoints, strict=True)},
+        "warnings": warnings_of(config),
         "commit": git_commit(),
         "config": config.model_dump(mode="json"),
     }

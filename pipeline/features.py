@@ -4,13 +4,13 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from pipeline.config import Config
+from pipeline.config import TOY_BACKBONE, TOY_DATASET, Config
 from pipeline.errors import StageError, UsageError
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def open_backbone(config: Config, *, device: str = "cpu") -> "Backbone":
     """The frozen CLIP of the settings.
 
     Raises:
-        UsageError: An unknown name, weights that cannot be had, or an unusable resolution.
+        UsageError: An unknown name, or an unusable resolution.
+        OSError: Weights that are not here and cannot be fetched.
     """
     return _open_backbone(
         config.backbone,
@@ -138,6 +139,24 @@ def _open_backbone(
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def warnings_of(config: Config) -> list[str]:
+    """What has to be known of every result of these settings, for log and report."""
+    is_toy = config.backbone == TOY_BACKBONE and config.pretrained is None
+    if not is_toy or (config.dataset == TOY_DATASET and not config.predict.paths):
+        return []
+    images = "image files" if config.predict.paths else config.dataset
+    return [
+        f"backbone tiny on {images}: this small CLIP has seen nothing but the drawn scenes of the "
+        "data set shapes; what it says of photographs is meaningless. Take a real CLIP, such as "
+        "--backbone RN101"
+    ]
+
+
+@cache
+def _warn_once(text: str) -> None:
+    log.warning("warning: %s", text)
 
 
 @dataclass(frozen=True)
@@ -198,8 +217,11 @@ def describe_backbone(config: Config) -> BackboneInfo:
     """Facts about the backbone of the settings, from an earlier run where nothing changed since.
 
     Raises:
-        UsageError: An unknown name, weights that cannot be had, or an unusable resolution.
+        UsageError: An unknown name, or an unusable resolution.
+        OSError: Weights that are not here and cannot be fetched.
     """
+    for warning in warnings_of(config):
+        _warn_once(warning)
     weights = config.pretrained if config.pretrained and Path(config.pretrained).is_file() else None
     return _describe_backbone(
         config.backbone,

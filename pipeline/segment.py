@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli import Report, main
 from pipeline.config import Config
 from pipeline.errors import StageError
-from pipeline.features import describe_backbone, open_backbone
+from pipeline.features import describe_backbone, open_backbone, warnings_of
 from pipeline.groups import Groups, make_groups, read_arrays
 from pipeline.systems import (
     LABELS,
@@ -473,6 +473,7 @@ def run(config: Config) -> Report:
             }
             for system in plan.systems
         },
+        "warnings": warnings_of(config),
         "config": config.model_dump(mode="json"),
         "commit": git_commit(),
     }

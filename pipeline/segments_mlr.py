@@ -18,7 +18,7 @@ from dclip.templates import ZERO_SHOT_TEMPLATE
 from pipeline.cli import Report, main
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
-from pipeline.features import describe_backbone, open_backbone, open_dataset
+from pipeline.features import describe_backbone, open_backbone, open_dataset, warnings_of
 from pipeline.groups import Groups, make_groups, read_arrays
 from pipeline.systems import (
     SystemPlan,
@@ -285,6 +285,7 @@ def run(config: Config) -> Report:
         "candidates": "classes found present" if plan.system.only_present else "all classes",
         "area": config.segments_mlr.area,
         "backbone": describe_backbone(config).name,
+        "warnings": warnings_of(config),
         "config": config.model_dump(mode="json"),
         "commit": git_commit(),
         "seconds": round(time.perf_counter() - started, 2),
