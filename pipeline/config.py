@@ -37,6 +37,7 @@ from dclip.paths import AnyPath, RemotePath, as_path
 from dclip.recipe import Recipe
 from dclip.templates import ZERO_SHOT_TEMPLATE
 from pipeline.errors import UsageError
+from pipeline.pages import page
 
 TOY_DATASET, TOY_BACKBONE = "shapes", "tiny"
 """The embedded data set and the CLIP that knows it, and nothing else."""
@@ -484,7 +485,7 @@ class Config(BaseSettings):
         TOY_DATASET,
         description="shapes (embedded, nothing to download), coco (any COCO-format tree), one of "
         "the ready-made settings below, folder:DIR, webdataset:TARS or a COCO-format FILE.json "
-        "(docs/datasets.md)",
+        f"({page('datasets')})",
     )
     root: PathOrURL | None = Field(
         None, description="folder of the dataset; coco, coco14 and coco17 take a URL as well"
@@ -521,7 +522,7 @@ class Config(BaseSettings):
     )
     experiment: str | None = Field(None, description="MLflow experiment; left out: dclip-<dataset>")
     options: dict[str, str] = Field(
-        {}, description="settings of the dataset, such as difficult=ignore (docs/datasets.md)"
+        {}, description="settings of the dataset, such as difficult=ignore"
     )
     extract: ExtractConfig = Field(ExtractConfig(), description="python -m pipeline.extract")
     train: TrainConfig = Field(TrainConfig(), description="python -m pipeline.train")

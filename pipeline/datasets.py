@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from dclip.paths import AnyPath, as_path, has_folders, is_remote, remote_errors
 from pipeline.errors import StageError, UsageError
+from pipeline.pages import page
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,8 +136,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="end stdout with one line of JSON")
         sub.add_argument(
             "--output",
-            type=Path,
-            default=Path(os.environ.get("DCLIP_OUTPUT", "outputs")),
+            type=_local,
+            default=_local(os.environ.get("DCLIP_OUTPUT", "outputs")),
             metavar="DIR",
             help="folder of pictures and of listings that take long to make; default outputs",
         )
@@ -157,6 +158,13 @@ def _place(text: str) -> AnyPath:
         return as_path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _local(text: str) -> Path:
+    path = _place(text)
+    if not isinstance(path, Path):
+        raise argparse.ArgumentTypeError(f"{text} must be a folder of this machine, not a URL")
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -239,7 +247,7 @@ def table() -> str:
         [
             *lines,
             "",
-            "Your own data, without code (docs/datasets.md):",
+            f"Your own data, without code ({page('datasets')}):",
             "  folder:PATH       images and <split>.csv, .jsonl or .parquet with labels",
             "  webdataset:URLS   tars of images and labels; {split}, {000..009} and * are expanded",
             "  PATH.json         annotations in COCO's format; --root is the folder of the images",
@@ -378,7 +386,7 @@ def default_splits(name: str, root: AnyPath | None) -> list[str]:
             hint = f"; there are tables in {other}: is it folder:{other}?" if other else ""
             raise StageError(
                 f"no table of labels in {folder}; expected there are train.csv and test.csv (or"
-                f" .jsonl, .parquet) with columns file and labels, see docs/datasets.md{hint}"
+                f" .jsonl, .parquet) with columns file and labels, see {page('datasets')}{hint}"
             )
     elif "{split}" not in name and (name.startswith(WEBDATASET) or name.endswith(".json")):
         names = ["all"]

@@ -2,12 +2,16 @@
 
 import re
 import shlex
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from pipeline import cli, datasets
 from pipeline.config import conf_folder
+from pipeline.pages import page
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,7 +52,33 @@ def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("tensor([[")
 
 
+def test_messages_name_documents_that_are_there() -> None:
+    named = re.compile(r"page\('(\w+)'\)|page\(\"(\w+)\"\)")
+    found = set()
+    for path in sorted((ROOT / "pipeline").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        found |= {first or second for first, second in named.findall(text)}
+        assert not re.search(r"""["'][^"'\n]*\bdocs/\w+\.md""", text), f"{path}: use page()"
+    assert "datasets" in found
+    assert all(Path(page(name)).is_file() for name in found)
+
+
+def test_a_wheel_has_settings_documents_and_where_the_project_is(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(file) as wheel:
+        names = set(wheel.namelist())
+        (about,) = (name for name in names if name.endswith("METADATA"))
+        metadata = wheel.read(about).decode()
+    assert {"pipeline/docs/datasets.md", "pipeline/conf/shapes.yaml"} <= names
+    assert "dclip/backbones/tiny_clip.safetensors" in names
+    assert "Project-URL: " in metadata
+    assert "Classifier: Programming Language :: Python :: 3.11" in metadata
+
+
 def test_links_between_documents_lead_somewhere() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} -> {target}"
+    for document in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name} -> {target}"
