@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from dclip.backbones import Backbone
 from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
+from dclip.texts import fold_name as fold_name
+from dclip.texts import same_text as same_text
 
 
 def prompt_pairs(

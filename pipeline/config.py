@@ -492,6 +492,18 @@ class Config(BaseSettings):
     )
     train_split: str = Field("train", description="split that is trained on")
     test_split: str = Field("test", description="split that is evaluated on")
+    test_on_train: bool = Field(
+        False,
+        description="allow a test split that is the training images; reports then say so",
+    )
+    test_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="part a source of one split into train_split and test_split; this share of its "
+        "images is the test split, drawn so that each keeps the mix of classes",
+    )
+    split_seed: int = Field(0, ge=0, description="seed of the draw of test_fraction")
     images: Literal["annotated", "all"] = Field(
         "annotated", description="leave out images without any annotation, or keep them"
     )
