@@ -21,6 +21,7 @@ from dclip.backbones import Backbone, ImageFeatures
 from dclip.data.images import ImageError, reading_seconds, resize_image
 from dclip.data.listing import Listing
 from dclip.data.pixels import normalise
+from dclip.precision import computing_in
 from dclip.reader import quantise
 from dclip.shards import Failure, ImageRecord, Storage
 
@@ -312,7 +313,7 @@ class Extractor:
         if self.device == "cuda":
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, non_blocking=True)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), computing_in(self.precision, self.device):
             started = time.perf_counter()
             features = self._encode(pixels)
             local = features.local.half()
@@ -325,11 +326,6 @@ class Extractor:
     def _forward(self, pixels: UInt8[Tensor, "images height width 3"]) -> ImageFeatures:
         images = normalise(pixels, self.backbone.mean, self.backbone.std)
         return self.backbone.encode_images(images, kind=self.kind)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device, getattr(torch, self.precision))
 
 
 def columns(labels: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,4 +1,7 @@
-"""The dtype in which features are compared and losses are summed."""
+"""The dtype in which a backbone computes, features are compared and losses are summed."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,3 +22,15 @@ def at_least_float32(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
         torch.float32
     """
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def computing_in(precision: str, device: str) -> AbstractContextManager[Any]:
+    """A block in which a backbone computes in that precision.
+
+    Args:
+        precision: ``"float32"``: as its weights are; ``"bfloat16"`` or ``"float16"``: by autocast.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device, getattr(torch, precision))

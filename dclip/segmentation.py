@@ -18,7 +18,6 @@ References:
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,7 +32,7 @@ from dclip.data.pixels import normalise
 from dclip.data.windows import View, Window
 from dclip.logits import presence_probability, similarity_maps
 from dclip.model import DCLIP
-from dclip.precision import at_least_float32
+from dclip.precision import at_least_float32, computing_in
 from dclip.prompts import encode_class_names
 from dclip.templates import ZERO_SHOT_TEMPLATE
 
@@ -505,8 +504,7 @@ def _encode(
     found = []
     for part in torch.split(pixels, batch_size):
         images = normalise(part.to(device), backbone.mean, backbone.std)
-        plain = precision == "float32"
-        with nullcontext() if plain else torch.autocast(device, getattr(torch, precision)):
+        with computing_in(precision, device):
             features = backbone.encode_images(images, kind=kind)
         found.append(ImageFeatures(features.embedding.float(), features.local.float()))
     return ImageFeatures(*map(torch.cat, zip(*found, strict=True)))

@@ -244,8 +244,10 @@ class SegmentConfig(BaseModel):
     logit_scale: float = Field(
         100.0, gt=0, description="multiplier of the scores in the softmax behind threshold"
     )
-    resolution: int | None = Field(
-        None, ge=1, description="side of the square an image is resized to; left out: as trained"
+    image_resolution: int | None = Field(
+        None,
+        ge=1,
+        description="side of the square an image is resized to here; left out: resolution",
     )
     window: int | None = Field(
         None, ge=1, description="side of windows that slide over the image; left out: one square"
@@ -522,7 +524,10 @@ class Config(BaseSettings):
         None, description="weights: an open_clip tag, a local file, or random; left out: openai"
     )
     resolution: int | None = Field(
-        None, ge=1, description="side of the square input in pixels; left out: the backbone's"
+        None,
+        ge=1,
+        description="side of the square input in pixels, as trained, in every stage; left out: the "
+        "backbone's (to segment at another size: --segment.image-resolution)",
     )
     include_global_token: bool | None = Field(
         None, description="keep the mean token of a ResNet (the authors do); left out: yes"

@@ -48,7 +48,7 @@ examples:
 Score = (1 - w) x softmax of the image + w x largest softmax among its segments' boxes. Takes any
 data set with label vectors; masks are not needed. A run that was stopped goes on."""
 
-_FORMAT = 1
+_FORMAT, _FORMAT_HALF = 1, 2  # format 1 scored images in float32 whatever was asked for
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def plan_segments(config: Config) -> SegmentsPlan:
     )
     num_images = min(len(listing), wanted.limit or len(listing))
     identity = {
-        "format": _FORMAT,
+        "format": _FORMAT if wanted.precision in ("auto", "float32") else _FORMAT_HALF,
         "listing": listing.identity(),
         "num_images": num_images,
         "settings": wanted.model_dump(include={"area", "only_present", "precision", "group_size"}),
@@ -194,6 +194,7 @@ class SegmentScorer:
 
         from dclip.data.pixels import image_to_tensor
         from dclip.logits import zero_shot_scores
+        from dclip.precision import computing_in
 
         backbone, found = self._backbone, []
         for start in range(0, len(images), self._batch):
@@ -203,7 +204,7 @@ class SegmentScorer:
                     for image in images[start : start + self._batch]
                 ]
             )
-            with torch.no_grad():
+            with torch.no_grad(), computing_in(self._precision, self._device):
                 embedding = backbone.encode_images(pixels.to(self._device)).embedding
             found.append(zero_shot_scores(embedding.float(), self._texts).softmax(dim=1).cpu())
         return torch.cat(found)

@@ -272,10 +272,10 @@ def view_settings(config: Config, backbone: "BackboneInfo") -> dict[str, int]:
     if wanted.window is None:
         if wanted.stride is not None or wanted.short_side is not None:
             raise UsageError("--segment.stride and --segment.short-side need --segment.window")
-        return {"resolution": wanted.resolution or backbone.resolution}
-    if wanted.resolution is not None:
+        return {"resolution": wanted.image_resolution or backbone.resolution}
+    if wanted.image_resolution is not None:
         raise UsageError(
-            "--segment.resolution is of one square, --segment.window of many; give one"
+            "--segment.image-resolution is of one square, --segment.window of many; give one"
         )
     short_side = wanted.short_side or backbone.resolution
     stride = wanted.stride or max(1, wanted.window // 2)

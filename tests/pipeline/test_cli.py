@@ -68,6 +68,27 @@ def test_keys_of_the_stage_need_no_prefix_and_both_dashes_do() -> None:
     assert parse("--no-asha", stage="sweep").sweep.asha is False
 
 
+def test_no_flag_means_two_things() -> None:
+    """A key of a section needs no prefix in its stage, so none may be one of the top level."""
+    top = {*Config.model_fields, "config", "dry_run", "print_config", "json", "version", "help"}
+    sections = [name for name in Config.model_fields if known_keys(name)]
+    assert {"extract", "train", "segment", "segments_mlr"} <= set(sections)
+    assert {name: shared for name in sections if (shared := top & set(known_keys(name)))} == {}
+    for section in sections:
+        for key in known_keys(section):
+            flag = f"--{key.replace('_', '-')}"
+            assert cli._long_form(flag, known_keys(section), section) == (
+                f"--{section.replace('_', '-')}.{key.replace('_', '-')}"
+            )
+
+
+def test_resolution_is_the_backbones_in_every_stage() -> None:
+    config = parse("--resolution", "64", "--image-resolution", "96", stage="segment")
+    assert (config.resolution, config.segment.image_resolution) == (64, 96)
+    with pytest.raises(UsageError, match=r"did you mean --segment\.image-resolution"):
+        parse("--segment.resolution", "64", stage="segment")
+
+
 def test_words_without_a_flag_are_images_wherever_they_stand() -> None:
     words = ["a.jpg", "--classes", "dog, red horse", "b,c.jpg", "--threshold=0.7", "d e"]
     wanted = parse(*words, stage="predict").predict

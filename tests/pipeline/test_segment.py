@@ -262,7 +262,7 @@ def test_windows_may_slide_and_two_checkpoints_of_a_method_have_names(
         ({"kind": "naclip"}, {}, "no features of kind 'naclip'; it has value, vv"),
         ({"stride": 8}, {}, "need --segment.window"),
         ({"window": 128}, {}, "stride <= window <= short side"),
-        ({"window": 64, "resolution": 64}, {}, "give one"),
+        ({"window": 64, "image_resolution": 64}, {}, "give one"),
         ({"systems": ["naclip"]}, {}, "has none of the systems"),
         ({"split": "val"}, {}, "unknown split 'val'"),
         ({}, {"dataset": "coco14"}, "has label vectors, no masks"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dclip.backbones import load_backbone
+from dclip.backbones import ImageFeatures, load_backbone
 from dclip.data import shapes
 from dclip.data.listing import ShapesListing
 from dclip.data.pixels import image_to_tensor
@@ -13,6 +13,8 @@ from dclip.logits import zero_shot_scores
 from dclip.metrics import mean_average_precision
 from dclip.prompts import encode_class_names
 from pipeline import segments_mlr
+from pipeline.features import open_backbone
+from pipeline.systems import encode_texts
 
 from .conftest import TOY, settings
 from .test_segment import checkpoint
@@ -25,6 +27,32 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:ray.*"),
     pytest.mark.usefixtures("_toy_on_path"),
 ]
+
+
+def test_everything_is_computed_in_the_precision_asked_for(tmp_path: Path) -> None:
+    """Images and crops, not only the features that segment."""
+    names, one = {}, checkpoint(settings(tmp_path), tmp_path / "one.safetensors")
+    for precision in ("auto", "float32", "bfloat16"):
+        own = {"limit": 2, "precision": precision, "checkpoint": one}
+        config = settings(tmp_path, segments_mlr=own)
+        plan = segments_mlr.plan_segments(config)
+        names[precision] = plan.name
+        backbone = open_backbone(config)
+        texts = encode_texts(backbone, [(name,) for name in plan.listing.class_names], ("a {}",))
+        scorer = segments_mlr.SegmentScorer(config, plan, texts, "cpu", 1)
+        used: list[bool] = []
+        encode = backbone.encode_images
+
+        def spied(images: torch.Tensor, *, kind: str = "value") -> ImageFeatures:
+            used.append(torch.is_autocast_enabled("cpu"))  # noqa: B023 - called in this turn
+            return encode(images, kind=kind)  # noqa: B023
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scorer._backbone, "encode_images", spied)
+            scorer.make(0)
+        assert len(used) >= 4  # two kinds for the segments, then the crops, then the images
+        assert set(used) == {precision == "bfloat16"}
+    assert len(set(names.values())) == 3
 
 
 def test_weight_0_is_clip_and_only_lost_groups_are_made_again(
