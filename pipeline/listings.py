@@ -346,7 +346,10 @@ def _open_webdataset(
     from dclip.data.folder import CLASS_NAMES_FILE, read_class_names_file
     from dclip.data.webdataset_listing import expand_tars, read_webdataset
 
-    _known_options("webdataset:", options, ("class_names",))
+    _known_options("webdataset:", options, ("class_names", "labels"))
+    numbers_as: Any = options.get("labels")
+    if numbers_as not in (None, "columns", "vectors"):
+        raise UsageError(f"option labels must be columns or vectors, not {numbers_as!r}")
     try:
         tars = expand_tars(urls, split)
     except ValueError as error:
@@ -363,7 +366,7 @@ def _open_webdataset(
 
     def make() -> "Listing":
         classes = read_class_names_file(names)
-        listing = read_webdataset(tars, split, classes.names)
+        listing = read_webdataset(tars, split, classes.names, numbers_as=numbers_as)
         return replace(listing, notes=(*classes.notes, *listing.notes))
 
     return _cached(

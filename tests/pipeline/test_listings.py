@@ -15,6 +15,7 @@ from dclip.data import shapes
 from dclip.data.listing import ImageListing, Listing
 from dclip.data.registry import DATASETS
 from dclip.data.segmentation import SegmentationListing, mask_labels
+from dclip.data.webdataset_listing import WebdatasetListing
 from pipeline import cli
 from pipeline.errors import UsageError
 from pipeline.listings import layout_of, open_listing, open_segmentation, options_of
@@ -28,12 +29,14 @@ def coco(trees: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def tar_of(path: Path, count: int) -> str:
+def tar_of(path: Path, count: int, *, labels: bytes | None = None) -> str:
+    """A tar of images with the name dog, or with numbers."""
+    member_of_labels = ("txt", b"dog\n") if labels is None else ("cls", labels)
     with tarfile.open(path, "w") as tar:
         for number in range(count):
             buffer = io.BytesIO()
             Image.new("RGB", (4, 4), (number, 0, 0)).save(buffer, "PNG")
-            for suffix, data in (("png", buffer.getvalue()), ("txt", b"dog\n")):
+            for suffix, data in (("png", buffer.getvalue()), member_of_labels):
                 member = tarfile.TarInfo(f"{number:04d}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
@@ -370,6 +373,25 @@ def test_a_name_that_looks_like_a_pattern_is_a_name(trees: ModuleType, tmp_path:
     assert len(open_listing("coco", root, "val[1]")) == 2
     tar = tar_of(root / "a.tar", 2)
     assert len(open_listing(f"webdataset:{root}/*.tar", None, "x")) == 2, tar
+
+
+def test_what_numbers_in_tars_are_is_an_option(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    urls = "webdataset:" + tar_of(tmp_path / "a.tar", 1, labels=b"0 1")
+    with pytest.raises(ValueError, match="option labels=columns or labels=vectors"):
+        open_listing(urls, None, "val", cache=cache)
+    for labels, expected in (("columns", [[1, 1]]), ("vectors", [[0, 1]])) * 2:  # made, then cached
+        listing = open_listing(urls, None, "val", {"labels": labels}, cache=cache)
+        assert isinstance(listing, WebdatasetListing)
+        assert listing.labels.tolist() == expected
+        assert labels in listing.notes[0]
+    with pytest.raises(UsageError, match="labels must be columns or vectors, not 'x'"):
+        open_listing(urls, None, "val", {"labels": "x"})
+    urls = "webdataset:" + tar_of(tmp_path / "b.tar", 1, labels=b"-1 1")
+    for _ in range(2):
+        listing = open_listing(urls, None, "val", cache=cache)
+        assert isinstance(listing, WebdatasetListing)
+        assert listing.labels.tolist() == [[-1, 1]]
 
 
 def test_a_damaged_cache_is_made_anew(
