@@ -18,7 +18,6 @@ import functools
 import hashlib
 import importlib.resources
 import json
-import logging
 import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -33,6 +32,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from dclip.backbones import DEFAULT_RESOLUTION, ImageFeatures
+from dclip.backbones.released import find_weights
 from dclip.backbones.value_projection import (
     attention_pool,
     attention_pool_tokens,
@@ -47,8 +47,6 @@ from dclip.backbones.vv_attention import (
     run_blocks,
 )
 from dclip.backbones.weights import load_strictly, read_state_dict
-
-logger = logging.getLogger(__name__)
 
 RANDOM_SEED = 0
 """Seed of the weights that ``pretrained="random"`` stands for."""
@@ -363,7 +361,8 @@ def load_open_clip(
         tag = tags[pretrained]
         config["quick_gelu"] = bool(tag.get("quick_gelu", False))
         preprocessing = {"mean": tuple(tag["mean"]), "std": tuple(tag["std"])}
-        path = _fetch(tag, architecture, pretrained, quick_gelu=config["quick_gelu"])
+        own = f"{architecture.removesuffix('-quickgelu')}{'-quickgelu' * config['quick_gelu']}"
+        path = find_weights(tag, f"{architecture}/{pretrained}", architecture=own)
     elif pretrained != "random":
         path = Path(pretrained)
         if path.suffix not in _WEIGHT_SUFFIXES and not path.is_file():
@@ -493,22 +492,6 @@ def _quick_gelu_of_a_file(
             stacklevel=4,
         )
     return named
-
-
-def _fetch(tag: dict[str, Any], architecture: str, pretrained: str, *, quick_gelu: bool) -> Path:
-    """The file of a released set of weights, from the cache or the network."""
-    logger.info("looking for the weights %s/%s, here or online", architecture, pretrained)
-    try:
-        return Path(open_clip.download_pretrained(tag))
-    except Exception as error:  # huggingface_hub and urllib fail in many ways; all mean "not here"
-        named = architecture
-        if quick_gelu and not architecture.endswith("-quickgelu"):
-            named = f"{architecture}-quickgelu"
-        raise OSError(
-            f"the weights {architecture}/{pretrained} are not on this machine and could not be"
-            f" fetched ({type(error).__name__}). Give them as a local file (backbone {named!r},"
-            " --pretrained PATH), or try things out with random weights (--pretrained random)"
-        ) from error
 
 
 def _build(config: dict[str, Any], weights: Path | None) -> open_clip.CLIP:

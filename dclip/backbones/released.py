@@ -1,0 +1,94 @@
+"""Released weights: out of Hugging Face's cache, or fetched; told in seconds if neither can be.
+
+Its client goes on for a minute where there is no network. So the cache is looked at first, without
+a network; then the server is asked once, and only if it answers the client is let go.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import open_clip
+from huggingface_hub.errors import HfHubHTTPError
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+logger = logging.getLogger(__name__)
+
+SECONDS_TO_ANSWER = 5.0
+"""How long the server of the weights may take to say anything."""
+
+
+def find_weights(tag: Mapping[str, Any], name: str, *, architecture: str) -> Path:
+    """The file of a released set of weights, from the cache or the network.
+
+    Args:
+        tag: Entry of open_clip's table; ``hf_hub`` says where the file lies.
+        name: How messages call the weights: ``"RN101/openai"``.
+        architecture: Backbone to name beside a file of these weights.
+
+    Raises:
+        OSError: If they are not here and cannot be fetched; the message says what to do.
+    """
+    repository, _, filename = str(tag.get("hf_hub", "")).rpartition("/")
+    filenames = _alternatives(filename or HF_WEIGHTS_NAME)
+    for candidate in filenames if repository else []:
+        cached = huggingface_hub.try_to_load_from_cache(repository, candidate)
+        if isinstance(cached, str):
+            return Path(cached)
+    try:
+        if repository:
+            _ask_once(repository, filenames[0])
+        logger.info("fetching the weights %s", name)
+        return Path(open_clip.download_pretrained(dict(tag)))
+    except Exception as error:  # huggingface_hub and urllib fail in many ways; all mean "not here"
+        reason = " ".join(str(error).split())[:200]
+        source = (
+            f"hf download {repository} {filenames[0]}" if repository else f"from {tag.get('url')}"
+        )
+        raise OSError(
+            f"the weights {name} are not on this machine and could not be fetched"
+            f" ({type(error).__name__}{f': {reason}' if reason else ''}). Where there is a network,"
+            f" fetch them ({source}), and give the file: backbone {architecture!r}, --pretrained"
+            " FILE. HTTPS_PROXY names a proxy, HF_ENDPOINT a mirror, HF_HUB_OFFLINE=1 does without"
+            " asking. To try things out: --pretrained random, or the data set shapes with its tiny"
+            " CLIP"
+        ) from error
+
+
+def _alternatives(filename: str) -> list[str]:
+    """Names a file of weights may have on the Hub, in the order in which open_clip tries them."""
+    if filename == HF_WEIGHTS_NAME:
+        return [HF_SAFE_WEIGHTS_NAME, filename]
+    if filename.endswith((".bin", ".pth")):
+        return [f"{filename[:-4]}.safetensors", filename]
+    return [filename]
+
+
+def _ask_once(repository: str, filename: str) -> None:
+    """Return if the Hub answers, whatever it says of the file; raise what stood in the way if not.
+
+    A thread asks, since nothing bounds the time that the look-up of a host's name may take.
+    """
+    url = huggingface_hub.hf_hub_url(repository, filename)
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            huggingface_hub.get_hf_file_metadata(url, timeout=SECONDS_TO_ANSWER)
+        except HfHubHTTPError as error:
+            answer = getattr(error, "response", None)
+            if answer is None or answer.status_code >= 500:
+                failures.append(error)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=ask, name="weights", daemon=True)
+    thread.start()
+    thread.join(SECONDS_TO_ANSWER)
+    if thread.is_alive():
+        raise TimeoutError(f"{url} does not answer within {SECONDS_TO_ANSWER:g} s")
+    if failures:
+        raise failures[0]
