@@ -2,14 +2,18 @@
 
 import logging
 import os
+import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 from pipeline.config import Config
-from pipeline.errors import StageError
+from pipeline.errors import StageError, UsageError, told
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +21,14 @@ log = logging.getLogger(__name__)
 # elastic training otherwise lets wait a minute for workers of a node it has just lost, quiet
 # start-up. glibc keeps the memory that tensors free: else every large
 # one is mapped and zeroed page by page anew, and a CPU encodes a fifth more slowly.
+# On a busy machine Ray's parts find each other later than the 30 or 60 s it gives them.
+_START_SECONDS = 180
 _ENVIRONMENT = {
+    "RAY_agent_register_timeout_ms": str(1000 * _START_SECONDS),
+    "RAY_gcs_server_port_wait_time_s": str(_START_SECONDS),
+    "RAY_raylet_start_wait_time_s": str(_START_SECONDS),
+    "RAY_worker_register_timeout_seconds": str(_START_SECONDS),
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(_START_SECONDS),
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
@@ -66,7 +77,8 @@ def _gpus() -> str:
 def ray_session(config: Config, *, dashboard: bool = False) -> Iterator[None]:
     """Run a block with Ray: a running session, the cluster of ``RAY_ADDRESS``, or a local one.
 
-    A local one is stopped at the end; a session that was there before is left alone.
+    A local one is stopped at the end; a session that was there before is left alone. A local Ray
+    that does not come up, as on a busy machine, is tried a second time.
 
     Args:
         config: Settings; ``device`` decides whether Ray may hand out GPUs.
@@ -74,37 +86,218 @@ def ray_session(config: Config, *, dashboard: bool = False) -> Iterator[None]:
             needs to free the resources of stopped trials.
 
     Raises:
-        StageError: The cluster cannot be reached.
+        UsageError: ``RAY_ADDRESS`` is no address of a cluster.
+        StageError: The cluster cannot be reached, or Ray does not start.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    address = cluster_address()
     import ray
 
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    options = {} if address else {"include_dashboard": dashboard, "address": "local"}
-    if config.device == "cpu" and not address:
-        options["num_gpus"] = 0
-    try:
-        # progress bars and log lines of ours replace Ray's own
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-    except Exception as error:  # of no class of its own where a start takes too long
-        reason = str(error).splitlines()[0]
-        remedy = (
-            "unset RAY_ADDRESS to run on this machine"
-            if address
-            else "run the command again when the machine is less busy"
-        )
-        raise StageError(
-            f"cannot start Ray (RAY_ADDRESS={address!r}): {reason}; {remedy}"
-        ) from None
-    _protect_token()
+    if address:
+        _join(address)
+    else:
+        options: dict[str, Any] = {"num_gpus": 0} if config.device == "cpu" else {}
+        _start(include_dashboard=dashboard, **options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+_PROBE_SECONDS = 5.0  # a cluster that takes longer to say its name is not there
+_SILENCE_SECONDS = 10.0  # of a start, after which it is said what is waited for
+_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
+
+
+def cluster_address() -> str:
+    """Value of ``RAY_ADDRESS``, well formed; empty where Ray shall run on this machine.
+
+    Raises:
+        UsageError: It is neither ``host:port`` nor ``auto`` or ``local``.
+    """
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    if address in ("", "local"):
+        return ""
+    if address == "auto":
+        return address
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"RAY_ADDRESS={address}: Ray Client cannot run the stages; use HOST:PORT of the head "
+            "node (port 6379 by default) on a machine of the cluster"
+        )
+    port = _PORT.fullmatch(address)
+    if port is None or not 0 < int(port[1]) < 1 << 16:
+        raise UsageError(
+            f"RAY_ADDRESS={address!r} is not HOST:PORT of a cluster's head node, auto or local"
+        )
+    return address
+
+
+def _join(address: str) -> None:
+    """Join a cluster, once its head node has answered; Ray itself asks a dead one for minutes."""
+    import ray
+
+    remedy = "start the cluster, or unset RAY_ADDRESS to run on this machine"
+    _ask_head(address, remedy)
+    try:
+        # progress bars and log lines of ours replace Ray's own
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:
+        ray.shutdown()
+        raise StageError(
+            f"cannot join the cluster of RAY_ADDRESS={address}: {told(error)}; {remedy}"
+        ) from None
+
+
+def _ask_head(address: str, remedy: str) -> None:
+    """Find out in seconds whether a head node is at the address, and a node on this machine."""
+    import grpc
+    import psutil
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray._raylet import AuthenticationTokenLoader
+
+    try:  # of auto: what `ray start` noted down
+        place = str(canonicalize_bootstrap_address(address))
+        is_found = address == "auto" and "RAY_AUTH_MODE" not in os.environ  # Ray then uses a token
+        loader = AuthenticationTokenLoader.instance()
+        token = loader.get_token_for_http_header(ignore_auth_mode=is_found)
+    except Exception as error:  # Ray's own have no class in common
+        raise StageError(
+            f"cannot join the cluster of RAY_ADDRESS={address}: {told(error)}; {remedy}"
+        ) from None
+    shown = address if address == place else f"{address} ({place})"
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+        with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
+            ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+            try:
+                ask(b"", timeout=_PROBE_SECONDS, metadata=tuple(token.items()))
+            except grpc.RpcError as error:
+                why, what = {
+                    "UNAVAILABLE": ("nothing answers there", remedy),
+                    "DEADLINE_EXCEEDED": (f"no answer within {_PROBE_SECONDS:.0f} s", remedy),
+                    "UNIMPLEMENTED": (
+                        "what answers is no head node",
+                        "give its address and port, 6379 by default",
+                    ),
+                    "UNAUTHENTICATED": (
+                        "it refuses our token" if token else "it asks for a token",
+                        "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what `ray get-auth-token` "
+                        "prints on the head node",
+                    ),
+                }.get(error.code().name, (told(error), remedy))
+                raise StageError(
+                    f"cannot join the cluster of RAY_ADDRESS={shown}: {why}; {what}"
+                ) from None
+    if not any("raylet" in process.name() for process in psutil.process_iter()):
+        raise StageError(
+            f"no node of the cluster RAY_ADDRESS={shown} runs on this machine; join it with "
+            f"`ray start --address={place}`, or run the command on one of its nodes"
+        )
+
+
+def _start(**options: Any) -> None:
+    """Start a local Ray; a second time if the first fails, with what it left ended before."""
+    import psutil
+    import ray
+
+    def say() -> None:
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+        log.info(
+            "starting Ray; this takes its time where the machine is busy (load %.0f on %d CPUs)",
+            load,
+            os.cpu_count() or 1,
+        )
+
+    me = psutil.Process()
+    failures: list[str] = []
+    while True:
+        before = set(me.children(recursive=True))
+        timer = threading.Timer(_SILENCE_SECONDS, say)
+        timer.daemon = True
+        timer.start()
+        try:
+            with _patience():
+                # progress bars and log lines of ours replace Ray's own
+                ray.init(
+                    address="local", logging_level=logging.ERROR, log_to_driver=False, **options
+                )
+        except Exception as error:  # of no class of its own where a start takes too long
+            ray.shutdown()
+            _end([child for child in me.children(recursive=True) if child not in before])
+            if isinstance(error, OSError) and error.filename is not None:
+                _tell_unwritable(error)
+            failures.append(told(error))
+        else:
+            break
+        finally:
+            timer.cancel()
+        if len(failures) > 1:
+            raise StageError(
+                f"cannot start Ray, tried twice: {failures[-1]}; run the command again when the "
+                "machine is less busy"
+            )
+        log.warning("Ray did not start (%s); trying once more", failures[-1])
+    _protect_token()
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Let Ray wait for its node as long as for all else: its 30 s for this are no setting."""
+    import psutil
+    from ray._private import services
+
+    ask = services.get_node
+    deadline = time.monotonic() + _START_SECONDS
+
+    def is_starting() -> bool:
+        """Whether the node's process is there; a dead one is waited for in vain."""
+        children = psutil.Process().children()
+        return any(c.name() == "raylet" and c.status() != psutil.STATUS_ZOMBIE for c in children)
+
+    def get_node(*place: Any) -> Any:
+        while True:
+            try:
+                return ask(*place)
+            except RuntimeError:  # it has not registered yet
+                if time.monotonic() > deadline or not is_starting():
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = get_node
+    try:
+        yield
+    finally:
+        services.get_node = ask
+
+
+def _end(processes: list[Any]) -> None:
+    """End processes that a failed start left, and wait until they are gone."""
+    import psutil
+
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+def _tell_unwritable(error: OSError) -> NoReturn:
+    """Say what cannot be written, and how to have it elsewhere.
+
+    Raises:
+        StageError: Always.
+    """
+    home = str(Path.home())
+    remedy = (
+        "set HOME to a folder that can be written (Ray keeps its token there), or set "
+        "RAY_AUTH_TOKEN"
+        if str(error.filename).startswith(home)
+        else "set RAY_TMPDIR to a folder that can be written"
+    )
+    raise StageError(f"cannot start Ray: {told(error)}; {remedy}") from None
 
 
 @dataclass(frozen=True)
