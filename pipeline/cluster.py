@@ -158,7 +158,7 @@ def _ask_head(address: str, remedy: str) -> None:
     import grpc
     import psutil
     from ray._private.services import canonicalize_bootstrap_address
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled
 
     try:  # of auto: what `ray start` noted down
         place = str(canonicalize_bootstrap_address(address))
