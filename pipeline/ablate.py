@@ -459,6 +459,7 @@ def _write(config: Config, plan: _Plan, table: Sequence[Mapping[str, Any]]) -> l
     """Table as CSV and JSON, and its picture."""
     from dclip.paths import atomic_write, write_text
     from pipeline import figures
+    from pipeline.canvas import save
     from pipeline.features import warnings_of
     from pipeline.provenance import git_commit
 
@@ -477,7 +478,7 @@ def _write(config: Config, plan: _Plan, table: Sequence[Mapping[str, Any]]) -> l
     }
     write_text(data, json.dumps(about, indent=1))
     picture = plan.folder / "ablation.png"
-    figures.save(figures.ablation(table), picture)
+    save(figures.ablation(table), picture)
     return [sheet, data, picture]
 
 

@@ -739,6 +739,7 @@ def stats(
         For each split: images, images looked at, classes, and counts of labels.
     """
     from pipeline import figures
+    from pipeline.canvas import save
 
     out.mkdir(parents=True, exist_ok=True)
     for split in splits or default_splits(name, root):
@@ -752,8 +753,8 @@ def stats(
         files = [out / f"{slug}-{split}-{what}.png" for what in ("classes", "cooccurrence")]
         counts = together.diagonal()
         title = f"{name.rpartition('/')[2]} {split}, {len(labels):,} of {len(listing):,} images"
-        figures.save(figures.class_histogram(counts, class_names, title), files[0])
-        figures.save(figures.cooccurrence(together, class_names, title), files[1])
+        save(figures.class_histogram(counts, class_names, title), files[0])
+        save(figures.cooccurrence(together, class_names, title), files[1])
         per_image = positives.sum(axis=1)
         yield {
             "dataset": name,

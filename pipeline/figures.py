@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -17,8 +16,8 @@ from torch.nn import functional as F
 from dclip.data.images import ImageError
 from dclip.logits import similarity_maps
 from dclip.metrics import cosine_matrix
-from dclip.paths import atomic_write
 from dclip.reader import FeatureReader
+from pipeline.canvas import MAX_INCHES, heading, more, save, short
 from pipeline.config import Config, bounds
 from pipeline.features import open_features
 from pipeline.mask_figures import show_heat
@@ -53,6 +52,10 @@ _COLORS = {
 }
 _SPARE = ("#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 _MAX_CLASSES_IN_MAPS = 6
+_READABLE = 80  # classes with their names along both sides of a matrix
+_LISTED = 150  # classes with their names along one side
+_BARS = 40
+_PANELS = 24
 
 
 def draw_all(
@@ -63,7 +66,10 @@ def draw_all(
     systems: "Mapping[str, Scores]",
     models: Models,
 ) -> list[Path]:
-    """Draw every picture of a report; the files, in the order to look at them."""
+    """Draw every picture of a report; the files, in the order to look at them.
+
+    With a single class there is no similarity to draw.
+    """
     test = open_features(plan.folders[:1], config.output, verify=False)
     pairs, classes = test.text_features()
     texts = {"clip": pairs[len(pairs) // 2 :]}
@@ -73,16 +79,18 @@ def draw_all(
         texts[method] = projected[len(projected) // 2 :]
     matrices = {name: cosine_matrix(features).numpy() for name, features in texts.items()}
     names = report["class_names"]
-    drawn = {
-        "similarity.png": similarity_matrices(matrices, names),
-        "cosines.png": cosine_histogram(matrices),
-        "average_precision.png": ap_bars(
-            {name: report["systems"][name] for name in systems}, names
-        ),
-        "activation_maps.png": activation_maps(
-            plan, test, classes, models, limit=config.evaluate.scenes
-        ),
-    }
+    title = subject(report, str(test.manifest.spec["backbone_name"]))
+    drawn = {}
+    if len(names) > 1:
+        drawn["similarity.png"] = similarity_matrices(matrices, names, title)
+        drawn["cosines.png"] = cosine_histogram(matrices, title)
+    positives = (test.labels == 1).sum(dim=0).tolist()
+    drawn["average_precision.png"] = ap_bars(
+        {name: report["systems"][name] for name in systems}, names, positives, title
+    )
+    drawn["activation_maps.png"] = activation_maps(
+        plan, test, classes, models, limit=config.evaluate.scenes, title=title
+    )
     paths = []
     for name, figure in drawn.items():
         save(figure, folder / name)
@@ -90,34 +98,68 @@ def draw_all(
     return paths
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    FigureCanvasAgg(figure)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+def subject(report: "Report", backbone: str) -> str:
+    """What the pictures of a report are of: data, frozen CLIP, checkpoints."""
+    data = f"{Path(report['dataset']).name} {report['split']}, {report['images']:,} images"
+    if report.get("test_on_train"):
+        data += ", TRAINED ON THESE"
+    files = [f"{name}: {Path(path).stem}" for name, path in report["checkpoints"].items()]
+    return heading(f"{data}, {backbone}", *(short(line, 90) for line in files[:4]))
 
 
-def similarity_matrices(matrices: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
-    """Cosine of every class with every other, before and after projection, on one colour scale."""
-    figure = Figure(figsize=(4.6 * len(matrices) + 0.8, 4.9), layout="constrained")
+def block_order(similarity: np.ndarray) -> np.ndarray:
+    """Positions in an order in which similar ones stand together, so that blocks show.
+
+    By the second eigenvector of the graph Laplacian (Fiedler), which minimises the squared
+    distance between neighbours weighted by their similarity.
+    """
+    if len(similarity) < 3:
+        return np.arange(len(similarity))
+    weights = similarity - similarity.min()
+    np.fill_diagonal(weights, 0)
+    laplacian = np.diag(weights.sum(axis=1)) - weights
+    vector = np.linalg.eigh(laplacian)[1][:, 1]
+    return np.argsort(vector if vector[0] <= vector[-1] else -vector, kind="stable")
+
+
+def similarity_matrices(
+    matrices: Mapping[str, np.ndarray], names: Sequence[str], title: str = ""
+) -> Figure:
+    """Cosine of every class with every other, before and after projection, on one colour scale.
+
+    Rows and columns are ordered by the first matrix so that similar classes stand together. Of more
+    classes than can be read, those that it confuses most are shown.
+    """
+    first = next(iter(matrices.values()))
+    nearest = (first - 2 * np.eye(len(first))).max(axis=1)
+    most = np.sort(np.argsort(-nearest, kind="stable")[:_READABLE])
+    order = most[block_order(first[np.ix_(most, most)])]
+    side = max(3.2, 0.115 * len(order) + 0.4)
+    longest = max(len(short(names[column])) for column in order)
+    figure = Figure(
+        figsize=((side + 0.075 * longest) * len(matrices) + 1.2, side + 0.075 * longest + 1.2),
+        layout="constrained",
+    )
     axes = figure.subplots(1, len(matrices), squeeze=False)[0]
     low = min(0.0, *(float(matrix.min()) for matrix in matrices.values()))
     image = None
     for axis, (system, matrix) in zip(axes, matrices.items(), strict=True):
-        image = axis.imshow(matrix, vmin=low, vmax=1.0, cmap="viridis")
+        image = axis.imshow(matrix[np.ix_(order, order)], vmin=low, vmax=1.0, cmap="viridis")
         mean = _off_diagonal(matrix).mean()
         axis.set_title(f"{_label(system)}: mean {mean:.2f} off the diagonal", fontsize=10)
-        if len(names) <= 40:
-            axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-            axis.set_yticks(range(len(names)), names, fontsize=7)
+        labels = [short(names[column]) for column in order]
+        axis.set_xticks(range(len(order)), labels, rotation=90, fontsize=7)
+        axis.set_yticks(range(len(order)), labels, fontsize=7)
     if image is not None:
         figure.colorbar(image, ax=axes, shrink=0.8, label="cosine of positive prompts")
+    shown = more(len(order), len(names), "classes, those most alike to frozen CLIP")
+    figure.suptitle(heading(title, shown), fontsize=9)
     return figure
 
 
-def cosine_histogram(matrices: Mapping[str, np.ndarray]) -> Figure:
+def cosine_histogram(matrices: Mapping[str, np.ndarray], title: str = "") -> Figure:
     """How the cosines of all pairs of classes are distributed."""
-    figure = Figure(figsize=(7.0, 3.8), layout="constrained")
+    figure = Figure(figsize=(7.0, 4.3), layout="constrained")
     axis = figure.subplots()
     above = np.triu_indices(len(next(iter(matrices.values()))), k=1)
     values = {system: matrix[above] for system, matrix in matrices.items()}
@@ -136,16 +178,30 @@ def cosine_histogram(matrices: Mapping[str, np.ndarray]) -> Figure:
     axis.set_ylabel("pairs of classes")
     axis.legend(frameon=False, ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=9)
     return figure
 
 
-def ap_bars(systems: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Figure:
-    """AP of every class that occurs, by every system; sorted by the last system's AP."""
+def ap_bars(
+    systems: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str],
+    positives: Sequence[int],
+    title: str = "",
+) -> Figure:
+    """AP of every class that occurs, by every system; sorted by the last system's AP.
+
+    Args:
+        systems: ``map``, and ``ap`` of every class, None where it occurs in no image.
+        names: Of the classes.
+        positives: Images of each class, shown beside its name.
+        title: Of the picture.
+    """
     last = list(systems.values())[-1]["ap"]
     order = [column for column in range(len(names)) if last[column] is not None]
     order.sort(key=lambda column: -last[column])
-    shown = order if len(order) <= 40 else order[:20] + order[-20:]
-    figure = Figure(figsize=(max(7.0, 0.62 * len(shown) + 2), 4.4), layout="constrained")
+    half = _BARS // 2
+    shown = order if len(order) <= _BARS else order[:half] + order[-half:]
+    figure = Figure(figsize=(max(7.0, 0.62 * len(shown) + 2), 4.9), layout="constrained")
     axis = figure.subplots()
     width = 0.85 / len(systems)
     for number, (system, row) in enumerate(systems.items()):
@@ -158,11 +214,20 @@ def ap_bars(systems: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> F
             color=_color(system, number),
             label=f"{_label(system)} (mAP {100 * row['map']:.1f})",
         )
-    axis.set_xticks(range(len(shown)), [names[column] for column in shown], rotation=45, ha="right")
+    if len(shown) < len(order):
+        axis.axvline(half - 0.5, color="#7f7f7f", lw=1, ls=":")
+    labels = [f"{short(names[column])} (n={positives[column]})" for column in shown]
+    axis.set_xticks(range(len(shown)), labels, rotation=45, ha="right", fontsize=9)
     axis.set_ylabel("average precision, %")
     axis.set_ylim(0, 100)
     axis.legend(frameon=False, ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axis.spines[["top", "right"]].set_visible(False)
+    left_out = more(len(shown), len(order), "classes, the best and the worst of the last system")
+    absent = len(names) - len(order)
+    without = (
+        f"{absent:,} {'class is' if absent == 1 else 'classes are'} in no image" if absent else ""
+    )
+    figure.suptitle(heading(title, left_out, without), fontsize=9)
     return figure
 
 
@@ -173,51 +238,80 @@ def activation_maps(
     models: Models,
     *,
     limit: int,
+    title: str = "",
 ) -> Figure:
-    """Where each present class lights up: frozen CLIP above, checkpoints below.
+    """Where each present class lights up, and an absent one: frozen CLIP above, checkpoints below.
 
     CLIP's map is the cosine of each location with the class; a checkpoint's is the cosine with
     the positive prompt less that with the negative one, which its probability is made of. The
-    images with most classes come first. All maps of one system and image share one scale, so that
+    images with most classes come first. The last column is the absent class that frozen CLIP takes
+    for most alike to a present one. All maps of one system and image share one scale, so that
     a map which lights up for the wrong class shows.
     """
     counts = (test.labels == 1).sum(dim=1)
-    rows = torch.argsort(counts, descending=True, stable=True)[:limit].tolist()
     systems = ["clip", *models]
-    columns = 1 + min(_MAX_CLASSES_IN_MAPS, int(counts.max()))
-    figure = Figure(figsize=(1.75 * columns, 1.85 * len(rows) * len(systems)), layout="constrained")
-    axes = figure.subplots(len(rows) * len(systems), columns, squeeze=False)
+    most = max(1, int(MAX_INCHES / (2.05 * len(systems))))
+    rows = torch.argsort(counts, descending=True, stable=True)[: min(limit, most)].tolist()
+    columns = 2 + min(_MAX_CLASSES_IN_MAPS, int(counts.max()))
+    lines = len(rows) * len(systems)
+    figure = Figure(figsize=(1.75 * columns + 1.0, 1.95 * lines + 0.7), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
+    alike = cosine_matrix(classes.float())
     for block, row in enumerate(rows):
         try:
             picture = plan.listing.read(int(test.indices[row])).image
         except (ImageError, OSError) as error:
             log.warning("figures: image %s left out: %s", test.keys[row], error)
             continue
-        side = 256
-        pixels = np.asarray(picture.resize((side, side)))
-        present = torch.nonzero(test.labels[row] == 1).flatten().tolist()[: columns - 1]
+        picture.thumbnail((256, 256))
+        pixels = np.asarray(picture)
+        present = torch.nonzero(test.labels[row] == 1).flatten().tolist()
+        left_out = len(present) - (columns - 2)
+        shown = present[: columns - 2]
+        absent = _confusable(alike, test.labels[row], shown)
         local = test.local(np.array([row])).float()
         if test.manifest.include_global_token:
             local = local[:, 1:]
         for line, system in enumerate(systems):
-            maps = _maps(system, local, classes, models)[0]
-            shown = maps[present] if present else maps
-            low, high = float(shown.min()), float(shown.max())
+            wanted = shown if absent is None else [*shown, absent]
+            maps = _maps(system, local, classes, models)[0][wanted]
+            low, high = (float(maps.min()), float(maps.max())) if wanted else (0.0, 1.0)
             top = axes[block * len(systems) + line]
             top[0].imshow(pixels)
-            top[0].set_title(_label(system), fontsize=9)
-            for axis, column in zip(top[1:], present, strict=False):
-                heat = F.interpolate(
-                    maps[column].view(1, 1, *test.manifest.grid),
-                    size=(side, side),
+            extra = f"\nand {left_out} more" if left_out > 0 else ""
+            top[0].set_title(f"{_label(system)}{extra}", fontsize=9)
+            drawn = None
+            for axis, column, heat in zip(top[1:], wanted, maps, strict=False):
+                large = F.interpolate(
+                    heat.view(1, 1, *test.manifest.grid),
+                    size=pixels.shape[:2],
                     mode="bilinear",
                     align_corners=False,
                 )[0, 0]
-                show_heat(axis, pixels, heat.numpy(), low, high)
-                axis.set_title(test.class_names[column], fontsize=9)
+                drawn = show_heat(axis, pixels, large.numpy(), low, high)
+                name = short(test.class_names[column], 18)
+                if column == absent:
+                    axis.set_title(f"{name}\n(absent)", fontsize=9, color="#d55e00")
+                else:
+                    axis.set_title(name, fontsize=9)
+            if drawn is not None:
+                figure.colorbar(drawn, ax=top.tolist(), shrink=0.8, aspect=12).ax.tick_params(
+                    labelsize=7
+                )
+    note = "cosine with the class; checkpoints: positive less negative prompt; a scale each line"
+    fewer = more(len(rows), limit, "scenes asked for") if len(rows) < min(limit, len(test)) else ""
+    figure.suptitle(heading(title, fewer, note), fontsize=9)
     return figure
+
+
+def _confusable(alike: Tensor, labels: Tensor, present: Sequence[int]) -> int | None:
+    """The class known to be absent that is most alike to one of those that are present."""
+    absent = torch.nonzero(labels == 0).flatten()
+    if not len(absent) or not present:
+        return None
+    return int(absent[alike[absent][:, list(present)].amax(dim=1).argmax()])
 
 
 @torch.no_grad()
@@ -231,12 +325,16 @@ def _maps(system: str, local: Tensor, classes: Tensor, models: Models) -> Tensor
     return positive - negative
 
 
-def sweep_trials(rows: Sequence[Mapping[str, Any]], space: Mapping[str, list[Any] | str]) -> Figure:
+def sweep_trials(
+    rows: Sequence[Mapping[str, Any]], space: Mapping[str, list[Any] | str], title: str = ""
+) -> Figure:
     """Validation mAP of every trial against each swept setting, coloured by inter-class cosine.
 
-    Values of a list stand side by side, those of a range on a scale.
+    Values of a list stand side by side, those of a range on a scale. The best trial is ringed and
+    named. Of more than 24 settings the first are shown.
     """
-    keys = list(space)
+    keys = list(space)[:_PANELS]
+    best = max(rows, key=lambda row: row["val_map"])
     titles = {
         "train.mfi_weight": "MFI weight \u03b1",
         "train.redundancy_weight": "redundancy weight \u03bb",
@@ -264,9 +362,18 @@ def sweep_trials(rows: Sequence[Mapping[str, Any]], space: Mapping[str, list[Any
             edgecolors="black",
             linewidths=0.4,
         )
+        place = values.index(best[key]) if is_list else best[key]
+        axis.scatter(
+            [place], [100 * best["val_map"]], s=160, facecolors="none", edgecolors="#d55e00", lw=1.8
+        )
         if is_list:
-            names = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
-            axis.set_xticks(range(len(values)), names)
+            names = [short(f"{v:g}" if isinstance(v, float) else str(v), 12) for v in values]
+            every = -(-len(values) // 16)
+            axis.set_xticks(
+                range(0, len(values), every),
+                names[::every],
+                rotation=0 if sum(map(len, names)) < 32 else 60,
+            )
             axis.set_xlim(-0.5, len(values) - 0.5)
         elif (ends := bounds(str(scale)))[1] > 10 * ends[0] > 0:
             axis.set_xscale("log")
@@ -283,7 +390,15 @@ def sweep_trials(rows: Sequence[Mapping[str, Any]], space: Mapping[str, list[Any
         axis.set_ylabel("mAP on held-out images, %")
     if points is not None:
         figure.colorbar(points, ax=axes, label="inter-class cosine after training")
+    settings = ", ".join(f"{key.removeprefix('train.')}={_value(best[key])}" for key in keys)
+    named = short(f"ringed: trial {best['trial']}, {100 * best['val_map']:.1f} %, {settings}", 110)
+    shown = more(len(keys), len(space), "settings")
+    figure.suptitle(heading(title, shown, named), fontsize=9)
     return figure
+
+
+def _value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def ablation(lines: Sequence[Mapping[str, Any]]) -> Figure:
@@ -320,18 +435,22 @@ def ablation(lines: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def class_histogram(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
-    """Images of every class, the most frequent first; on a logarithmic axis if they differ much."""
-    order = np.argsort(-counts, kind="stable")
-    figure = Figure(figsize=(max(6.0, 0.17 * len(names) + 1.5), 4.8), layout="constrained")
+    """Images of every class, the most frequent first; on a logarithmic axis if they differ much.
+
+    Of more classes than can be read, the most frequent are shown.
+    """
+    order = np.argsort(-counts, kind="stable")[:_LISTED]
+    figure = Figure(figsize=(max(6.0, 0.17 * len(order) + 1.5), 4.8), layout="constrained")
     axis = figure.subplots()
-    axis.bar(range(len(names)), counts[order], color="#0072b2", width=0.8)
+    axis.bar(range(len(order)), counts[order], color="#0072b2", width=0.8)
     if counts.max() > 30 * max(counts.min(), 1):
         axis.set_yscale("symlog", linthresh=1)  # which has a place for 0
     axis.set_ylim(bottom=0)
-    axis.set_xlim(-0.7, len(names) - 0.3)
-    axis.set_xticks(range(len(names)), [names[i] for i in order], rotation=90, fontsize=8)
+    axis.set_xlim(-0.7, len(order) - 0.3)
+    axis.set_xticks(range(len(order)), [short(names[i]) for i in order], rotation=90, fontsize=8)
     axis.set_ylabel("images with the class")
-    axis.set_title(title, fontsize=10, loc="left")
+    shown = more(len(order), len(names), "classes, the most frequent")
+    axis.set_title(heading(title, shown), fontsize=10, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -340,22 +459,30 @@ def cooccurrence(together: np.ndarray, names: Sequence[str], title: str) -> Figu
     """Of the images with the class of a row, the share that has the class of a column as well.
 
     ``together[i, j]`` counts the images with both; on the diagonal those with the class. The
-    diagonal, and rows of classes without any image, are left grey.
+    diagonal, and rows of classes without any image, are left grey. Classes that occur together
+    stand together; of more than can be read, the most frequent are shown.
     """
-    counts = together.diagonal()[:, None]
-    share = np.divide(together, counts, out=np.full(together.shape, np.nan), where=counts > 0)
+    most = np.sort(np.argsort(-together.diagonal(), kind="stable")[:_LISTED])
+    both = together[np.ix_(most, most)].astype(float)
+    own = np.sqrt(np.maximum(both.diagonal(), 1))
+    order = block_order(both / own[:, None] / own[None, :])
+    both, most = both[np.ix_(order, order)], most[order]
+    counts = both.diagonal()[:, None].copy()
+    share = np.divide(both, counts, out=np.full(both.shape, np.nan), where=counts > 0)
     np.fill_diagonal(share, np.nan)
-    side = max(5.0, 0.15 * len(names) + 2.0)
+    side = max(5.0, 0.15 * len(most) + 2.0)
     figure = Figure(figsize=(side + 1.0, side), layout="constrained")
     axis = figure.subplots()
     axis.set_facecolor("#d9d9d9")
     # most shares are small; the square root keeps them apart
     image = axis.imshow(share, norm=PowerNorm(0.5, vmin=0, vmax=1), cmap="viridis")
-    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
+    labels = [short(names[column]) for column in most]
+    axis.set_xticks(range(len(most)), labels, rotation=90, fontsize=8)
+    axis.set_yticks(range(len(most)), labels, fontsize=8)
     axis.set_xlabel("share that also has ...")
     axis.set_ylabel("of the images with ...")
-    axis.set_title(title, fontsize=10, loc="left")
+    shown = more(len(most), len(names), "classes, the most frequent")
+    axis.set_title(heading(title, shown), fontsize=10, loc="left")
     bar = figure.colorbar(
         image, ax=axis, shrink=min(0.8, 6 / side), anchor=(0, 1), label="share of the row's images"
     )

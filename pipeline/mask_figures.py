@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
+from pipeline.canvas import heading, more, short
+
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
 
@@ -24,8 +26,9 @@ PALETTE = (
 _SIDE = 480  # pixels of the long side of an image in a picture
 _COLUMNS = 5
 _MOST_MAPS = 24
-_MOST_LEGEND = 12
+_MOST_LEGEND = 10
 _OPACITY = 0.62
+_OTHERS = "#d9d9d9"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def heat_maps(
     *,
     label: str,
     limits: tuple[float, float] | None = None,
+    title: str = "",
 ) -> Figure:
     """The image, and beside it where each class is, all on one scale.
 
@@ -73,6 +77,7 @@ def heat_maps(
         titles: What stands above each of them.
         label: What the values are.
         limits: Ends of the scale; None for the smallest and largest value that is drawn.
+        title: Of the picture.
     """
     count = min(len(maps), _MOST_MAPS)
     pixels = np.asarray(_small(image))
@@ -81,23 +86,24 @@ def heat_maps(
     rows = -(-(count + 1) // columns)
     cell = 2.3
     figure = Figure(
-        figsize=(cell * columns + 1.1, (cell * height / width + 0.3) * rows),
+        figsize=(cell * columns + 1.1, (cell * _height(image) + 0.3) * rows + 0.3),
         layout="constrained",
     )
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes:
         axis.axis("off")
     axes[0].imshow(pixels)
-    left_out = f"; {len(maps) - count} classes more" if len(maps) > count else ""
-    axes[0].set_title(f"image{left_out}", fontsize=10)
+    axes[0].set_title("image", fontsize=10)
     low, high = limits or (float(maps[:count].min()), float(maps[:count].max()))
     drawn = None
-    for axis, own, title in zip(axes[1:], maps[:count], titles, strict=False):
+    for axis, own, head in zip(axes[1:], maps[:count], titles, strict=False):
         heat = np.asarray(Image.fromarray(own).resize((width, height), Image.Resampling.BILINEAR))
         drawn = show_heat(axis, pixels, heat, low, high)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(head, fontsize=10)
     if drawn is not None:
         figure.colorbar(drawn, ax=axes.tolist(), shrink=0.8, aspect=30, label=label)
+    shown = more(count, len(maps), "classes, those of the highest score")
+    figure.suptitle(heading(title, shown), fontsize=9)
     return figure
 
 
@@ -118,7 +124,7 @@ def overlay(
         mask: 0 for background, which is not coloured, ``k`` for ``names[k - 1]``.
         names: Of the classes.
     """
-    return comparison([MaskRow(image, [mask], [""])], [""], ["background", *names], 0)
+    return comparison([MaskRow(image, [mask], [""])], [""], ["background", *names], 0, ignore=None)
 
 
 def comparison(
@@ -126,68 +132,101 @@ def comparison(
     titles: Sequence[str],
     names: Sequence[str],
     background: int | None,
+    *,
+    ignore: int | None = 255,
+    title: str = "",
 ) -> Figure:
     """Images in rows, masks of them in columns, and a legend beside each row.
 
+    A class has one colour in all rows as far as there are enough; no two of a row share one.
+    Classes beyond the ten of a legend are grey.
+
     Args:
-        rows: The images.
+        rows: The images; of more than fit on a picture, the first.
         titles: Of the columns of masks.
         names: Of the classes, by the values of masks.
-        background: Value that is not coloured; None if all are. Neither is 255.
+        background: Value that is not coloured; None if all are.
+        ignore: Value of pixels that are not counted, and not coloured.
+        title: Of the picture.
     """
-    first = 0 if background is None else 1
     columns = 1 + len(titles)
-    heights = [_height(row.image) for row in rows]
+    heights: list[float] = []
+    for row in rows:
+        if heights and 2.4 * (sum(heights) + _height(row.image)) + 0.42 * len(heights) > 32:
+            break
+        heights.append(_height(row.image))
     figure = Figure(
-        figsize=(2.4 * columns + 1.9, 2.4 * sum(heights) + 0.42 * len(rows) + 0.2),
+        figsize=(2.4 * columns + 2.1, 2.4 * sum(heights) + 0.42 * len(heights) + 0.5),
         layout="constrained",
     )
     axes = figure.subplots(
-        len(rows),
+        len(heights),
         columns + 1,
         squeeze=False,
-        gridspec_kw={"width_ratios": [*[2.4] * columns, 1.7], "height_ratios": heights},
+        gridspec_kw={"width_ratios": [*[2.4] * columns, 1.9], "height_ratios": heights},
     )
-    for number, (row, line) in enumerate(zip(rows, axes, strict=True)):
+    for number, (row, line) in enumerate(zip(rows, axes, strict=False)):
         pixels = np.asarray(_small(row.image))
-        shown: dict[int, int] = {}
-        for axis, mask, title, note in zip(line[1:], row.masks, titles, row.notes, strict=False):
-            small = np.asarray(
-                Image.fromarray(mask).resize(pixels.shape[1::-1], Image.Resampling.NEAREST)
-            )
-            axis.imshow(_coloured(pixels, small, first, background))
-            axis.set_title("\n".join(filter(None, [title * (number == 0), note])), fontsize=9)
-            for value, count in zip(*np.unique(mask, return_counts=True), strict=True):
-                shown[int(value)] = max(shown.get(int(value), 0), int(count))
+        shown = _shares(row, background, ignore)
+        colours = _row_colours(list(shown)[:_MOST_LEGEND], background)
         line[0].imshow(pixels)
+        for axis, mask, head, note in zip(line[1:], row.masks, titles, row.notes, strict=False):
+            axis.imshow(_coloured(pixels, mask, colours, background, ignore))
+            axis.set_title("\n".join(filter(None, [head * (number == 0), note])), fontsize=9)
         line[0].set_title("image" if number == 0 else "", fontsize=9)
         for axis in line:
             axis.axis("off")
-        _legend(line[-1], row, shown, names, background)
+        _legend(line[-1], shown, colours, names, with_shares=len(row.masks) == 1)
+    left_out = more(len(heights), len(rows), "images")
+    figure.suptitle(heading(title, left_out), fontsize=9)
     return figure
 
 
-def _legend(
-    axis: Axes, row: MaskRow, shown: Mapping[int, int], names: Sequence[str], background: int | None
-) -> None:
-    """Classes of a row: those of its first mask, then the largest; of a single mask with shares."""
+def _shares(row: MaskRow, background: int | None, ignore: int | None) -> dict[int, float]:
+    """Share of the pixels of each class of a row, at its largest, in the order of the legend.
+
+    Classes of the first mask come first, then the largest.
+    """
+    shares: dict[int, float] = {}
+    for mask in row.masks:
+        for value, count in zip(*np.unique(mask, return_counts=True), strict=True):
+            if value not in (background, ignore):
+                shares[int(value)] = max(shares.get(int(value), 0.0), int(count) / mask.size)
+    first = set(np.unique(row.masks[0]).tolist())
+    order = sorted(shares, key=lambda value: (value not in first, -shares[value]))
+    return {value: shares[value] for value in order}
+
+
+def _row_colours(values: Sequence[int], background: int | None) -> dict[int, str]:
+    """A colour for each class of a legend: its own, or a free one where two would share it."""
     first = 0 if background is None else 1
-    order = sorted(
-        (value for value in shown if value != background and value < len(names)),
-        key=lambda value: (value not in row.masks[0], -shown[value]),
-    )
-    total = row.masks[0].size
+    colours: dict[int, str] = {}
+    for value in values:
+        own = PALETTE[(value - first) % len(PALETTE)]
+        free = (colour for colour in PALETTE if colour not in colours.values())
+        colours[value] = next(free) if own in colours.values() else own
+    return colours
 
-    def label(value: int) -> str:
-        name = names[value] if len(names[value]) <= 18 else f"{names[value][:17]}\u2026"
-        return f"{name}  {shown[value] / total:.0%}" if len(row.masks) == 1 else name
 
+def _legend(
+    axis: Axes,
+    shown: Mapping[int, float],
+    colours: Mapping[int, str],
+    names: Sequence[str],
+    *,
+    with_shares: bool,
+) -> None:
+    """The classes that are coloured, of a single mask with their shares, and how many are not."""
     patches = [
-        Patch(facecolor=PALETTE[(value - first) % len(PALETTE)], label=label(value))
-        for value in order[:_MOST_LEGEND]
+        Patch(
+            facecolor=colour,
+            label=short(names[value] if value < len(names) else f"value {value}", 18)
+            + (f"  {shown[value]:.0%}" if with_shares else ""),
+        )
+        for value, colour in colours.items()
     ]
-    if len(order) > _MOST_LEGEND:
-        patches.append(Patch(alpha=0, label=f"and {len(order) - _MOST_LEGEND} more"))
+    if len(shown) > len(colours):
+        patches.append(Patch(facecolor=_OTHERS, label=f"and {len(shown) - len(colours)} more"))
     if not patches:
         patches = [Patch(alpha=0, label="background only")]
     axis.legend(
@@ -197,17 +236,28 @@ def _legend(
 
 
 def _coloured(
-    pixels: np.ndarray, mask: np.ndarray, first: int, background: int | None
+    pixels: np.ndarray,
+    mask: np.ndarray,
+    colours: Mapping[int, str],
+    background: int | None,
+    ignore: int | None,
 ) -> np.ndarray:
     """Colours of classes over the grey image, white lines between them; the rest as it is."""
-    table = np.array([rgb_of(value - first) for value in range(256)], float)
+    height, width = pixels.shape[:2]
+    down = (np.arange(height) + 0.5) * mask.shape[0] / height
+    across = (np.arange(width) + 0.5) * mask.shape[1] / width
+    small = mask[np.ix_(down.astype(int), across.astype(int))]
+    paint = np.empty((height, width, 3))
+    paint[:] = tuple(bytes.fromhex(_OTHERS[1:]))
+    for value, colour in colours.items():
+        paint[small == value] = tuple(bytes.fromhex(colour[1:]))
     grey = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
-    blended = (1 - _OPACITY) * grey + _OPACITY * table[mask]
-    plain = (mask == 255) if background is None else (mask == background) | (mask == 255)
+    blended = (1 - _OPACITY) * grey + _OPACITY * paint
+    plain = np.isin(small, [value for value in (background, ignore) if value is not None])
     result = np.where(plain[..., None], 0.5 * grey + 0.5 * pixels, blended)
-    edge = np.zeros(mask.shape, bool)
-    edge[1:] |= mask[1:] != mask[:-1]
-    edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    edge = np.zeros(small.shape, bool)
+    edge[1:] |= small[1:] != small[:-1]
+    edge[:, 1:] |= small[:, 1:] != small[:, :-1]
     result[edge] = 255
     coloured: np.ndarray = result.round().astype(np.uint8)
     return coloured

@@ -275,7 +275,7 @@ def _draw(
     """Write the three pictures of one image; their paths."""
     from dclip.paths import atomic_write
     from pipeline import mask_figures
-    from pipeline.figures import save
+    from pipeline.canvas import save
 
     mask: np.ndarray = found.mask.cpu().numpy()
     paths = {what: plan.folder / f"{name}-{what}.png" for what in ("heat", "mask", "overlay")}

@@ -518,7 +518,7 @@ def draw(
 
     from dclip.paths import atomic_write
     from pipeline import mask_figures
-    from pipeline.figures import save
+    from pipeline.canvas import save
 
     judge = plan.systems[-1].name
     scores = np.concatenate([group.per_image[judge] for group in groups])[:, 0]

@@ -373,6 +373,7 @@ def _write_results(
     """Table of all trials as CSV, and, if any has a score, its picture."""
     from dclip.paths import atomic_write
     from pipeline import figures
+    from pipeline.canvas import save
 
     table, picture = folder / "trials.csv", folder / "trials.png"
     with (
@@ -386,7 +387,7 @@ def _write_results(
     done = [row for row in rows if row["val_map"] is not None]
     if not done:
         return [table]
-    figures.save(figures.sweep_trials(done, space), picture)
+    save(figures.sweep_trials(done, space), picture)
     return [table, picture]
 
 
