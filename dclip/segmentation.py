@@ -19,11 +19,11 @@ References:
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int32, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,7 +37,10 @@ from dclip.prompts import encode_class_names
 from dclip.templates import ZERO_SHOT_TEMPLATE
 
 MAX_CLASSES = 255
-"""Of a label map, background included; 255 is no class but what masks leave out."""
+"""Of a label map of 8 bits, background included; 255 is no class but what masks leave out."""
+
+LabelMap: TypeAlias = UInt8[Tensor, "height width"] | Int32[Tensor, "height width"]
+"""The class of every pixel: in 8 bits, or in 32 where there are more than `MAX_CLASSES`."""
 
 BUDGET = 1 << 26
 """Bytes that the rows drawn at once may take, scores of all classes together."""
@@ -274,7 +277,7 @@ def label_map(
     logit_scale: float = 100.0,
     background: float | None = None,
     budget: int = BUDGET,
-) -> UInt8[Tensor, "height width"]:
+) -> LabelMap:
     """The class of every pixel: the one of the largest score, bilinearly drawn.
 
     Each window's grid is drawn to the window's pixels, windows that overlap are averaged, and the
@@ -291,18 +294,14 @@ def label_map(
 
     Returns:
         Position of the class; with ``background``, 0 for background and 1 + position otherwise.
-
-    Raises:
-        ValueError: If there are more classes than a label map holds.
     """
     num_classes = scores.shape[1]
-    if num_classes + int(background is not None) > MAX_CLASSES:
-        raise ValueError(f"a label map holds {MAX_CLASSES} classes, not {num_classes}")
     scores = at_least_float32(scores)
     # rows of the canvas and of the result, and about as much again in between
     widths = size[1] + canvas[1] * max(1.0, canvas[0] / size[0])
     step = max(1, int(budget / (2 * num_classes * widths * scores.element_size())))
-    result = torch.empty(size, dtype=torch.uint8, device=scores.device)
+    kept = label_dtype(num_classes + int(background is not None))
+    result = torch.empty(size, dtype=kept, device=scores.device)
     for start in range(0, size[0], step):
         stop = min(start + step, size[0])
         drawn = _draw(scores, windows, canvas, size, start, stop)
@@ -312,6 +311,11 @@ def label_map(
             classes = torch.where(1 / total < background, 0, classes + 1)
         result[start:stop] = classes
     return result
+
+
+def label_dtype(num_classes: int) -> torch.dtype:
+    """In what a label map of so many classes is kept, background counted as one."""
+    return torch.uint8 if num_classes <= MAX_CLASSES else torch.int32
 
 
 def _draw(
@@ -402,7 +406,7 @@ def segment_images(
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "cpu",
     budget: int = BUDGET,
-) -> Iterator[dict[str, UInt8[Tensor, "height width"]]]:
+) -> Iterator[dict[str, LabelMap]]:
     """Label maps of images by several systems, at the images' original sizes.
 
     Features of a kind are computed once for all systems that look at it.
@@ -456,8 +460,9 @@ def _decide(
     backbone: Backbone,
     rule: Rule,
     budget: int,
-) -> UInt8[Tensor, "height width"]:
+) -> LabelMap:
     """Scores of one image to its label map, as the rule says; of some classes if they are named."""
+    num_classes = scores.shape[1] + int(rule.background is not None)
     if classes is not None:
         scores = scores[:, classes]
     if rule.normalisation == "minmax":
@@ -476,7 +481,7 @@ def _decide(
         return found
     if rule.background is not None:
         classes = F.pad(classes + 1, (1, 0))
-    return classes.to(torch.uint8)[found.long()]
+    return classes.to(label_dtype(num_classes))[found.long()]
 
 
 def _batches(views: Sequence[View], batch_size: int) -> Iterator[list[View]]:

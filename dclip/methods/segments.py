@@ -18,8 +18,10 @@ References:
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
+
+from dclip.segmentation import LabelMap
 
 
 class Box(NamedTuple):
@@ -31,7 +33,7 @@ class Box(NamedTuple):
     bottom: int
 
 
-def segment_boxes(mask: UInt8[Tensor, "height width"], *, area: float) -> list[Box]:
+def segment_boxes(mask: LabelMap, *, area: float) -> list[Box]:
     """The box around all pixels of each class, the smallest class value first.
 
     Args:

@@ -21,6 +21,7 @@ from dclip.segmentation import (
     ClassTexts,
     Rule,
     System,
+    _decide,
     class_scores,
     encode_class_texts,
     label_map,
@@ -227,9 +228,13 @@ def test_scores_of_any_size_stay_finite() -> None:
     assert (found > 0).float().mean() > 0.9  # nearly every pixel is sure; no nan lets it be 0
 
 
-def test_too_many_classes_for_a_label_map_are_refused() -> None:
-    with pytest.raises(ValueError, match="holds 255 classes"):
-        label_map(random(1, 255, 1, 1), whole((1, 1)), (1, 1), (1, 1), background=0.5)
+@pytest.mark.parametrize(("classes", "dtype"), [(254, torch.uint8), (255, torch.int32)])
+def test_more_classes_than_8_bits_hold_have_32(classes: int, dtype: torch.dtype) -> None:
+    scores = torch.zeros(1, classes, 1, 2)
+    scores[0, -1, 0, 1] = 1
+    found = label_map(scores, whole((1, 2)), (1, 2), (1, 2), background=0.9)
+    assert found.dtype == dtype
+    assert found.tolist() == [[0, classes]]  # nothing is sure, then the last class is
 
 
 @pytest.mark.parametrize(
@@ -293,6 +298,16 @@ def test_classes_that_are_not_found_win_no_pixel(tiny: Backbone, background: flo
     shift = 0 if background is None else 1
     allowed = {*(present + shift).tolist(), *([] if background is None else [0])}
     assert set(found["one"].unique().tolist()) <= allowed
+
+
+def test_the_few_that_are_found_keep_their_numbers_among_many_classes(tiny: Backbone) -> None:
+    scores = torch.zeros(1, 300, 4)
+    scores[0, 299, :2] = 1
+    view = whole_view(Image.new("RGB", (tiny.stride * 2, tiny.stride * 2)), tiny.stride * 2)
+    own = torch.tensor([7, 299])
+    found = _decide(scores, own, view, tiny, Rule(normalisation="none"), 1 << 26)
+    assert found.dtype == torch.int32
+    assert set(found.unique().tolist()) == {7, 299}
 
 
 def test_one_window_over_everything_is_the_whole_square(tiny: Backbone) -> None:
