@@ -13,14 +13,20 @@ Projectors answer three questions at once, all from the features they were train
   `dclip.segmentation.min_max` of the cosines with their positive prompts, and a pixel is background
   where even the winner has :math:`p_{kl} < \theta`.
 
-Without projectors, frozen CLIP's cosines take their place, all classes compete, and the background
-rule is that of `dclip.segmentation.label_map`.
+Classes that the projectors were not trained on are another matter: what their prompt pairs give is
+confident and means little (docs/untrained_names.md has the numbers). Such classes are scored by
+CLIP itself, by the largest cosine of a location with their text; they take no pixels from the
+others.
+
+Without projectors, or where none of the classes was trained on, frozen CLIP's cosines take their
+place, all classes compete, and the background rule is that of `dclip.segmentation.label_map`.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,7 +34,11 @@ from dclip.backbones import ImageFeatures
 from dclip.data.windows import Window
 from dclip.logits import presence_probability, similarity_maps, zero_shot_scores
 from dclip.model import DCLIP
-from dclip.segmentation import MAX_CLASSES, label_map, min_max
+from dclip.segmentation import LabelMap, label_dtype, label_map, min_max
+
+
+class UntrainedWarning(UserWarning):
+    """Some classes are scored by CLIP itself, as the projectors were not trained on them."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +46,26 @@ class Prediction:
     """What is said of one image.
 
     Attributes:
-        presence: Probability of each class by the projectors; None without them.
+        presence: Probability of each class by the projectors; nan for one that they were not
+            trained on, unless it was asked for; None without projectors.
+        cosine: Largest cosine of any location with CLIP's text of the class, in [-1, 1]: CLIP's own
+            say, on a scale of its own. It ranks images and places of one class; it is no
+            probability, and where "present" begins differs from class to class.
         zero_shot: Softmax of CLIP's own global scores over the classes: they sum to 1, so that it
             says which class is likeliest, not which are there.
-        maps: Of each location, the probability of each class by the projectors; without them the
-            cosine with CLIP's text.
-        mask: 0 for background, 1 + position of the class elsewhere.
+        maps: Of each location, the probability of each class by the projectors; the cosine with
+            CLIP's text for a class that they were not trained on, and for all without projectors.
+        mask: 0 for background, 1 + position of the class elsewhere; in 32 bits instead of 8 where
+            there are more than 254 classes.
+        trained: Which classes the projectors were trained on, as was said; None without projectors.
     """
 
     presence: Float[Tensor, " classes"] | None
+    cosine: Float[Tensor, " classes"]
     zero_shot: Float[Tensor, " classes"]
     maps: Float[Tensor, "classes rows columns"]
-    mask: UInt8[Tensor, "height width"]
+    mask: LabelMap
+    trained: Bool[Tensor, " classes"] | None = None
 
 
 @torch.no_grad()
@@ -60,6 +78,8 @@ def predict_image(
     texts: Float[Tensor, "classes dim"],
     pairs: Float[Tensor, "pairs dim"],
     model: DCLIP | None = None,
+    trained: Bool[Tensor, " classes"] | None = None,
+    untrained_probability: bool = False,
     threshold: float = 0.5,
 ) -> Prediction:
     r"""Classes, maps and mask of one image.
@@ -73,35 +93,76 @@ def predict_image(
         texts: Frozen text features of the classes, for CLIP's own scores.
         pairs: Frozen features of the classes' prompt pairs, negatives first.
         model: Projectors in evaluation mode; None for frozen CLIP.
+        trained: Which of the classes the projectors were trained on. None says all of them: with
+            names of your own choice, say which.
+        untrained_probability: Also tell ``presence`` of classes that were not trained on. It is
+            confident and means little.
         threshold: :math:`\theta` in (0, 1); a pixel less sure than that is background.
 
     Raises:
-        ValueError: If there are more classes than a mask holds beside background, or the threshold
-            is out of range.
+        ValueError: If the threshold is out of range.
+
+    Warns:
+        UntrainedWarning: If the projectors were not trained on some of the classes.
+
+    Example:
+        >>> class_names, of_training = ("dog", "unicorn"), ("cat", "dog")
+        >>> torch.tensor([name in of_training for name in class_names])  # for ``trained``
+        tensor([ True, False])
     """
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must lie in (0, 1), got {threshold}")
-    if len(texts) >= MAX_CLASSES:
-        raise ValueError(f"a mask holds background and {MAX_CLASSES - 1} classes, not {len(texts)}")
     local = features.local[:, 1:] if has_global_token else features.local
     zero_shot = zero_shot_scores(features.embedding, texts)[0].softmax(dim=0)
-    whole = (Window(0, 0, *size),)
+    cosines = similarity_maps(local, texts)
+    best, maps = cosines[0].amax(dim=1), cosines.reshape(-1, *grid)
     if model is None:
-        cosines = similarity_maps(local, texts)
-        scores = min_max(cosines).reshape(1, -1, *grid)
-        mask = label_map(scores, whole, size, size, background=threshold)
-        return Prediction(None, zero_shot, cosines.reshape(-1, *grid), mask)
-    presence = presence_probability(model(features.local.float(), pairs.float()).pair_logits)[0]
-    found = (presence >= 0.5).nonzero().flatten()
+        mask = _frozen_mask(cosines, grid, size, threshold)
+        return Prediction(None, best, zero_shot, maps, mask)
+    if trained is None:
+        trained = torch.ones(len(texts), dtype=torch.bool)
+    trained = trained.to(texts.device)
+    _warn_of_untrained(trained)
+    told = presence_probability(model(features.local.float(), pairs.float()).pair_logits)[0]
+    presence = told if untrained_probability else told.where(trained, torch.nan)
+    if not trained.any():
+        mask = _frozen_mask(cosines, grid, size, threshold)
+        return Prediction(presence, best, zero_shot, maps, mask, trained)
+    found = (trained & (told >= 0.5)).nonzero().flatten()
     projected = model.project_texts(pairs.float(), statistics="running")
     negative, positive = similarity_maps(model.project_images(local.float()), projected).chunk(2, 1)
     odds = (model.local_scale * model.pooled_scale * (positive - negative)).reshape(-1, *grid)
-    mask = torch.zeros(size, dtype=torch.uint8, device=presence.device)
+    maps = torch.where(trained[:, None, None], odds.sigmoid(), maps)
+    kept = label_dtype(1 + len(texts))
+    mask = torch.zeros(size, dtype=kept, device=told.device)
     if not len(found):
-        return Prediction(presence, zero_shot, odds.sigmoid(), mask)
+        return Prediction(presence, best, zero_shot, maps, mask, trained)
     scores = min_max(positive[:, found]).reshape(1, -1, *grid)
+    whole = (Window(0, 0, *size),)
     winners = found[label_map(scores, whole, size, size).long()]
     for own in found.tolist():  # one class at a time: all of them at full size may not fit
         drawn = F.interpolate(odds[None, None, own], size, mode="bilinear", align_corners=False)
         mask[(winners == own) & (drawn[0, 0].sigmoid() >= threshold)] = own + 1
-    return Prediction(presence, zero_shot, odds.sigmoid(), mask)
+    return Prediction(presence, best, zero_shot, maps, mask, trained)
+
+
+def _frozen_mask(
+    cosines: Float[Tensor, "1 classes locations"],
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    threshold: float,
+) -> LabelMap:
+    """The mask by frozen CLIP, in which all classes compete."""
+    scores = min_max(cosines).reshape(1, -1, *grid)
+    return label_map(scores, (Window(0, 0, *size),), size, size, background=threshold)
+
+
+def _warn_of_untrained(trained: Bool[Tensor, " classes"]) -> None:
+    count = int((~trained).sum())
+    if count:
+        warnings.warn(
+            f"the projectors were not trained on {count} of {len(trained)} classes, which are "
+            "scored by CLIP itself (Prediction.cosine); see docs/untrained_names.md",
+            UntrainedWarning,
+            stacklevel=3,
+        )

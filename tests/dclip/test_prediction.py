@@ -1,5 +1,7 @@
 """Prediction of one image: presence as in training, and the rule for background."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 from dclip.backbones import ImageFeatures
 from dclip.logits import presence_probability
 from dclip.model import DCLIP
-from dclip.prediction import Prediction, predict_image
+from dclip.prediction import Prediction, UntrainedWarning, predict_image
 from dclip.projectors import ProjectorSizes
 
 GRID, SIZE, CLASSES, DIM = (3, 4), (30, 44), 5, 16
@@ -30,11 +32,15 @@ def pairs() -> torch.Tensor:
 
 
 def ask(
-    features: ImageFeatures, pairs: torch.Tensor, model: DCLIP | None, threshold: float = 0.5
+    features: ImageFeatures,
+    pairs: torch.Tensor,
+    model: DCLIP | None,
+    threshold: float = 0.5,
+    **more: Any,
 ) -> Prediction:
     return predict_image(
         features, GRID, SIZE, has_global_token=True, texts=pairs[CLASSES:], pairs=pairs,
-        model=model, threshold=threshold,
+        model=model, threshold=threshold, **more,
     )  # fmt: skip
 
 
@@ -98,9 +104,55 @@ def test_without_projectors_clip_shares_sum_to_one_and_maps_are_cosines(
     assert float(found.maps[2, 1, 1]) == pytest.approx(float(wanted), abs=1e-6)
 
 
+def test_untrained_classes_are_scored_by_clip_alone_and_win_no_pixel(
+    features: ImageFeatures, pairs: torch.Tensor, model: DCLIP
+) -> None:
+    plain = ask(features, pairs, model, 0.1)
+    assert plain.presence is not None
+    likely = (plain.presence >= 0.5).nonzero().flatten()
+    trained = torch.ones(CLASSES, dtype=torch.bool)
+    trained[likely[0]] = False  # the projectors are sure of it all the same
+    with pytest.warns(UntrainedWarning, match="not trained on 1 of 5 classes"):
+        found = ask(features, pairs, model, 0.1, trained=trained)
+    assert found.presence is not None
+    assert found.presence.isnan().tolist() == (~trained).tolist()
+    torch.testing.assert_close(found.presence[trained], plain.presence[trained])
+    assert int(likely[0]) + 1 not in found.mask.unique().tolist()
+    own = int(likely[0])
+    cosines = F.cosine_similarity(features.local[0, 1:], pairs[CLASSES + own], dim=1)
+    torch.testing.assert_close(found.maps[own].flatten(), cosines)  # CLIP's, not a probability
+    torch.testing.assert_close(found.cosine[own], cosines.max())
+    torch.testing.assert_close(found.maps[trained], plain.maps[trained])
+
+
+@pytest.mark.filterwarnings("ignore::dclip.prediction.UntrainedWarning")
+def test_where_no_class_was_trained_frozen_clip_answers(
+    features: ImageFeatures, pairs: torch.Tensor, model: DCLIP
+) -> None:
+    none = torch.zeros(CLASSES, dtype=torch.bool)
+    found, frozen = ask(features, pairs, model, trained=none), ask(features, pairs, None)
+    assert torch.equal(found.mask, frozen.mask)
+    assert torch.equal(found.maps, frozen.maps)
+    assert found.presence is not None
+    assert found.presence.isnan().all()
+    asked = ask(features, pairs, model, trained=none, untrained_probability=True)
+    assert torch.equal(asked.mask, frozen.mask)
+    torch.testing.assert_close(asked.presence, ask(features, pairs, model).presence)
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+def test_masks_of_many_classes_have_32_bits(
+    features: ImageFeatures, model: DCLIP, with_model: bool
+) -> None:
+    many = torch.randn(510, DIM)
+    found = predict_image(
+        features, GRID, SIZE, has_global_token=True, texts=many[255:], pairs=many,
+        model=model if with_model else None, threshold=0.001,
+    )  # fmt: skip
+    assert found.mask.dtype == torch.int32
+    assert 0 <= found.mask.min() <= found.mask.max() <= 255
+
+
 def test_values_out_of_range_are_refused(features: ImageFeatures, pairs: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="threshold must lie in"):
         ask(features, pairs, None, 1.0)
-    many = torch.randn(510, DIM)
-    with pytest.raises(ValueError, match="254 classes, not 255"):
-        predict_image(features, GRID, SIZE, has_global_token=True, texts=many[:255], pairs=many)
