@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -85,7 +86,7 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    _show_log()
+    show_log()
     module = import_module(f"pipeline.{stage}")
     try:
         config, flags = parse(stage, module.DESCRIPTION, sys.argv[1:] if argv is None else argv)
@@ -210,13 +211,14 @@ def _long_form(word: str, section: Sequence[str], stage: str) -> str:
 
 
 class _Stderr(logging.Handler):
-    """Writes messages to whatever stderr is at that moment."""
+    """Writes messages to whatever stderr is at that moment, above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _log(self.format(record))
 
 
-def _show_log() -> None:
+def show_log() -> None:
+    """Let messages of this package appear on stderr."""
     logger = logging.getLogger("pipeline")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
@@ -231,10 +233,20 @@ def _fail(stage: str, error: Exception, code: int) -> int:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    with no_bar():
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+def no_bar() -> AbstractContextManager[None]:
+    """Progress bars are gone while a block writes to the terminal."""
+    if "tqdm" not in sys.modules:  # then there is none
+        return nullcontext()
+    cleared: AbstractContextManager[None] = sys.modules["tqdm"].tqdm.external_write_mode(sys.stderr)
+    return cleared
 
 
 def _log(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    with no_bar():
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()

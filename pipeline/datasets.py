@@ -5,7 +5,6 @@ The only program here that is no stage: it writes no features and reads no confi
 
 import argparse
 import json
-import logging
 import os
 import re
 import sys
@@ -174,8 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done and no problem found, 1 a problem was found or the work failed, 2 wrong usage, 130
         interrupted.
     """
-    logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    logging.getLogger("pipeline").setLevel(logging.INFO)
+    from pipeline.cli import show_log
+
+    show_log()
     try:
         flags = parser().parse_args(argv)
         if flags.command == "list":

@@ -40,32 +40,36 @@ class Progress:
         self.advance(max(0, done - self._shown), note)
 
     def advance(self, units: int, note: str = "") -> None:
-        """Add finished units, and show a short note beside the count."""
+        """Add finished units, and show a short note beside the count.
+
+        The clock starts as the first are done: what came before is start-up, not work.
+        """
+        if self._started is None and not units:
+            return
         self._done += units
         self._shown += units
         now = time.monotonic()
-        if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(units)
-        elif self._started is None:  # rates leave out what came before the first unit: start-up
-            if not units:
-                return
+        is_first = self._started is None
+        if is_first:
             self._started = self._last_line = now
             self._first = self._done
-        elif now - self._last_line >= _SECONDS_BETWEEN_LINES:
+        if self._bar is not None:
+            if is_first:
+                self._bar.unpause()
+                self._bar.initial = self._done
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(units)
+        elif not is_first and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            rate = (self._done - self._first) / (now - self._started)
-            left = (self._total - self._done) / max(rate, 1e-9)
-            log.info(
-                "%s: %d/%d %s, %.1f/s, about %.0f s left %s",
-                self._label,
-                self._done,
-                self._total,
-                self._unit,
-                rate,
-                left,
-                note,
-            )
+            log.info("%s", self._line(now - (self._started or now), note))
+
+    def _line(self, seconds: float, note: str) -> str:
+        """How far it is, how fast, how long it will take, and the note."""
+        rate = (self._done - self._first) / seconds
+        left = (self._total - self._done) / max(rate, 1e-9)
+        speed = f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s each"
+        counted = f"{self._label}: {self._done}/{self._total} {self._unit}"
+        return f"{counted}, {speed}, about {left:.0f} s left{f'; {note}' if note else ''}"
 
     def close(self) -> None:
         """Leave the bar as it stands."""
