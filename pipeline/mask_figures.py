@@ -26,6 +26,7 @@ PALETTE = (
 _SIDE = 480  # pixels of the long side of an image in a picture
 _COLUMNS = 5
 _MOST_MAPS = 24
+_MOST_NAMED = 12  # points with their names
 _MOST_LEGEND = 10
 _OPACITY = 0.62
 _OTHERS = "#d9d9d9"
@@ -275,12 +276,14 @@ def _height(image: Image.Image) -> float:
     return min(max(image.height / image.width, 0.4), 1.8)
 
 
-def checkpoint_tradeoff(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def checkpoint_tradeoff(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """Held-out mAP, mIoU and inter-class cosine of several checkpoints, each against each.
 
     Args:
         rows: ``name``, ``method``, ``val_map``, ``miou`` and ``inter_class_cosine`` of each;
-            ``val_map`` is None where nothing was held out.
+            ``val_map`` is None where nothing was held out. As many as can be told apart have
+            their names.
+        title: Of the picture.
     """
     labels = {
         "inter_class_cosine": "inter-class cosine after training",
@@ -308,10 +311,23 @@ def checkpoint_tradeoff(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 linewidths=0.5,
                 label=f"{method} ({sum(row['method'] == method for row in rows)})",
             )
+        for row in rows if len(rows) <= _MOST_NAMED else ():
+            if None not in (row[across], row[up]):
+                place = [
+                    row[key] * (1 if key == "inter_class_cosine" else 100) for key in (across, up)
+                ]
+                axis.annotate(
+                    short(row["name"], 20),
+                    place,
+                    xytext=(5, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                )
         axis.set_xlabel(labels[across])
         axis.set_ylabel(labels[up])
         axis.margins(0.12)
         axis.spines[["top", "right"]].set_visible(False)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=9)
     return figure

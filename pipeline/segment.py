@@ -512,29 +512,33 @@ def draw(
     """Pictures of some images with their masks, of the worst, and of several checkpoints.
 
     ``masks.png`` has images spread evenly over the split, ``failures.png`` those of the lowest
-    ``miou_paper`` by the last system, ``checkpoints.png`` is drawn of three checkpoints or more.
+    ``miou_paper`` by the best system, ``checkpoints.png`` is drawn of three checkpoints or more.
     """
     import numpy as np
 
     from dclip.paths import atomic_write
     from pipeline import mask_figures
-    from pipeline.canvas import save
+    from pipeline.canvas import heading, more, save
 
-    judge = plan.systems[-1].name
+    shown = _shown(plan, report)
+    judge = max(shown, key=lambda name: _miou(report, name))
     scores = np.concatenate([group.per_image[judge] for group in groups])[:, 0]
     count = min(config.segment.scenes, plan.num_images)
     even = [int(row) for row in np.linspace(0, plan.num_images - 1, count).round()]
     worst = [int(row) for row in np.argsort(scores, kind="stable")[:count]]
-    shown = _shown(plan)
     truth = "truth" if config.segment.background != "none" else "truth; only its pixels count"
     titles = [truth, *map(_title, shown)]
     texts = scored_texts(config, plan)
     drawn_plan = replace(plan, systems=[s for s in plan.systems if s.name in shown])
     segmenter = Segmenter(config, drawn_plan, texts, "cpu", 1)
     background = 0 if plan.scored.start or config.segment.background != "none" else None
+    subject = f"{plan.listing.name} {plan.listing.split}, {describe_backbone(config).name}"
     paths = []
     try:
-        for name, rows in (("masks.png", even), ("failures.png", worst)):
+        for name, rows, what in (
+            ("masks.png", even, "images evenly spread"),
+            ("failures.png", worst, f"lowest IoU by {_title(judge).replace(chr(10), ' ')}"),
+        ):
             drawn = []
             for row, (found, target) in zip(rows, segmenter.segment(rows), strict=True):
                 own = [segmenter.positions(found[system]) for system in shown]
@@ -545,14 +549,18 @@ def draw(
                 masks = [target.numpy(), *(mask.numpy() for mask in own)]
                 image = plan.listing.read(row).image
                 drawn.append(mask_figures.MaskRow(image, masks, [plan.listing.key(row), *notes]))
-            figure = mask_figures.comparison(drawn, titles, plan.listing.class_names, background)
+            systems = more(len(shown), len(plan.systems), "systems, CLIP and the best two")
+            figure = mask_figures.comparison(
+                drawn, titles, plan.listing.class_names, background,
+                title=heading(subject, what, systems),
+            )  # fmt: skip
             save(figure, folder / name)
             paths.append(folder / name)
     finally:
         segmenter.close()
     compared = checkpoint_rows(plan, report)
     if len(compared) > 2:
-        save(mask_figures.checkpoint_tradeoff(compared), folder / "checkpoints.png")
+        save(mask_figures.checkpoint_tradeoff(compared, subject), folder / "checkpoints.png")
         with (
             atomic_write(folder / "checkpoints.csv") as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
@@ -570,11 +578,19 @@ def _title(system: str) -> str:
     return LABELS.get(base, base) + (",\nof classes it finds" if base != system else "")
 
 
-def _shown(plan: SegmentPlan) -> list[str]:
-    """Systems that are drawn: CLIP-VV, or the first, and the last two others."""
+def _shown(plan: SegmentPlan, report: Report) -> list[str]:
+    """Systems that are drawn: CLIP-VV, or the first, and the best two others."""
     names = [system.name for system in plan.systems]
     first = "clip_vv" if "clip_vv" in names else names[0]
-    return [first, *[name for name in names if name != first][-2:]]
+    others = [name for name in names if name != first]
+    best = sorted(others, key=lambda name: -_miou(report, name))[:2]
+    return [first, *[name for name in others if name in best]]
+
+
+def _miou(report: Report, system: str) -> float:
+    """Its mIoU; below all others where it has none."""
+    value = report["systems"][system]["miou"]
+    return -1.0 if value is None or value != value else float(value)
 
 
 def checkpoint_rows(plan: SegmentPlan, report: Report) -> list[dict[str, Any]]:
