@@ -325,7 +325,7 @@ def check(
             return findings
     listings: dict[str, AnyListing] = {}
     try:
-        wanted = list(splits) or default_splits(name, root)
+        wanted = list(splits) or default_splits(name, root, chosen)
     except UsageError:
         if found is None or root is None or not has_folders(root):
             raise
@@ -359,7 +359,9 @@ def _told(error: ValueError) -> str:
     return str(error).partition(f"; {CHECK}")[0]
 
 
-def default_splits(name: str, root: AnyPath | None) -> list[str]:
+def default_splits(
+    name: str, root: AnyPath | None, options: Mapping[str, str] | None = None
+) -> list[str]:
     """Splits to look at when none is named.
 
     Raises:
@@ -368,6 +370,7 @@ def default_splits(name: str, root: AnyPath | None) -> list[str]:
     from dclip.data.coco import coco_splits
     from dclip.data.folder import find_tables
     from pipeline.listings import FOLDER, WEBDATASET, path_of
+    from pipeline.trees import folder_splits
 
     found = _registered(name)
     names: list[str] = []
@@ -379,7 +382,7 @@ def default_splits(name: str, root: AnyPath | None) -> list[str]:
         folder = path_of(name.removeprefix(FOLDER))
         if has_folders(folder) and not folder.is_dir():
             raise UsageError(f"no folder {folder}; give one that holds images and tables of labels")
-        names = [path.stem for path in find_tables(folder)] if has_folders(folder) else []
+        names = folder_splits(folder, options)
         if not names and has_folders(folder):
             near = (folder.parent, *(path for path in folder.iterdir() if path.is_dir()))
             other = next((place for place in near if find_tables(place)), None)
@@ -742,7 +745,7 @@ def stats(
     from pipeline.canvas import save
 
     out.mkdir(parents=True, exist_ok=True)
-    for split in splits or default_splits(name, root):
+    for split in splits or default_splits(name, root, options):
         listing = _open(name, root, split, options or {}, cache)
         class_names, labels, unreadable = presence(listing, limit)
         if not len(labels):

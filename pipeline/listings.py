@@ -319,13 +319,23 @@ def _open_folder(
     folder: AnyPath, split: str, options: Mapping[str, str], cache: Path | None
 ) -> "Listing":
     from dclip.data.folder import CLASS_NAMES_FILE, find_tables, read_folder
+    from pipeline.trees import find_tree
 
-    _known_options("folder:", options, ("separator",))
+    _known_options("folder:", options, ("separator", "format"))
     if has_folders(folder) and not folder.is_dir():
         raise UsageError(f"no folder {folder}; give one that holds images and a table of labels")
     folder = folder.absolute()
+    tree = find_tree(folder, options.get("format"))
+    if tree is not None:
+        if split not in tree.splits:
+            raise UsageError(
+                f"no split {split!r} in {folder} ({tree.evidence}); splits there are"
+                f" {', '.join(map(repr, tree.splits))}"
+            )
+        return _cached(
+            lambda: tree.read(split), "folder", folder, split, options, tree.sources(), cache
+        )
     tables = find_tables(folder)
-    # a folder that says its labels in another way than by a table is opened here
     names = folder / CLASS_NAMES_FILE
     return _cached(
         lambda: read_folder(folder, split, separator=options.get("separator", ";")),

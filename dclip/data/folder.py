@@ -87,7 +87,7 @@ def read_folder(folder: AnyPath, split: str, *, separator: str = ";") -> ImageLi
         split=split,
         class_names=class_names,
         image_dir=folder,
-        keys=_keys(list(files)),
+        keys=file_keys(list(files)),
         file_names=tuple(files),
         labels=labels,
         notes=notes,
@@ -103,6 +103,27 @@ def find_tables(folder: AnyPath) -> list[AnyPath]:
         return []
     found = [path for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES]
     return sorted(found, key=str)
+
+
+def file_keys(files: Sequence[str]) -> tuple[str, ...]:
+    """One key per file: its path without suffix where that is fit and unique, else with a hash.
+
+    Args:
+        files: Paths relative to one folder, each once.
+
+    Example:
+        >>> file_keys(["a.jpg", "b/c.jpg"])
+        ('a', 'b-c-14d0204ea383')
+    """
+    stems = [str(PurePosixPath(file).with_suffix("")) for file in files]
+    shared = Counter(stems)
+    keys = []
+    for file, stem in zip(files, stems, strict=True):
+        key = re.sub(r"[^A-Za-z0-9_-]+", "-", stem)
+        if key != stem or shared[stem] > 1 or len(key) > 128:
+            key = f"{key[-100:]}-{sha256(file.encode()).hexdigest()[:12]}"
+        keys.append(check_key(key))
+    return tuple(keys)
 
 
 class ClassNames(NamedTuple):
@@ -336,16 +357,3 @@ def _inside(row: _Row, table: AnyPath) -> str:
     if path.is_absolute() or ".." in path.parts or "\\" in row.file or "\0" in row.file:
         raise ValueError(f"{table}, {row.where}: {row.file!r} is not inside the folder")
     return str(path)
-
-
-def _keys(files: Sequence[str]) -> tuple[str, ...]:
-    """One key per file: its path without suffix where that is fit and unique, else with a hash."""
-    stems = [str(PurePosixPath(file).with_suffix("")) for file in files]
-    shared = Counter(stems)
-    keys = []
-    for file, stem in zip(files, stems, strict=True):
-        key = re.sub(r"[^A-Za-z0-9_-]+", "-", stem)
-        if key != stem or shared[stem] > 1 or len(key) > 128:
-            key = f"{key[-100:]}-{sha256(file.encode()).hexdigest()[:12]}"
-        keys.append(check_key(key))
-    return tuple(keys)

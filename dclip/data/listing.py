@@ -230,6 +230,16 @@ def check_key(key: str) -> str:
     return key
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things in words, for notes.
+
+    Example:
+        >>> counted(1, "image"), counted(2000, "image")
+        ('1 image', '2,000 images')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def digest(values: object, *arrays: np.ndarray) -> str:
     """A hash of JSON-able values and the bytes of arrays, as hexadecimal SHA-256."""
     content = hashlib.sha256(json.dumps(values).encode())

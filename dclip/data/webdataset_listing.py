@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int8, Int32, Int64, UInt8
 
 from dclip.data.images import IMAGE_SUFFIXES, ImageError, read_image
-from dclip.data.listing import Keyed, Sample, check_key, digest
+from dclip.data.listing import Keyed, Sample, check_key, counted, digest
 from dclip.paths import RemotePath, as_path, is_remote, remote_errors
 
 LABEL_SUFFIXES = (".json", ".cls", ".txt")
@@ -306,30 +306,26 @@ class _Rest:
         """A sentence for each thing to know."""
         if self.dotted:
             yield (
-                f"{_counted(len(self.dotted), 'key')} with a dot, such as {self.dotted[0]!r}: taken"
+                f"{counted(len(self.dotted), 'key')} with a dot, such as {self.dotted[0]!r}: taken"
                 " for an image of its own, since image and labels have the same name"
             )
         if self.pairs:
             yield (
-                f"{_counted(len(self.pairs), 'image')} with labels of another name, such as"
+                f"{counted(len(self.pairs), 'image')} with labels of another name, such as"
                 f" {self.pairs[0]}: paired by the name up to its first dot"
             )
         if self.passed_over:
             most = sorted(self.passed_over.items(), key=lambda item: -item[1][0])
             kinds = [
-                f"{_counted(count, kind) if kind in _NOUNS else f'{count:,} {kind}'} ({name})"
+                f"{counted(count, kind) if kind in _NOUNS else f'{count:,} {kind}'} ({name})"
                 for kind, (count, name) in most[:_MAX_KINDS]
             ]
             more = len(most) - len(kinds)
-            kinds += [f"{_counted(more, 'more kind')}"] if more else []
+            kinds += [f"{counted(more, 'more kind')}"] if more else []
             yield f"{self._count()} passed over: {', '.join(kinds)}"
 
     def _count(self) -> str:
-        return _counted(sum(count for count, _ in self.passed_over.values()), "member")
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+        return counted(sum(count for count, _ in self.passed_over.values()), "member")
 
 
 def _samples(tar: str, rest: _Rest) -> list[_Sample]:
@@ -593,7 +589,7 @@ def _vectors(
     numbers = [one for one in told if one.is_numbers]
     no_vector = next((one for one in numbers if one.vector is None), None)
     no_columns = next((one for one in numbers if one.columns is None), None)
-    size = _counted(classes, "number")
+    size = counted(classes, "number")
     if numbers_as is not None:
         wrong = no_columns if numbers_as == "columns" else no_vector
         if wrong is not None:

@@ -71,10 +71,10 @@ def test_keys_are_fit_for_files_and_stay_apart(tmp_path: Path) -> None:
 
 @given(st.lists(st.text("ab./ -é", min_size=1, max_size=9), min_size=1, max_size=8, unique=True))
 def test_keys_of_any_names_are_distinct(names: list[str]) -> None:
-    from dclip.data.folder import _keys
+    from dclip.data.folder import file_keys
 
     files = sorted({f"{name.strip('/. ') or 'x'}.png" for name in names})
-    keys = _keys(files)
+    keys = file_keys(files)
     assert len(set(keys)) == len(files)
 
 

@@ -1,0 +1,147 @@
+"""A folder per class, as ImageFolder reads it, with or without folders of splits above."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dclip.data.folder import CLASS_NAMES_FILE
+from dclip.data.listing import ImageListing, counted
+from dclip.data.trees import (
+    MAX_ENTRIES,
+    ONE_SPLIT,
+    Rest,
+    Tree,
+    has_image,
+    in_split_order,
+    list_folder,
+    make_listing,
+    settle_class_names,
+    split_kind,
+)
+
+FORMAT = "class-folders"
+
+# Folders of these names hold images or annotations of all classes.
+_NO_CLASSES = frozenset(
+    [
+        *("images", "image", "imgs", "img", "photos", "pictures", "jpegimages", "thumbnails"),
+        *("labels", "label", "annotations", "annotation", "masks", "mask", "data"),
+    ]
+)
+_LOOKED_AT = 1000
+
+
+def find_class_folders(folder: Path, *, is_sure: bool = False) -> Tree | None:
+    """A tree with a folder per class, if that is what a folder is.
+
+    Folders of images that lie in folders called train, val, test or the like are classes of these
+    splits. Else folders of images are classes of the one split, ``train``, of which two are needed.
+
+    Args:
+        folder: Of the tree.
+        is_sure: Whether folders of images are classes whatever their number and names are.
+
+    Raises:
+        ValueError: If some folders of images lie deeper than others, so that classes cannot be
+            told from splits.
+        OSError: If a folder cannot be read.
+    """
+    tops, _ = list_folder(folder, folder, limit=100 * _LOOKED_AT)
+    flat = [top for top in tops if has_image(folder / top, folder, limit=_LOOKED_AT)]
+    classes = {top: _folders_of_images(folder / top, folder, limit=_LOOKED_AT) for top in tops}
+    splits = [top for top in tops if split_kind(top) and _are_classes(classes[top], is_sure)]
+    if splits:
+        inner = sorted({f"{split}/{name}" for split in splits for name in classes[split]})
+        evidence = f"{len(inner)} folders of images in {' and '.join(splits)}, such as {inner[0]}"
+        return Tree(
+            FORMAT,
+            evidence,
+            in_split_order(splits),
+            lambda split: read_class_folders(folder, split, splits=splits),
+            lambda: _sources(folder, splits),
+        )
+    deep = [top for top in tops if classes[top]]
+    if deep and (is_sure or (flat and _are_classes(flat, is_sure))):
+        raise ValueError(
+            f"{folder / deep[0]} has images in folders, such as {classes[deep[0]][0]}, and is not"
+            f" called train, val or test; {'move its images up' if flat else 'rename it'}, or write"
+            " a table of labels"
+        )
+    if not flat or deep or not _are_classes(flat, is_sure):
+        return None
+    if not is_sure and (len(flat) < 2 or all(split_kind(name) for name in flat)):
+        return None
+    return Tree(
+        FORMAT,
+        f"{len(flat)} folders of images, such as {flat[0]}",
+        (ONE_SPLIT,),
+        lambda split: read_class_folders(folder, split, splits=()),
+        lambda: _sources(folder, ()),
+    )
+
+
+def read_class_folders(folder: Path, split: str, *, splits: Sequence[str]) -> ImageListing:
+    """A split of a tree with a folder per class.
+
+    Each image has the class its folder is called, and no other. Classes are those of all splits,
+    sorted, or those of ``class_names.txt`` in its order.
+
+    Args:
+        folder: Of the tree.
+        split: One of ``splits``; any name where there are none.
+        splits: Folders that hold the folders of classes; none: the tree itself does.
+
+    Raises:
+        ValueError: If a folder of a class has images in a folder below, a name is not UTF-8, or
+            there is no image.
+        OSError: If a folder cannot be read.
+    """
+    rest = Rest()
+    tops = [folder / name for name in splits] or [folder]
+    found = [name for top in tops for name in _folders_of_images(top, folder)]
+    class_names, notes = settle_class_names(folder, found)
+    top = folder / split if splits else folder
+    files: list[str] = []
+    columns: list[int] = []
+    folders, strays = list_folder(top, folder, rest)
+    empty = 0
+    for name in folders:
+        below, images = list_folder(top / name, folder, rest)
+        deeper = next((one for one in below if has_image(top / name / one, folder)), None)
+        if deeper is not None and images:
+            raise ValueError(
+                f"{top / name} has images, and more of them in its folder {deeper!r}; is that a"
+                " class? Move them up, or write a table of labels"
+            )
+        if not images:
+            empty += 1
+            continue
+        files += [(top / name / image).relative_to(folder).as_posix() for image in images]
+        columns += [class_names.index(name)] * len(images)
+    labels = np.zeros((len(files), len(class_names)), np.uint8)
+    labels[np.arange(len(files)), columns] = 1
+    told = [*notes, "the folder of an image is its one class; it counts as without the others"]
+    if strays:
+        stray = counted(len(strays), "image")
+        told.append(f"{stray} in no folder of a class, such as {strays[0]}: passed over")
+    if empty:
+        told.append(f"{counted(empty, 'folder')} without images: passed over")
+    return make_listing(folder, split, class_names, files, labels, [*told, *rest.notes()])
+
+
+def _folders_of_images(folder: Path, top: Path, *, limit: int = MAX_ENTRIES) -> list[str]:
+    """Names of the folders in a folder that have an image."""
+    folders, _ = list_folder(folder, top, limit=limit)
+    return [name for name in folders if has_image(folder / name, top, limit=limit)]
+
+
+def _are_classes(names: Sequence[str], is_sure: bool) -> bool:
+    return bool(names) and (is_sure or not all(name.lower() in _NO_CLASSES for name in names))
+
+
+def _sources(folder: Path, splits: Sequence[str]) -> list[Path]:
+    tops = [folder / name for name in splits] or [folder]
+    below = [top / name for top in tops for name in list_folder(top, folder)[0]]
+    names = folder / CLASS_NAMES_FILE
+    return [folder, *tops, *below, *([names] if names.is_file() else [])]
