@@ -56,6 +56,7 @@ class WebdatasetListing(Keyed):
         labels: Label vectors of all samples: 1, 0, or -1 for unknown.
         name: The data set.
         notes: How it was read; see `Keyed`.
+        options: Settings that made the listing, for its identity.
     """
 
     split: str
@@ -70,6 +71,7 @@ class WebdatasetListing(Keyed):
     )
     name: str = "webdataset"
     notes: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, index: int) -> Sample:
         """The image and its label vector.
@@ -96,10 +98,10 @@ class WebdatasetListing(Keyed):
             raise ImageError(f"{where}: {error}") from error
 
     def identity(self) -> dict[str, str | int]:
-        """Split, and a hash of class names, keys, labels and the images' places in the tars."""
+        """Split, options, and a hash of class names, keys, labels and places in the tars."""
         listed = [self.class_names, self.keys, [tar.rsplit("/", 1)[-1] for tar in self.tars]]
         content = digest(listed, self.labels, self.tar_of, self.offsets, self.sizes)
-        return {"name": self.name, "split": self.split, "content": content}
+        return {"name": self.name, "split": self.split, **self.options, "content": content}
 
 
 def expand_tars(urls: str, split: str) -> tuple[str, ...]:
