@@ -109,7 +109,9 @@ class Manifest(BaseModel):
     weights, feature kind, resolution, preprocessing): checkpoints carry it, and features of two
     spaces never meet. ``fingerprint`` adds what was read and how it is kept: dataset, split, view,
     storage, shard size. ``compute`` says on what kind of device and in which precision, and
-    ``seconds`` for how long in all, summed over workers. ``root`` is where the images lay.
+    ``seconds`` for how long in all, summed over workers. ``root`` is where the images lay,
+    ``images`` a hash of their keys and files whatever their labels are, and ``notes`` say how the
+    data set was read; all three are empty in manifests of earlier versions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -136,6 +138,8 @@ class Manifest(BaseModel):
     failures: list[Failure]
     files: dict[str, str]
     commit: str | None
+    images: str = ""
+    notes: list[str] = []
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from pipeline.features import (
     own_manifest,
     plan_features,
 )
+from pipeline.preflight import one_text_note, require_images, require_labels, untrained_note
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +95,8 @@ def make_shard(
         plan: What is made.
         number: Which shard of it.
         extractor: The backbone.
-        sources: Shards whose images are taken over instead of computed.
+        sources: Shards whose images are taken over instead of computed; damaged ones are passed
+            over.
         done: Number of finished images of the shard, kept up to date under its number.
 
     Raises:
@@ -110,7 +112,7 @@ def make_shard(
     spent: dict[str, float] = {}
 
     def records() -> "Iterator[ImageRecord]":
-        found = _records(plan, number, extractor, sources, failures, seconds)
+        found = _records(plan, number, extractor, _sound(sources), failures, seconds)
         for count, record in enumerate(found, start=1):
             yield record
             if done is not None:
@@ -133,10 +135,49 @@ def make_shard(
             done.pop((plan.folder, number), None)
 
 
+def take_over(plan: FeaturePlan, number: int, sources: Sequence[Source]) -> bool:
+    """Write one shard from finished ones alone; no backbone is needed.
+
+    Args:
+        plan: What is made.
+        number: Which shard of it.
+        sources: Shards that hold its images; damaged ones are passed over.
+
+    Returns:
+        Whether it was written; it is not where one of its images is in none of them.
+
+    Raises:
+        OSError: Shards cannot be reached or written.
+    """
+    from dclip.shards import write_shard
+
+    sound = _sound(sources)
+    held = {key for source in sound for key in source.sidecar.keys}
+    if not held.issuperset(plan.listing.key(row) for row in plan.rows(number)):
+        return False
+    write_shard(
+        plan.folder,
+        number,
+        _records(plan, number, None, sound, [], None),
+        [],
+        fingerprint=plan.fingerprint,
+        compute=", ".join(sorted({source.sidecar.compute for source in sound})),
+        seconds={},
+    )
+    return True
+
+
+def _sound(sources: Sequence[Source]) -> list[Source]:
+    """Those that are as they were written: a copy of damaged bytes would get its own checksum."""
+    from dclip.shards import check_shard
+
+    return [source for source in sources if not check_shard(*source)]
+
+
 def _records(
     plan: FeaturePlan,
     number: int,
-    extractor: "Extractor",
+    extractor: "Extractor | None",
     sources: Sequence[Source],
     failures: list[Any],
     seconds: Any,
@@ -145,11 +186,9 @@ def _records(
     from dataclasses import replace
 
     from dclip.extraction import columns
-    from dclip.shards import check_shard, read_records
+    from dclip.shards import read_records
 
     listing = plan.listing
-    # a copy of damaged bytes would get a checksum of its own
-    sources = [one for one in sources if not check_shard(*one)]
     keys = {listing.key(row): row for row in plan.rows(number)}
     known = {
         keys[record.key]: record
@@ -157,15 +196,17 @@ def _records(
         for record in read_records(source.folder, source.number, source.sidecar, keys)
     }
     rows = [row for row in plan.rows(number) if row not in known]
-    computed = extractor.records(
-        listing,
-        rows,
-        view=plan.view,
-        seed=plan.view_seed,
-        storage=plan.storage,
-        failures=failures,
-        seconds=seconds,
-    )
+    computed: Iterator[ImageRecord] = iter(())
+    if extractor is not None:
+        computed = extractor.records(
+            listing,
+            rows,
+            view=plan.view,
+            seed=plan.view_seed,
+            storage=plan.storage,
+            failures=failures,
+            seconds=seconds,
+        )
     coming: ImageRecord | None = None
     for row in plan.rows(number):
         if row in known:
@@ -224,11 +265,16 @@ def extract(config: Config, plans: Sequence[FeaturePlan]) -> list[Extracted]:
                 if sidecar is not None and sidecar.failures
                 for key in sidecar.keys
             }
-        if config.extract.mode == "extend" and missing:
+        if missing and not anew:
             sources[position] = {**_earlier(config, plan), **sources.get(position, {})}
         tasks += [Task(position, number, plan.name) for number in missing]
         made[position] = len(missing)
     if tasks:
+        _tell(config, plans)
+        tasks = _take_over(plans, tasks, sources)
+    if tasks:
+        for plan in {task.plan: plans[task.plan] for task in tasks}.values():
+            require_images(plan.listing, plan.num_images)
         _make_shards(config, plans, tasks, sources)
     results = []
     for position, (plan, manifest) in enumerate(zip(plans, complete, strict=True)):
@@ -239,6 +285,47 @@ def extract(config: Config, plans: Sequence[FeaturePlan]) -> list[Extracted]:
             log.info("extract: nothing to do, %s is complete", plan.folder)
         results.append(Extracted(plan, manifest, made[position], is_new))
     return results
+
+
+def _tell(config: Config, plans: Sequence[FeaturePlan]) -> None:
+    """Say once for each split how it was read, and what will come of its class names."""
+    for plan in plans:
+        if plan.view:
+            continue
+        for note in plan.notes:
+            log.info("extract: %s: %s", plan.name, note)
+        if plan.listing.split == config.train_split and (note := untrained_note(plan.listing)):
+            log.warning("extract: %s", note)
+    if note := one_text_note(plans[0].listing.class_names):
+        log.warning("extract: %s", note)
+
+
+def _take_over(
+    plans: Sequence[FeaturePlan],
+    tasks: Sequence[Task],
+    sources: Mapping[int, Mapping[str, Source]],
+) -> list[Task]:
+    """Make shards all of whose images are in finished ones; the tasks that are left."""
+    from pipeline.progress import progress
+
+    ready: dict[Task, list[Source]] = {}
+    for task in tasks:
+        plan, images = plans[task.plan], sources.get(task.plan, {})
+        if all(plan.listing.key(row) in images for row in plan.rows(task.number)):
+            ready[task] = _sources(plan, task.number, images)
+    if not ready:
+        return list(tasks)
+    for position in {task.plan for task in ready}:
+        _check_writable(plans[position].folder)
+    taken: set[Task] = set()
+    total = sum(len(plans[task.plan].rows(task.number)) for task in ready)
+    with progress("take over", total, "images") as bar:
+        for task, found in ready.items():
+            plan = plans[task.plan]
+            if take_over(plan, task.number, found):
+                taken.add(task)
+            bar.advance(len(plan.rows(task.number)))
+    return [task for task in tasks if task not in taken]
 
 
 def _to_make(config: Config, there: "Sequence[Sidecar | None]") -> list[int]:
@@ -292,6 +379,8 @@ def _earlier(config: Config, plan: FeaturePlan) -> dict[str, Source]:
     """Images of folders that have another listing or limit, all else being equal.
 
     An image is known by its key, which means the same image only in one split of one data set.
+    Unless the mode is extend, folders count only that have the same images, be it with other
+    classes or labels.
     """
     from dclip.shards import ShardError, read_manifest, read_sidecars
 
@@ -299,6 +388,7 @@ def _earlier(config: Config, plan: FeaturePlan) -> dict[str, Source]:
     parent = plan.folder.parent
     names = sorted(path.name for path in parent.iterdir()) if parent.is_dir() else []
     kept = ("storage", "view", "view_seed", "augmentation")
+    wanted, images = config.extract.precision, plan.images
     for folder in (parent / name for name in names if name != plan.folder.name):
         try:
             manifest = read_manifest(folder)
@@ -308,10 +398,12 @@ def _earlier(config: Config, plan: FeaturePlan) -> dict[str, Source]:
         theirs = (manifest.feature_space, manifest.dataset, manifest.root, manifest.split)
         if ours != theirs or any(manifest.spec.get(name) != plan.source.get(name) for name in kept):
             continue
+        if config.extract.mode != "extend" and not (images and images == manifest.images):
+            continue
         for number, sidecar in enumerate(
             read_sidecars(folder, len(manifest.shards), manifest.fingerprint)
         ):
-            if sidecar is not None:
+            if sidecar is not None and wanted in ("auto", *sidecar.compute.split()):
                 found |= dict.fromkeys(sidecar.keys, Source(folder, number, sidecar))
     if found:
         log.info("extract: %s: up to %d images are taken over", plan.name, len(found))
@@ -544,6 +636,8 @@ def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
             for name in (shards.TEXT, shards.SAMPLES, shards.FAILURES)
         },
         commit=git_commit(),
+        images=plan.images,
+        notes=list(plan.notes),
     )
     write_text(plan.folder / shards.MANIFEST, manifest.model_dump_json(indent=1))
     if isinstance(plan.folder, Path):
@@ -618,6 +712,9 @@ def all_plans(config: Config) -> list[FeaturePlan]:
     if config.extract.verify and config.extract.mode == "overwrite":
         raise UsageError("--verify looks at what is there, --mode overwrite deletes it; choose one")
     plans = [plan_features(config, split) for split in splits(config)]
+    if config.extract.split is None:
+        for plan in plans:
+            require_labels(plan.listing, plan.num_images)
     return plans + [view for plan in plans for view in plan.views]
 
 
@@ -721,6 +818,9 @@ def describe(config: Config) -> str:
         to_make = _to_make(config, there)
         left = sum(len(plan.rows(number)) for number in to_make)
         images_left += left
+        if left:
+            require_images(plan.listing, plan.num_images)
+        lines += [f"{plan.name}: {note}" for note in plan.notes if not plan.view]
         lines.append(
             f"{plan.name}: {plan.num_images} images in {plan.num_shards} shards, about "
             f"{plan.num_images * per_image / 1e6:.0f} MB; {len(there) - len(to_make)} shards "

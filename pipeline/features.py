@@ -16,6 +16,7 @@ from pipeline.errors import StageError, UsageError
 if TYPE_CHECKING:
     from dclip.backbones import Backbone
     from dclip.data.listing import Listing
+    from dclip.data.partition import Part
     from dclip.paths import AnyPath
     from dclip.reader import FeatureReader
     from dclip.shards import Manifest, Sidecar, Storage
@@ -67,6 +68,28 @@ class FeaturePlan:
         return f"{self.listing.split} view {self.view}" if self.view else self.listing.split
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """How the split was read."""
+        return getattr(self.listing, "notes", ())
+
+    @property
+    def images(self) -> str:
+        """Hash of keys and files of the images, whatever their labels; empty where it is not known.
+
+        Features of the same images are taken over where classes or labels alone are others.
+        """
+        from dclip.data.listing import ImageListing, digest
+        from dclip.data.webdataset_listing import WebdatasetListing
+
+        listing, count = self.listing, self.num_images
+        if isinstance(listing, ImageListing):
+            return digest([listing.keys[:count], listing.file_names[:count]])
+        if isinstance(listing, WebdatasetListing):
+            where = (listing.tar_of[:count], listing.offsets[:count], listing.sizes[:count])
+            return digest([listing.keys[:count], listing.tars], *where)
+        return ""
+
+    @property
     def num_shards(self) -> int:
         """Number of shards the images fill."""
         return -(-self.num_images // self.shard_size)
@@ -78,29 +101,167 @@ class FeaturePlan:
 
 
 def open_dataset(config: Config, split: str) -> "Listing":
-    """Images and labels of one split.
+    """Images and labels of one split, with the columns of the training split.
 
     Raises:
-        UsageError: An unknown dataset or split, or a dataset that needs ``--root``.
+        UsageError: An unknown dataset or split, or a dataset that needs ``--root``; class names
+            that cannot be prompts; training and test split that have other classes, or are the same
+            images without ``test_on_train``.
+        ValueError: What is on disk cannot be used; the message names file and remedy.
+        OSError: A file cannot be read, or a remote store not be reached.
     """
+    return _open_checked(_source(config), split, config.backbone, config.test_on_train)
+
+
+def tested_on_train(config: Config) -> bool:
+    """Whether the test split is the training images, which has to be asked for.
+
+    Raises:
+        UsageError: It is, and is not asked for.
+    """
+    return _tested_on_train(_source(config), config.test_on_train)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """All settings that say what is read.
+
+    Attributes:
+        dataset: As for `pipeline.listings.open_listing`, as the three below.
+        root: Folder of it.
+        options: Settings of the data set.
+        cache: Folder of listings that take long to make.
+        train: Name of the training split.
+        test: Name of the test split.
+        fraction: Share of the test split where one source is parted; None where none is.
+        seed: Of that draw.
+    """
+
+    dataset: str
+    root: "AnyPath | None"
+    options: tuple[tuple[str, str], ...]
+    cache: Path
+    train: str
+    test: str
+    fraction: float | None
+    seed: int
+
+    def is_published(self) -> bool:
+        """Whether it is a registered data set whose splits and classes are known."""
+        from pipeline.listings import find_dataset, is_own
+
+        return not is_own(self.dataset) and bool(find_dataset(self.dataset).expected)
+
+
+def _source(config: Config) -> _Source:
     from pipeline.listings import options_of
 
-    options = options_of(config.dataset, config.images, config.options)
-    cache = config.output.absolute() / "listings"
-    return _open_dataset(config.dataset, config.root, split, tuple(options.items()), cache)
+    return _Source(
+        config.dataset,
+        config.root,
+        tuple(options_of(config.dataset, config.images, config.options).items()),
+        config.output.absolute() / "listings",
+        config.train_split,
+        config.test_split,
+        config.test_fraction,
+        config.split_seed,
+    )
 
 
 @lru_cache(maxsize=4)
-def _open_dataset(
-    dataset: str,
-    root: "AnyPath | None",
-    split: str,
-    options: tuple[tuple[str, str], ...],
-    cache: Path,
-) -> "Listing":
-    from pipeline.listings import open_listing
+def _open_checked(source: _Source, split: str, backbone: str, test_on_train: bool) -> "Listing":
+    from dclip.data.columns import match_columns
+    from pipeline.preflight import require_fit_names
 
-    return open_listing(dataset, root, split, dict(options), cache=cache)
+    listing = _open_split(source, split)
+    if split in (source.train, source.test):
+        _tested_on_train(source, test_on_train)
+    train = listing if split == source.train else _open_if_there(source, source.train)
+    try:
+        if train is not None:
+            listing = match_columns(listing, train.class_names, of=source.train)
+        if split == source.train and (test := _open_if_there(source, source.test)) is not None:
+            match_columns(test, listing.class_names, of=source.train)
+    except ValueError as error:
+        if split in (source.train, source.test):
+            raise UsageError(f"{source.dataset}: {error}") from None
+    require_fit_names(listing.class_names, of=f"{source.dataset} {split}", backbone=backbone)
+    return listing
+
+
+@lru_cache(maxsize=4)
+def _tested_on_train(source: _Source, is_asked_for: bool) -> bool:
+    told = _same_images(source)
+    if told and not is_asked_for:
+        raise UsageError(
+            f"{told}; part it with --test-fraction 0.2, name another --test-split, or add"
+            " --test-on-train to score on the training images, which the report will say"
+        )
+    return bool(told)
+
+
+def _same_images(source: _Source) -> str:
+    """In which way training and test split are the same images; empty if they are not."""
+    from pipeline.listings import FOLDER, SPLIT, is_own
+    from pipeline.preflight import places, shared_places
+
+    dataset, train, test = source.dataset, source.train, source.test
+    if source.fraction is not None:
+        return ""
+    if is_own(dataset) and not dataset.startswith(FOLDER) and SPLIT not in dataset:
+        return f"{dataset} has no {SPLIT}, so that train and test split are the same images"
+    if train == test:
+        return f"train and test split are both {train!r}, the same images"
+    if source.is_published():
+        is_within = {train, test} in ({"train", "trainval"}, {"val", "trainval"})
+        return f"splits {train!r} and {test!r} of {dataset} share images" if is_within else ""
+    one, other = _open_if_there(source, train), _open_if_there(source, test)
+    if one is None or other is None or not 0 < len(places(other)) == shared_places(one, other):
+        return ""
+    return f"all images of split {test!r} of {dataset} are images of {train!r}"
+
+
+def _open_if_there(source: _Source, split: str) -> "Listing | None":
+    """A split of the user's own data, which may have other classes; None if it cannot be opened.
+
+    A published data set has one list of classes, and opening another split of it may take long.
+    """
+    if source.is_published():
+        return None
+    try:
+        return _open_split(source, split)
+    except (ValueError, OSError):
+        return None  # whoever needs it is told
+
+
+@lru_cache(maxsize=4)
+def _open_split(source: _Source, split: str) -> "Listing":
+    """A split as it is on disk, or the part of the one there that is called so."""
+    from pipeline.listings import open_listing, open_part
+
+    options = dict(source.options)
+    if source.fraction is None:
+        return open_listing(source.dataset, source.root, split, options, cache=source.cache)
+    if source.train == source.test:
+        raise UsageError(
+            f"--test-fraction makes two splits, and both are called {source.train!r}; give"
+            " --train-split and --test-split names of their own"
+        )
+    names: dict[str, Part] = {source.train: "train", source.test: "test"}
+    if split not in names:
+        raise UsageError(
+            f"no split {split!r}: --test-fraction makes {' and '.join(map(repr, names))}"
+        )
+    return open_part(
+        source.dataset,
+        source.root,
+        names[split],
+        options,
+        fraction=source.fraction,
+        seed=source.seed,
+        split=split,
+        cache=source.cache,
+    )
 
 
 def open_backbone(config: Config, *, device: str = "cpu") -> "Backbone":

@@ -5,8 +5,10 @@ they follow from: annotation files (path, size, and time of change or the checks
 tells), split, options.
 """
 
+import glob
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import escape
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from dclip.data.dataset import Dataset
     from dclip.data.listing import Listing
+    from dclip.data.partition import Part
     from dclip.data.segmentation import SegmentationListing
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ _NAMED_SOURCES = 100
 """Of more files than that a cache keeps a hash, not names."""
 
 FOLDER, WEBDATASET = "folder:", "webdataset:"
+SPLIT = "{split}"
 
 OWN_DATA = "folder:PATH, webdataset:URLS, PATH.json (COCO format)"
 """What else than a registered name can be opened."""
@@ -88,6 +92,96 @@ def open_listing(
 
     sources = _annotation_files(found, folder, split)
     return _cached(make, dataset, folder, split, settled, sources, cache)
+
+
+def known_splits(dataset: str, root: AnyPath | None) -> list[str]:
+    """Splits that a data set is known to have, or is seen to have; none if it does not tell.
+
+    One file or tar pattern without ``{split}`` is one split, ``all``.
+
+    Args:
+        dataset: As for `open_listing`.
+        root: Folder of a registered data set.
+
+    Raises:
+        UsageError: An unknown data set.
+        OSError: A remote store cannot be reached.
+    """
+    from dclip.data.coco import coco_splits
+    from dclip.data.folder import find_tables
+
+    if dataset.startswith(FOLDER):
+        folder = path_of(dataset.removeprefix(FOLDER))
+        there = has_folders(folder) and folder.is_dir()
+        return list(dict.fromkeys(path.stem for path in find_tables(folder))) if there else []
+    if is_own(dataset):
+        place = dataset.removeprefix(WEBDATASET)
+        return _splits_of_pattern(place) if SPLIT in place else ["all"]
+    found = find_dataset(dataset)
+    if found.expected:
+        return list(found.expected)
+    return coco_splits(root) if root is not None else []
+
+
+def _splits_of_pattern(place: str) -> list[str]:
+    """What stands for ``{split}`` in the local files that a pattern matches, sorted."""
+    if not has_folders(path_of(place)):
+        return []
+    pattern, shape = "", ""
+    for part in re.split(r"(\{[^{}]*\}|[*?])", str(path_of(place))):
+        if part == SPLIT:
+            pattern, shape = (
+                pattern + "*",
+                shape + (r"(?P<split>[^/]+)" if "?P" not in shape else r"(?P=split)"),
+            )
+        elif part[:1] in ("{", "*", "?"):
+            pattern, shape = pattern + "*", shape + r"[^/]*"
+        else:
+            pattern, shape = pattern + glob.escape(part), shape + re.escape(part)
+    matches = (re.fullmatch(shape, path) for path in glob.glob(pattern))  # noqa: PTH207
+    return sorted({match["split"] for match in matches if match})
+
+
+def open_part(
+    dataset: str,
+    root: AnyPath | None,
+    part: "Part",
+    options: Mapping[str, str] | None = None,
+    *,
+    fraction: float,
+    seed: int,
+    split: str,
+    cache: Path | None = None,
+) -> "Listing":
+    """The training or the test images of a source that has one split alone.
+
+    Args:
+        dataset: As for `open_listing`.
+        root: As for `open_listing`.
+        part: Which of the two.
+        options: As for `open_listing`.
+        fraction: Share of the test part, above 0 and below 1.
+        seed: Of the draw (`dclip.data.partition`).
+        split: What to call the part.
+        cache: As for `open_listing`.
+
+    Raises:
+        UsageError: The source has splits of its own, or does not tell which it has; or as for
+            `open_listing`.
+        ValueError: What is on disk cannot be used, or cannot be parted.
+        OSError: A file cannot be read, or a remote store not be reached.
+    """
+    from dclip.data.partition import take_part
+
+    known = known_splits(dataset, root)
+    if len(known) != 1:
+        have = ", ".join(map(repr, known[:8])) + (", ..." if len(known) > 8 else "")
+        raise UsageError(
+            f"--test-fraction parts a source of one split; {dataset} has"
+            f" {have or 'none that can be seen'}: leave it out, or name one file"
+        )
+    whole = open_listing(dataset, root, known[0], options, cache=cache)
+    return take_part(whole, part, fraction=fraction, seed=seed, split=split)
 
 
 def open_segmentation(

@@ -26,6 +26,8 @@ def partition(
     more is in both parts, and so that the test part has its share of all images; none moves that is
     the last of a class in its part.
 
+    The order of the classes does not matter.
+
     Args:
         labels: Label vectors; only 1 counts as an image of a class.
         fraction: Share of the test part, above 0 and below 1.
@@ -72,6 +74,9 @@ class _Deal:
     """
 
     def __init__(self, positives: Bool[np.ndarray, "images classes"], fraction: float) -> None:
+        # so that classes of one size are dealt in an order that their names have no part in
+        by_images = sorted(range(positives.shape[1]), key=lambda k: positives[:, k].tobytes())
+        positives = positives[:, by_images]
         rows, columns = np.nonzero(positives)
         ends = np.searchsorted(rows, np.arange(1, len(positives)))
         self.part: Int64[np.ndarray, " images"] = np.full(len(positives), -1)

@@ -1,6 +1,7 @@
 """Train and test images drawn from one list: sizes, coverage of classes, determinism, identity."""
 
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -50,6 +51,19 @@ def test_both_parts_have_images_and_a_second_draw_is_the_first(
     is_test = partition(labels, fraction=fraction, seed=seed)
     assert 0 < is_test.sum() < len(labels)
     np.testing.assert_array_equal(is_test, partition(labels, fraction=fraction, seed=seed))
+
+
+@settings(max_examples=100)
+@given(LABELS, FRACTIONS, st.randoms(use_true_random=False))
+def test_a_class_that_is_renamed_draws_no_other_images(
+    labels: np.ndarray, fraction: float, random: Random
+) -> None:
+    order = list(range(labels.shape[1]))  # sorted by name, as a folder has them
+    random.shuffle(order)
+    np.testing.assert_array_equal(
+        partition(labels[:, order], fraction=fraction, seed=0),
+        partition(labels, fraction=fraction, seed=0),
+    )
 
 
 @settings(max_examples=100)

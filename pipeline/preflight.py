@@ -1,0 +1,186 @@
+"""What listing, class names, settings and tokenizer tell before any work is done.
+
+Each stage refuses at once what could only fail after hours, and `pipeline.datasets` reports it.
+Nothing here loads torch or reads an image.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dclip.paths import AnyPath
+from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
+from dclip.texts import context_length, name_problem, same_text, too_long
+from pipeline.errors import StageError, UsageError
+
+if TYPE_CHECKING:
+    from dclip.data.listing import Split
+
+TEMPLATES = (NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE)
+"""Every prompt that a class name is put into, but for a segmentation's own templates."""
+
+_NAMED = 5
+"""How many examples of a kind a message names."""
+
+_LOOKED_FOR = 16
+"""How many images of a split are looked for before work begins."""
+
+
+def name_problems(
+    names: Sequence[str], *, backbone: str, templates: Sequence[str] = TEMPLATES
+) -> list[str]:
+    """Why class names cannot be prompts of a backbone, a sentence for each kind of problem.
+
+    Args:
+        names: Class names, or their phrasings.
+        backbone: Name of the frozen CLIP, whose context they have to fit.
+        templates: Prompt templates, each with one ``{}``.
+    """
+    found = []
+    unfit = [(name, problem) for name in names if (problem := name_problem(name))]
+    if unfit:
+        name, problem = unfit[0]
+        found.append(f"class name {name!r} {problem}{_more(len(unfit) - 1, 'name')}; rename it")
+    length = context_length(backbone)
+    if length is None:  # code of the user's own, which knows it alone
+        return found
+    long = too_long([name for name in names if not name_problem(name)], templates, length)
+    if long:
+        name, tokens = max(long, key=lambda pair: pair[1])
+        found.append(
+            f"class name {name!r} takes {tokens} tokens with its prompt, and {backbone} reads"
+            f" {length}{_more(len(long) - 1, 'name')}; shorten it"
+        )
+    return found
+
+
+def require_fit_names(
+    names: Sequence[str],
+    *,
+    of: str,
+    backbone: str,
+    templates: Sequence[str] = TEMPLATES,
+) -> None:
+    """Refuse class names that cannot be prompts.
+
+    Args:
+        names: Class names, or their phrasings.
+        of: What has them, for the message.
+        backbone: Name of the frozen CLIP, whose context they have to fit.
+        templates: Prompt templates, each with one ``{}``.
+
+    Raises:
+        UsageError: One is blank, has control characters, or is too long.
+    """
+    problems = name_problems(names, backbone=backbone, templates=templates)
+    if problems:
+        raise UsageError(f"{of}: {'; '.join(problems)}")
+
+
+def one_text_note(class_names: Sequence[str]) -> str:
+    """That class names are one text to CLIP; empty if they are not."""
+    groups = same_text(class_names)
+    if not groups:
+        return ""
+    shown = "; ".join(" = ".join(map(repr, names)) for names in groups[:_NAMED])
+    return (
+        f"names that are one text to CLIP, and share its probability: {shown}"
+        f"{_more(len(groups) - _NAMED, 'group')}"
+    )
+
+
+def label_problem(listing: "Split", num_images: int | None = None) -> str:
+    """That no image of a split has a class; empty if one has, or labels are not listed.
+
+    Args:
+        listing: The split.
+        num_images: How many of its images are taken, from the first on; None: all.
+    """
+    labels = getattr(listing, "labels", None)
+    if labels is None or (labels[:num_images] == 1).any():
+        return ""
+    first = "" if num_images in (None, len(listing)) else f"the first {num_images} images of "
+    return (
+        f"no image of {first}split {listing.split!r} has any class, so that there is nothing to"
+        " learn from it or to score"
+    )
+
+
+def require_labels(listing: "Split", num_images: int | None = None) -> None:
+    """Refuse a split without any positive.
+
+    Raises:
+        UsageError: None of its images has a class.
+    """
+    problem = label_problem(listing, num_images)
+    if problem:
+        raise UsageError(
+            f"{problem}; features alone are made of it by python -m pipeline.extract --split"
+            f" {listing.split}"
+        )
+
+
+def untrained_note(train: "Split") -> str:
+    """Which classes have no image to learn from; empty if all have, or labels are not listed."""
+    labels = getattr(train, "labels", None)
+    if labels is None:
+        return ""
+    counts = (labels == 1).sum(axis=0)
+    absent = [name for name, count in zip(train.class_names, counts, strict=True) if count == 0]
+    if not absent:
+        return ""
+    shown = ", ".join(absent[:_NAMED]) + (", ..." if len(absent) > _NAMED else "")
+    more = "class has" if len(absent) == 1 else "classes have"
+    return f"{len(absent)} {more} no image in {train.split!r} to learn from: {shown}"
+
+
+def image_paths(listing: Any) -> Sequence[AnyPath]:
+    """Image files, where each sample has one of its own; else none."""
+    from dclip.data.listing import ImageListing
+
+    if isinstance(listing, ImageListing):
+        return [listing.image_dir / name for name in listing.file_names]
+    return getattr(listing, "image_paths", ())
+
+
+def places(listing: Any) -> Collection[object]:
+    """Where each image lies: its file, or its tar and byte; none where images are drawn."""
+    from dclip.data.listing import ImageListing
+    from dclip.data.webdataset_listing import WebdatasetListing
+
+    if isinstance(listing, WebdatasetListing):
+        tars = [listing.tars[number] for number in listing.tar_of]
+        return list(zip(tars, listing.offsets.tolist(), strict=True))
+    if isinstance(listing, ImageListing):
+        folder = listing.image_dir
+        top = str(folder.resolve() if isinstance(folder, Path) else folder)
+        return [f"{top}/{name}" for name in listing.file_names]
+    return [str(path) for path in image_paths(listing)]
+
+
+def shared_places(train: "Split", test: "Split") -> int:
+    """How many images of the test split are images of the training split, by where they lie."""
+    return len(set(places(test)).intersection(places(train)))
+
+
+def require_images(listing: "Split", num_images: int | None = None) -> None:
+    """Find out before any work whether images are where the listing says, by a few of them.
+
+    Raises:
+        StageError: None of them is there.
+    """
+    from pipeline.listings import CHECK
+
+    paths = [path for path in image_paths(listing)[:num_images] if isinstance(path, Path)]
+    step = max(len(paths) // _LOOKED_FOR, 1)
+    sample = paths[::step]
+    if sample and not any(path.is_file() for path in sample):
+        raise StageError(
+            f"images of split {listing.split!r} are gone: none of {len(sample)} looked for is"
+            f" there, such as {sample[0]}; give the --root they are below, or ask {CHECK}"
+        )
+
+
+def _more(count: int, what: str) -> str:
+    """How many more of a kind there are; empty if there are none."""
+    return f" (and {count} more {what}{'s' if count > 1 else ''})" if count > 0 else ""
