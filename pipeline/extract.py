@@ -28,7 +28,7 @@ from pipeline.features import (
     own_manifest,
     plan_features,
 )
-from pipeline.preflight import one_text_note, require_images, require_labels, untrained_note
+from pipeline.preflight import one_text_note, require_images, untrained_note
 
 if TYPE_CHECKING:
     import numpy as np
@@ -712,9 +712,6 @@ def all_plans(config: Config) -> list[FeaturePlan]:
     if config.extract.verify and config.extract.mode == "overwrite":
         raise UsageError("--verify looks at what is there, --mode overwrite deletes it; choose one")
     plans = [plan_features(config, split) for split in splits(config)]
-    if config.extract.split is None:
-        for plan in plans:
-            require_labels(plan.listing, plan.num_images)
     return plans + [view for plan in plans for view in plan.views]
 
 

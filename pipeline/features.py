@@ -304,14 +304,21 @@ def _open_backbone(
 
 def warnings_of(config: Config) -> list[str]:
     """What has to be known of every result of these settings, for log and report."""
+    told = []
+    if not config.predict.paths and tested_on_train(config):
+        told.append(
+            f"split {config.test_split!r} is the training images: scores on it say nothing of"
+            " other images"
+        )
     is_toy = config.backbone == TOY_BACKBONE and config.pretrained is None
     if not is_toy or (config.dataset == TOY_DATASET and not config.predict.paths):
-        return []
+        return told
     images = "image files" if config.predict.paths else config.dataset
     return [
+        *told,
         f"backbone tiny on {images}: this small CLIP has seen nothing but the drawn scenes of the "
         "data set shapes; what it says of photographs is meaningless. Take a real CLIP, such as "
-        "--backbone RN101"
+        "--backbone RN101",
     ]
 
 
@@ -450,14 +457,17 @@ def _stamp(path: Path) -> str:
 def plan_features(config: Config, split: str) -> FeaturePlan:
     """Identity and place of the features of a split, whether they exist yet or not.
 
-    Augmented views are for the training split alone.
+    Augmented views are for the training split alone. A split that is trained on or scored needs an
+    image with a class; for features alone it is named by ``extract.split``.
 
     Raises:
-        UsageError: An unknown dataset, split, backbone or feature kind.
+        UsageError: An unknown dataset, split, backbone or feature kind; a split without any
+            positive; or as for `open_dataset`.
     """
     from dclip.data.augment import VERSION
     from dclip.shards import FORMAT, digest
     from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
+    from pipeline.preflight import require_labels
 
     wanted = config.extract
     listing = open_dataset(config, split)
@@ -465,6 +475,8 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
     space = backbone.space(wanted.kind)
     feature_space = digest(space)
     num_images = min(len(listing), wanted.limit or len(listing))
+    if wanted.split is None:
+        require_labels(listing, num_images)
     clean: dict[str, Any] = {
         "format": FORMAT,
         "listing": listing.identity(),

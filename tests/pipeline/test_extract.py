@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 
 from dclip.backbones import Backbone, ImageFeatures
 from dclip.data import shapes
@@ -24,7 +25,7 @@ from dclip.extraction import Extractor
 from dclip.paths import RemotePath, as_path
 from dclip.reader import FeatureReader
 from dclip.shards import FAILURES, SAMPLES, TEXT, file_digest, read_manifest
-from pipeline import extract, train
+from pipeline import extract, features, train
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
 from pipeline.features import FeaturePlan, finished, open_backbone, open_features, plan_features
@@ -353,6 +354,67 @@ def test_extend_takes_over_images_that_are_there(ray_session: None, tmp_path: Pa
     assert extract.run(large)["splits"]["train"]["shards_made"] == 3
     other = many(tmp_path / "other", limit=30)
     assert tars(make_here(plan_features(other, "train"), other)) == tars(plan.folder)  # type: ignore[arg-type]
+
+
+def photos(root: Path, labels: Sequence[str], *, parted: bool) -> Config:
+    """Pictures in a folder with a class each, of which some are the test split."""
+    root.mkdir(exist_ok=True)
+    lines = []
+    for number, label in enumerate(labels):
+        file = root / f"{number}.png"
+        Image.new("RGB", (16, 16), (12 * number, 0, 0)).save(file)
+        lines.append(f"{file.name},{label}")
+    tables = {"data": lines} if parted else {"train": lines[5:], "test": lines[:5]}
+    for split, part in tables.items():
+        (root / f"{split}.csv").write_text("\n".join(["file,labels", *part]))
+    features._open_split.cache_clear()
+    features._open_checked.cache_clear()
+    changes: dict[str, object] = {"test_fraction": 0.25} if parted else {}
+    return settings(
+        root.parent / "out", dataset=f"folder:{root}", extract={"shard_size": SHARD}, **changes
+    )
+
+
+@pytest.mark.parametrize("parted", [False, True])
+def test_a_class_that_is_renamed_makes_no_image_features_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parted: bool
+) -> None:
+    config = photos(tmp_path / "photos", ["a", "b"] * 10, parted=parted)
+    before = [make_here(plan, config) for plan in extract.all_plans(config)]
+    extract.extract(config, extract.all_plans(config))
+    # from here on, neither a worker is started nor an image looked at
+    monkeypatch.setattr(extract, "_make_shards", lambda *_: pytest.fail("starts workers"))
+    monkeypatch.setattr(ToyBackbone, "encode_images", lambda *_: pytest.fail("looks at an image"))
+    renamed = photos(tmp_path / "photos", ["z", "b"] * 10, parted=parted)
+    results = extract.extract(renamed, extract.all_plans(renamed))
+    for folder, (plan, manifest, *_) in zip(before, results, strict=True):
+        assert plan.folder != folder
+        assert manifest.class_names == ["b", "z"]
+        assert manifest.compute == read_manifest(folder).compute
+        old, new = (open_features([str(place)], renamed.output) for place in (folder, plan.folder))
+        every = np.arange(len(old))
+        assert torch.equal(old.local(every), new.local(every))
+        assert torch.equal(old.embeddings(), new.embeddings())
+        assert torch.equal(old.labels[:, [1, 0]], new.labels)
+        assert not torch.equal(old.text_features()[0], new.text_features()[0])
+        assert not parted or "parted by test fraction 0.25, seed 0" in manifest.notes[-1]
+
+
+def test_other_images_are_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = photos(tmp_path / "photos", ["a", "b"] * 10, parted=False)
+    folders = [make_here(plan, config) for plan in extract.all_plans(config)]
+    extract.extract(config, extract.all_plans(config))
+    monkeypatch.setattr(extract, "_make_shards", lambda *_: pytest.fail("starts workers"))
+    one_more = photos(tmp_path / "photos", ["a", "b"] * 10 + ["a"], parted=False)
+    with pytest.raises(pytest.fail.Exception, match="starts workers"):
+        extract.extract(one_more, extract.all_plans(one_more))
+    renamed = photos(tmp_path / "photos", ["a", "c"] * 10, parted=False)
+    for folder in folders:
+        flip(folder / "shard-000000.tar")
+    with pytest.raises(
+        pytest.fail.Exception, match="starts workers"
+    ):  # damaged bytes are no source
+        extract.extract(renamed, extract.all_plans(renamed))
 
 
 def test_overwrite_makes_everything_anew(ray_session: None, tmp_path: Path) -> None:
