@@ -506,8 +506,10 @@ class Config(BaseSettings):
         "images is the test split, drawn so that each keeps the mix of classes",
     )
     split_seed: int = Field(0, ge=0, description="seed of the draw of test_fraction")
-    images: Literal["annotated", "all"] = Field(
-        "annotated", description="leave out images without any annotation, or keep them"
+    images: Literal["annotated", "all"] | None = Field(
+        None,
+        description="of data sets in COCO's format: annotated leaves out images without an object, "
+        "all keeps them; left out: annotated for coco14 and coco17, all for your own",
     )
     output: LocalPath = Field(Path("outputs"), description="folder that holds everything written")
     features: PathOrURL | None = Field(

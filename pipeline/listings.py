@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Goes up when the same annotations would give another listing; caches depend on it."""
 
 CHECK = "python -m pipeline.datasets check"
@@ -246,22 +246,25 @@ def find_dataset(name: str) -> "Dataset":
         raise UsageError(f"{error}; or {OWN_DATA}") from None
 
 
-def options_of(dataset: str, images: str, options: Mapping[str, str]) -> dict[str, str]:
+def options_of(dataset: str, images: str | None, options: Mapping[str, str]) -> dict[str, str]:
     """Options as `open_listing` wants them, from the settings ``images`` and ``options``.
 
-    ``images`` is a setting of its own that only data sets in COCO's format know.
+    ``images`` is a setting of its own that only data sets in COCO's format know; left out, each of
+    them has its own default.
 
     Raises:
-        UsageError: ``images`` has another value than its default and the data set does not know it.
+        UsageError: ``images`` is given and the data set does not know it, or ``options`` say
+            something else.
     """
-    is_coco = dataset.endswith(".json") or (
-        not is_own(dataset) and "images" in find_dataset(dataset).options
-    )
-    if is_coco:
-        return {"images": images, **options}
-    if images != "annotated":
+    if images is None:
+        return dict(options)
+    if not dataset.endswith(".json") and (
+        is_own(dataset) or "images" not in find_dataset(dataset).options
+    ):
         raise UsageError(f"--images {images} is for data sets in COCO's format, not {dataset!r}")
-    return dict(options)
+    if options.get("images", images) != images:
+        raise UsageError(f"--images {images} and --options images={options['images']} differ")
+    return {**options, "images": images}
 
 
 def settle_options(found: "Dataset", options: Mapping[str, str]) -> dict[str, str]:
@@ -306,11 +309,14 @@ def layout_of(found: "Dataset", root: AnyPath, split: str) -> list[tuple[str, st
     The split ``*`` stands for any.
     A web server is not asked for patterns: they count as there.
     """
+    from dclip.data.coco import ANNOTATIONS
+
     tops = {pattern.partition("/")[0] for pattern, _ in found.layout}
     rows = []
     for pattern, what in found.layout:
         # adapters accept these places as well: see find_voc, find_coco_split, find_stuff_maps
         places = [pattern, *(f"{top}/{pattern}" for top in ("VOCdevkit", "images", "annotations"))]
+        places += ["{split}/_annotations.coco.json"] if pattern == ANNOTATIONS else []
         if len(tops) == 1:
             places.append(pattern.partition("/")[2])
         is_there = any(_is_there(root, place, split) for place in places)
@@ -489,22 +495,24 @@ def _open_coco_file(
 ) -> "Listing":
     from dataclasses import replace
 
-    from dclip.data.coco import find_images, read_coco
+    from dclip.data.coco import OWN_OPTIONS, read_coco, with_own_options
 
     file = path_of(pattern.replace("{split}", split))
     if not file.is_file():
         raise UsageError(f"no annotation file {file}")
-    chosen = _settle({"images": ("annotated", "all")}, options)
+    chosen = _settle(OWN_OPTIONS, options)
     top = (root or file.parent).absolute()
-    folder = top / split if (top / split).is_dir() else top
+    if has_folders(top) and not top.is_dir():
+        raise UsageError(f"no image folder {top}; give the folder of the images to --root")
+    folders = (top / split, top, top / "images" / split, top / "images")
+    there = [folder for folder in folders if not has_folders(top) or folder.is_dir()]
 
     def make() -> "Listing":
         images: Any = chosen["images"]
-        listing = read_coco(file, folder, images=images)
-        listing = replace(listing, split=split, options=chosen)
-        return listing if has_folders(top) else find_images(listing, (top / split, top))
+        listing = read_coco(file, there[0], images=images, also=there[1:])
+        return with_own_options(replace(listing, split=split, options=chosen))
 
-    return _cached(make, "coco", folder, split, chosen, [file], cache)
+    return _cached(make, "coco", top, split, chosen, [file], cache)
 
 
 def _refuse_root(dataset: str, root: AnyPath | None) -> None:
@@ -534,8 +542,15 @@ def _known_options(what: str, options: Mapping[str, str], known: Sequence[str]) 
 
 def _annotation_files(found: "Dataset", folder: AnyPath, split: str) -> list[AnyPath] | None:
     """The files a listing follows from, where a few JSON files say it all; else None."""
+    from dclip.data.coco import ANNOTATIONS, annotation_file_of
+
     patterns = [pattern for pattern, _ in found.layout if pattern.endswith(".json")]
-    files = [folder / pattern.format(split=split) for pattern in patterns]
+    files = [
+        annotation_file_of(folder, split)
+        if pattern == ANNOTATIONS
+        else folder / pattern.format(split=split)
+        for pattern in patterns
+    ]
     return files if files and all(file.is_file() for file in files) else None
 
 
@@ -571,7 +586,7 @@ def _cached(
     slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in f"{dataset}-{split}")
     path = cache / f"{slug[:80]}-{digest(about)[:16]}.parquet"
     listing = _read_cache(path)
-    if listing is None:
+    if listing is None or _is_astray(listing):
         listing = make()
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -579,6 +594,15 @@ def _cached(
         except OSError as error:
             log.warning("listing of %s %s is not cached: %s", dataset, split, error)
     return listing
+
+
+def _is_astray(listing: "Listing") -> bool:
+    """Whether the first image of a cached listing is not there; another place may have it now."""
+    from dclip.data.listing import ImageListing
+
+    if not isinstance(listing, ImageListing) or not isinstance(listing.image_dir, Path):
+        return False
+    return not (listing.image_dir / listing.file_names[0]).is_file()
 
 
 def _state(path: AnyPath) -> list[str | int] | None:

@@ -1,36 +1,56 @@
 """COCO's instance annotations as a multi-label data set."""
 
-import contextlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from io import StringIO
-from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pycocotools.coco import COCO
 
+from dclip.data.coco_files import find_image_files
 from dclip.data.dataset import Dataset, read_class_names, settle
-from dclip.data.listing import ImageListing, check_key
+from dclip.data.listing import ImageListing, counted, fit_key
 from dclip.paths import AnyPath, has_folders
 
 _PREFIX = "instances_"
+_BESIDE = "_annotations.coco.json"
+_PARTS = ("images", "annotations", "categories")
+_NUMBER = re.compile(r"([0-9]{1,18})(\.0+)?")
+
+# LVIS's lists of an image: categories verified to be absent, and those of whose objects some only
+# are outlined.
+_NEGATIVE, _OPEN = "neg_category_ids", "not_exhaustive_category_ids"
+
+
+def annotation_file_of(root: AnyPath, split: str) -> AnyPath:
+    """The annotation file of a split, by COCO's layout or by Roboflow's.
+
+    That is ``<root>/annotations/instances_<split>.json``, which is returned also where neither is
+    there, or ``<root>/<split>/_annotations.coco.json``.
+
+    Raises:
+        OSError: If a remote store cannot be reached.
+    """
+    usual, beside = root / "annotations" / f"{_PREFIX}{split}.json", root / split / _BESIDE
+    return beside if not usual.is_file() and beside.is_file() else usual
 
 
 def find_coco_split(root: AnyPath, split: str) -> tuple[AnyPath, AnyPath]:
-    """Annotation file and image folder of a split, by COCO's layout.
+    """Annotation file and image folder of a split.
 
-    The annotations are ``<root>/annotations/instances_<split>.json``, the images lie in
-    ``<root>/<split>`` or ``<root>/images/<split>``. A web server does not tell which; the first is
-    returned, and `find_images` looks for an image.
+    By COCO's layout the annotations are ``<root>/annotations/instances_<split>.json``, the images
+    lie in ``<root>/<split>``, in ``<root>/images/<split>`` or, where neither is there, all in
+    ``<root>/images``. By Roboflow's both are in ``<root>/<split>``. A web server does not tell
+    which folders there are; the first is returned.
 
     Raises:
         ValueError: If one of them is missing; the message lists the splits that are there.
         OSError: If a remote store cannot be reached.
     """
-    annotation_file = root / "annotations" / f"{_PREFIX}{split}.json"
+    annotation_file = annotation_file_of(root, split)
     if not annotation_file.is_file():
         splits = ", ".join(map(repr, coco_splits(root)))
         seen = f"splits there are {splits}" if splits else "nor annotations of any other split"
@@ -38,35 +58,28 @@ def find_coco_split(root: AnyPath, split: str) -> tuple[AnyPath, AnyPath]:
             f"no split {split!r} under {root}: there is no {annotation_file}"
             + (f"; {seen}" if has_folders(root) else "")
         )
-    folders = _image_folders(root, split)
+    folders = (root / split, root / "images" / split)
     for folder in folders:
         if not has_folders(root) or folder.is_dir():
             return annotation_file, folder
+    flat = root / "images"
+    if flat.is_dir() and any(path.is_file() for path in flat.iterdir()):
+        return annotation_file, flat
     raise ValueError(
         f"no images of split {split!r} under {root}: neither {folders[0]} nor {folders[1]} is there"
     )
 
 
 def coco_splits(root: AnyPath) -> list[str]:
-    """Splits of which there are annotations, by COCO's layout; none are found on a web server."""
+    """Splits of which there are annotations, by both layouts; none are found on a web server."""
     if not has_folders(root):
         return []
-    found = (root / "annotations").glob(f"{_PREFIX}*.json")
-    return sorted(path.stem.removeprefix(_PREFIX) for path in found)
-
-
-def find_images(listing: ImageListing, folders: Sequence[AnyPath]) -> ImageListing:
-    """The listing with the first of some folders that has its first image.
-
-    Raises:
-        ValueError: If none has.
-        OSError: If a remote store cannot be reached.
-    """
-    for folder in folders:
-        if (folder / listing.file_names[0]).is_file():
-            return replace(listing, image_dir=folder)
-    places = " nor ".join(str(folder / listing.file_names[0]) for folder in folders)
-    raise ValueError(f"no images of split {listing.split!r}: there is no {places}")
+    usual = {
+        path.stem.removeprefix(_PREFIX)
+        for path in (root / "annotations").glob("*.json")
+        if path.stem.startswith(_PREFIX)
+    }
+    return sorted(usual | {path.parent.name for path in root.glob(f"*/{_BESIDE}")})
 
 
 def read_coco(
@@ -74,75 +87,224 @@ def read_coco(
     image_dir: AnyPath,
     *,
     images: Literal["annotated", "all"] = "annotated",
+    also: Sequence[AnyPath] = (),
 ) -> ImageListing:
     """The split an annotation file describes, its samples ascending by key.
 
-    Class names ascend by category id; keys are image ids, zero-padded to twelve digits as in COCO's
-    file names; a crowd counts as an object.
+    Class names ascend by category id; a root of categories as Roboflow exports it (id 0,
+    supercategory "none", nothing annotated) is none. Keys are image ids, zero-padded to twelve
+    digits as in COCO's file names; of an id that is no fit key, such as a file name, a hash is
+    part. Ids are compared as numbers where they are some. A crowd counts as an object.
+
+    Where an image has LVIS's ``neg_category_ids`` or ``not_exhaustive_category_ids``, labels are
+    partial in all of them: 1 for a category with an object, 0 for one that is verified to be
+    absent, else -1. An object counts more than a list that has its category as absent; a category
+    without an object that is in both lists is -1.
 
     Args:
         annotation_file: JSON with ``images``, ``annotations`` and ``categories``.
         image_dir: Folder the ``file_name`` entries are relative to.
         images: ``"annotated"`` drops images without any object, as the published numbers do (82,081
             and 40,137 images of COCO-14); ``"all"`` keeps them, with no label set.
+        also: Further folders to look for images in, one of them above all others; those that are
+            not there are passed over. `dclip.data.coco_files` says how a file is found.
 
     Raises:
         ValueError: If a file or folder is missing, the JSON is malformed, an annotation refers to
-            an image or category that is not listed, an image id or file name is not fit for use, or
-            no image is left.
+            an image or category that is not listed, a file name leads out of the folders or to
+            none, or no image is left.
         OSError: If a file cannot be read, or a remote store not be reached.
     """
     if has_folders(image_dir) and not image_dir.is_dir():
         raise ValueError(f"no image folder {image_dir}")
-    coco = index_coco(annotation_file)
-    try:
-        return _listing(coco, annotation_file, image_dir, keep_all=images == "all")
-    except (KeyError, TypeError, AttributeError) as error:
+    found = read_annotations(annotation_file)
+    is_empty = [not image.objects for image in found.images]
+    kept = [image for image in found.images if image.objects or images == "all"]
+    if not kept:
         raise ValueError(
-            f"{annotation_file} is not in COCO's format: {type(error).__name__} {error}"
-        ) from error
+            f"{annotation_file} has no image with an object"
+            + ("" if images == "all" or not found.images else "; images='all' keeps those without")
+        )
+    notes = list(found.notes)
+    if any(is_empty):
+        one = found.images[is_empty.index(True)].key
+        notes.append(
+            f"no object in {sum(is_empty):,} of {counted(len(is_empty), 'image')}, such as {one}: "
+            + (
+                "kept (images=annotated leaves such images out)"
+                if images == "all"
+                else "left out (images=all keeps such images)"
+            )
+        )
+    labels, partial = _labels(kept, found.class_names)
+    with told_of(annotation_file):
+        names = {image.key: file_name_of(image) for image in kept}
+    split = annotation_file.stem.removeprefix(_PREFIX)
+    places = find_image_files(
+        names,
+        [image_dir, *(folder for folder in also if not has_folders(folder) or folder.is_dir())],
+        split=split,
+        source=annotation_file,
+    )
+    return ImageListing(
+        name="coco",
+        split=split,
+        class_names=found.class_names,
+        image_dir=places.folder,
+        keys=tuple(image.key for image in kept),
+        file_names=places.file_names,
+        labels=labels,
+        notes=(*notes, *partial, *places.notes),
+    )
 
 
-def index_coco(annotation_file: AnyPath, *, outlines: bool = False) -> COCO:
-    """The annotations as pycocotools indexes them, without what it prints.
+def _labels(
+    images: Sequence["AnnotatedImage"], class_names: Sequence[str]
+) -> tuple[np.ndarray, list[str]]:
+    """Label vectors of some images, and what to say of them where they are partial."""
+    objects = [(row, item.column) for row, image in enumerate(images) for item in image.objects]
+    present = np.zeros((len(images), len(class_names)), np.uint8)
+    if objects:
+        present[tuple(np.array(objects).T)] = 1
+    is_listed = [image.absent is not None or image.open is not None for image in images]
+    if not any(is_listed):
+        return present, []
+    absent, left_open = np.zeros_like(present), np.zeros_like(present)
+    for row, image in enumerate(images):
+        absent[row, image.absent or []] = 1
+        left_open[row, image.open or []] = 1
+    labels = np.full(present.shape, -1, np.int8)
+    labels[(absent > left_open)] = 0
+    labels[present > 0] = 1
+    notes = [
+        f"labels are partial: a class is 1 with an object, 0 where {_NEGATIVE} has it, else unknown"
+    ]
+    if not (labels == 0).any():
+        notes.append(f"no class is known to be absent: {_NEGATIVE} has none that has no object")
+    for where, what in (
+        (absent & present, f"with an object though in {_NEGATIVE}, taken for 1"),
+        (
+            absent & left_open & (1 - present),
+            f"in both {_NEGATIVE} and {_OPEN}, taken for unknown",
+        ),
+    ):
+        if where.any():
+            row, column = np.argwhere(where)[0].tolist()
+            one = f"{class_names[column]!r} of image {images[row].key}"
+            notes.append(f"{counted(int(where.sum()), 'label')} {what}, such as {one}")
+    if not all(is_listed):
+        one = images[is_listed.index(False)].key
+        notes.append(
+            f"neither {_NEGATIVE} nor {_OPEN} in {is_listed.count(False):,} of"
+            f" {counted(len(images), 'image')}, such as {one}: what has no object there is unknown"
+        )
+    return labels, notes
+
+
+# ---------------------------------------------------------------------------------------------
+# The annotation file
+# ---------------------------------------------------------------------------------------------
+
+
+class AnnotatedObject(NamedTuple):
+    """One annotation.
+
+    Attributes:
+        column: Position of its category among the class names.
+        number: Its place in the file, counted from 1.
+        entry: What the file has of it.
+    """
+
+    column: int
+    number: int
+    entry: Mapping[str, Any]
+
+
+class AnnotatedImage(NamedTuple):
+    """One image of an annotation file.
+
+    Attributes:
+        key: Unique in the file.
+        number: Its place in the file, counted from 1.
+        entry: What the file has of it.
+        objects: Its annotations in the order of the file.
+        absent: Columns LVIS's ``neg_category_ids`` has; None without such a list.
+        open: Columns LVIS's ``not_exhaustive_category_ids`` has; None without such a list.
+    """
+
+    key: str
+    number: int
+    entry: Mapping[str, Any]
+    objects: list[AnnotatedObject]
+    absent: list[int] | None
+    open: list[int] | None
+
+
+class Annotations(NamedTuple):
+    """An annotation file whose references have been followed.
+
+    Attributes:
+        class_names: Ascending by category id.
+        images: Ascending by key.
+        notes: How it was read; see `dclip.data.listing.Keyed`.
+    """
+
+    class_names: tuple[str, ...]
+    images: list[AnnotatedImage]
+    notes: tuple[str, ...]
+
+
+def read_annotations(annotation_file: AnyPath, *, outlines: bool = False) -> Annotations:
+    """Images, categories, and the annotations of each image.
 
     Args:
         annotation_file: JSON with ``images``, ``annotations`` and ``categories``.
         outlines: Whether the outlines of objects are kept; they are most of such a file.
 
     Raises:
-        ValueError: If the file is missing, no JSON, or not in COCO's format.
+        ValueError: If the file is missing, no JSON, or not in COCO's format; the message names the
+            entry and what it lacks.
+        OSError: If the file cannot be read, or a remote store not be reached.
     """
+    document = _read_json(annotation_file, outlines=outlines)
+    with told_of(annotation_file):
+        return _follow(document)
+
+
+class FormatError(Exception):
+    """What an annotation file lacks, in words; `told_of` says of which file."""
+
+
+@contextmanager
+def told_of(annotation_file: AnyPath) -> Iterator[None]:
+    """Make errors about the content of a file name it.
+
+    Raises:
+        ValueError: In place of a `FormatError`.
+    """
+    try:
+        yield
+    except FormatError as error:
+        raise ValueError(f"{annotation_file}: {error}") from None
+
+
+def _read_json(annotation_file: AnyPath, *, outlines: bool) -> dict[str, list[Any]]:
+    """The document, which has the three lists."""
     if not annotation_file.is_file():
         raise ValueError(f"no annotation file {annotation_file}")
     try:
         text = annotation_file.read_bytes()
-        dataset = json.loads(text, object_hook=None if outlines else _without_outline)
-    except ValueError as error:  # of the JSON or of its encoding
+        document = json.loads(text, object_hook=None if outlines else _without_outline)
+    except (ValueError, RecursionError) as error:  # of the JSON or of its encoding
         raise ValueError(f"{annotation_file} is not JSON: {error}") from error
-    parts = ("images", "annotations", "categories")
-    if not isinstance(dataset, dict) or not all(
-        isinstance(dataset.get(key), list) for key in parts
-    ):
-        raise ValueError(f"{annotation_file} is not in COCO's format: it needs lists {parts}")
-    coco = COCO()
-    coco.dataset = dataset
-    try:
-        with contextlib.redirect_stdout(StringIO()):
-            coco.createIndex()
-    except (KeyError, TypeError) as error:
+    lists = document if isinstance(document, dict) else {}
+    missing = [part for part in _PARTS if not isinstance(lists.get(part), list)]
+    if missing:
         raise ValueError(
-            f"{annotation_file} is not in COCO's format: {type(error).__name__} {error}"
-        ) from error
-    strangers = sorted(map(str, coco.imgToAnns.keys() - coco.imgs.keys()))
-    if strangers:
-        raise ValueError(
-            f"{annotation_file} has annotations of {len(strangers)} images it does not list, such"
-            f" as image {strangers[0]}"
+            f"{annotation_file} is not in COCO's format: it needs lists {', '.join(_PARTS)}, and"
+            f" has no list {missing[0]!r}"
         )
-    if len(coco.imgs) < len(coco.dataset["images"]):
-        raise ValueError(f"{annotation_file} lists an image id twice")
-    return coco
+    return {part: lists[part] for part in _PARTS}
 
 
 def _without_outline(value: dict[str, Any]) -> dict[str, Any]:
@@ -151,66 +313,238 @@ def _without_outline(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _listing(
-    coco: COCO, annotation_file: AnyPath, image_dir: AnyPath, *, keep_all: bool
-) -> ImageListing:
-    """Images and label vectors from pycocotools' index."""
-    category_ids = sorted(coco.cats)
-    class_names = tuple(str(coco.cats[category]["name"]) for category in category_ids)
-    if not class_names or len(set(class_names)) < len(coco.dataset["categories"]):
-        raise ValueError(f"{annotation_file} needs categories, each with an id and name of its own")
-    column = {category: index for index, category in enumerate(category_ids)}
+def _follow(document: Mapping[str, list[Any]]) -> Annotations:
+    """Bring images, annotations and categories together by their ids."""
+    categories = _Ids("categories", document["categories"])
+    pictures = _Ids("images", document["images"])
+    objects: list[list[tuple[int, tuple[int, Mapping[str, Any]]]]] = [
+        [] for _ in document["images"]
+    ]
+    used = set()
+    for number, entry in enumerate(document["annotations"], start=1):
+        picture = pictures.find(_value(entry, "image_id", "annotations", number))
+        if picture is None:
+            raise _stranger(document["annotations"], pictures)
+        category = categories.find(_value(entry, "category_id", "annotations", number))
+        if category is None:
+            raise FormatError(
+                f"{entry_name('annotations', number, entry)}: image {entry['image_id']} has an"
+                f" object of category {entry['category_id']!r}, which is not listed"
+            )
+        used.add(category)
+        objects[picture].append((category, (number, entry)))
+    order, names, notes = _classes(document["categories"], categories, used)
+    column = {position: index for index, position in enumerate(order)}
+    images: dict[str, AnnotatedImage] = {}
+    for position, entry in enumerate(document["images"]):
+        own = pictures.ids[position]
+        key = fit_key(f"{own:012d}" if isinstance(own, int) else own)
+        if key in images:
+            raise FormatError(f"lists image {key} twice")
+        items = [AnnotatedObject(column[place], *rest) for place, rest in objects[position]]
+        lists = [
+            _listed(entry, name, position + 1, categories, column) for name in (_NEGATIVE, _OPEN)
+        ]
+        images[key] = AnnotatedImage(key, position + 1, entry, items, *lists)
+    for part, ids in (("images", pictures), ("categories", categories)):
+        if ids.respelt:
+            asked, own = next(iter(ids.respelt.items()))
+            notes += (
+                f"{counted(len(ids.respelt), 'id')} of {part} spelt in two ways, such as {asked!r}"
+                f" and {own!r}: ids are compared as numbers",
+            )
+    return Annotations(names, [images[key] for key in sorted(images)], notes)
 
-    samples: dict[str, tuple[str, list[int]]] = {}
-    for image_id, image in coco.imgs.items():
-        positives = {annotation["category_id"] for annotation in coco.imgToAnns.get(image_id, [])}
-        unknown = positives - column.keys()
-        if unknown:
-            raise ValueError(
-                f"{annotation_file}: image {image_id} has an object of category {min(unknown)},"
-                " which is not listed"
-            )
-        if positives or keep_all:
-            key = check_key(f"{image_id:012d}" if isinstance(image_id, int) else str(image_id))
-            if key in samples:
-                raise ValueError(f"{annotation_file} lists image {key} twice")
-            samples[key] = (
-                inner_file_name(image, key),
-                [column[category] for category in positives],
-            )
-    if not samples:
-        raise ValueError(
-            f"{annotation_file} has no image with an object"
-            + ("" if keep_all or not coco.imgs else "; images='all' keeps those without")
-        )
-    keys = tuple(sorted(samples))
-    labels = np.zeros((len(keys), len(class_names)), np.uint8)
-    for row, key in enumerate(keys):
-        labels[row, samples[key][1]] = 1
-    return ImageListing(
-        name="coco",
-        split=annotation_file.stem.removeprefix(_PREFIX),
-        class_names=class_names,
-        image_dir=image_dir,
-        keys=keys,
-        file_names=tuple(samples[key][0] for key in keys),
-        labels=labels,
+
+def _listed(
+    entry: Mapping[str, Any],
+    name: str,
+    number: int,
+    categories: "_Ids",
+    column: Mapping[int, int],
+) -> list[int] | None:
+    """Columns of the categories in one of LVIS's lists of an image; None if it has no such list."""
+    values = entry.get(name)
+    if values is None:
+        return None
+    where = entry_name("images", number, entry)
+    if not isinstance(values, list):
+        raise FormatError(f"{where} has {name} {values!r}, which is no list of category ids"[:300])
+    columns = []
+    for value in values:
+        place = categories.find(value)
+        if place is None:
+            raise FormatError(f"{where} has category {value!r} in {name}, which is not listed")
+        if place in column:
+            columns.append(column[place])
+    return columns
+
+
+def entry_name(part: str, number: int, entry: object) -> str:
+    """How messages call an entry of a list of the file."""
+    own = entry.get("id") if isinstance(entry, Mapping) else None
+    return f"entry {number} of {part}" + ("" if own is None else f" (id {own!r})")
+
+
+def _value(entry: object, key: str, part: str, number: int) -> Any:
+    """What an entry has under a key."""
+    if not isinstance(entry, Mapping):
+        raise FormatError(f"{entry_name(part, number, entry)} is {entry!r}, not an object"[:300])
+    value = entry.get(key)
+    if value is None:
+        kind = "; panoptic annotations are of another kind" if "segments_info" in entry else ""
+        raise FormatError(f"{entry_name(part, number, entry)} has no {key}{kind}")
+    return value
+
+
+class _Ids:
+    """Ids of images or categories, found whether they are written as numbers or as text.
+
+    Attributes:
+        ids: Of each entry, numbers as such.
+        respelt: Ids that were asked for in another spelling, and the ones they were taken for.
+    """
+
+    def __init__(self, part: str, entries: Sequence[object]) -> None:
+        self.ids: list[int | str] = []
+        self.respelt: dict[int | str, int | str] = {}
+        self._exact: dict[int | str, int] = {}
+        self._alike: dict[int, list[int]] = {}
+        for position, entry in enumerate(entries):
+            value = _value(entry, "id", part, position + 1)
+            own = _id_of(value)
+            if own is None:
+                where = entry_name(part, position + 1, entry)
+                raise FormatError(f"{where} needs an id that is a whole number or a text")
+            if own in self._exact:
+                one = {"images": "an image", "categories": "a category"}[part]
+                raise FormatError(f"lists {one} id twice: {value!r}")
+            self._exact[own] = position
+            self.ids.append(own)
+            number = _number_of(own)
+            if number is not None:
+                self._alike.setdefault(number, []).append(position)
+
+    def find(self, value: object) -> int | None:
+        """Position of the entry with this id; None if none has it, or several that look like it."""
+        own = _id_of(value)
+        if own is None or own in self._exact:
+            return None if own is None else self._exact[own]
+        number = _number_of(own)
+        alike = [] if number is None else self._alike.get(number, [])
+        if len(alike) != 1:
+            return None
+        self.respelt[own] = self.ids[alike[0]]
+        return alike[0]
+
+
+def _id_of(value: object) -> int | str | None:
+    """An id as it is compared: 1 and 1.0 are one; None if it is no id."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str) and _is_text(value):
+        return value
+    return value if isinstance(value, int) else None
+
+
+def _number_of(own: int | str) -> int | None:
+    """The number an id stands for; None if it is another text."""
+    if isinstance(own, int):
+        return own
+    found = _NUMBER.fullmatch(own)
+    return int(found[1]) if found else None
+
+
+def _stranger(annotations: Sequence[Any], pictures: _Ids) -> FormatError:
+    """The error for annotations of images that are not listed."""
+    lost = dict.fromkeys(
+        str(entry["image_id"])
+        for number, entry in enumerate(annotations, start=1)
+        if pictures.find(_value(entry, "image_id", "annotations", number)) is None
+    )
+    return FormatError(
+        f"has annotations of {counted(len(lost), 'image')} it does not list, such as image"
+        f" {min(lost)}"
     )
 
 
-def inner_file_name(image: Mapping[str, Any], key: str) -> str:
-    """The file of an image, relative to the image folder and inside of it.
+def _classes(
+    entries: Sequence[Any], categories: _Ids, used: set[int]
+) -> tuple[list[int], tuple[str, ...], tuple[str, ...]]:
+    """Positions of the categories that are classes, ascending by id, their names, and notes."""
+    names = []
+    for position, entry in enumerate(entries):
+        name = _value(entry, "name", "categories", position + 1)
+        is_number = isinstance(name, int | float) and not isinstance(name, bool)
+        if not is_number and not (_is_text(name) and name.strip()):
+            where = entry_name("categories", position + 1, entry)
+            raise FormatError(f"{where} needs a name that is a text, not {name!r}")
+        names.append(str(name))
+    order = sorted(range(len(names)), key=lambda position: _rank(categories.ids, position))
+    notes: tuple[str, ...] = ()
+    root = next((position for position in order if _number_of(categories.ids[position]) == 0), None)
+    if root is not None and root not in used and _is_root(root, entries, names):
+        order.remove(root)
+        notes = (
+            f"category {names[root]!r} (id 0) is what the exporter puts above all others, and"
+            " nothing is annotated with it: it is no class",
+        )
+    if not order:
+        raise FormatError("needs categories, each with an id and a name")
+    seen: dict[str, int] = {}
+    for position in order:
+        other = seen.setdefault(names[position], position)
+        if other != position:
+            raise FormatError(
+                f"categories {categories.ids[other]!r} and {categories.ids[position]!r} are both"
+                f" called {names[position]!r}; give each a name of its own"
+            )
+    return order, tuple(names[position] for position in order), notes
+
+
+def _rank(ids: Sequence[int | str], position: int) -> tuple[bool, int, str]:
+    """Numbers ascend by value; texts as texts, where all ids are texts also those of digits."""
+    own = ids[position]
+    number = None if all(isinstance(one, str) for one in ids) else _number_of(own)
+    return number is None, number or 0, str(own)
+
+
+def _is_root(root: int, entries: Sequence[Any], names: Sequence[str]) -> bool:
+    """Whether a category stands above the others: supercategory "none", and it is theirs."""
+    if str(entries[root].get("supercategory", "")).lower() != "none":
+        return False
+    return any(
+        position != root and names[root] in (names[position], entry.get("supercategory"))
+        for position, entry in enumerate(entries)
+    )
+
+
+def file_name_of(image: AnnotatedImage) -> str:
+    """The file name of an image, or the URL that stands for it in LVIS.
 
     Raises:
-        ValueError: If the name leads out of the folder.
+        FormatError: If it has neither.
     """
-    name = image["file_name"]
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
-        raise ValueError(
-            f"image {key} has file name {name!r}, which is not inside the image folder"
-        )
+    name = image.entry.get("file_name")
+    if name is None or name == "":
+        url = image.entry.get("coco_url")
+        name = url if _is_text(url) else name
+    where = entry_name("images", image.number, image.entry)
+    if name is None:
+        raise FormatError(f"{where} has no file_name, nor a coco_url")
+    if name != "" and not _is_text(name):
+        raise FormatError(f"{where} has file_name {name!r}, which is no text"[:300])
     return str(name)
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a text that can be written: JSON may hold halves of characters."""
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------
@@ -218,8 +552,15 @@ def inner_file_name(image: Mapping[str, Any], key: str) -> str:
 # ---------------------------------------------------------------------------------------------
 
 _OPTIONS = {"images": ("annotated", "all")}
+
+OWN_OPTIONS: Mapping[str, tuple[str, ...]] = {"images": ("all", "annotated")}
+"""Of annotation files of the user's own, where a photograph without an object is one as well."""
+
+ANNOTATIONS = "annotations/instances_{split}.json"
+"""Place of the annotation file below the root."""
+
 _LAYOUT = (
-    ("annotations/instances_{split}.json", "objects with category, box and outline"),
+    (ANNOTATIONS, "objects with category, box and outline"),
     ("{split}/*.jpg", "images; images/{split}/*.jpg will do as well"),
 )
 
@@ -262,19 +603,26 @@ def _open(
     class_names: tuple[str, ...],
 ) -> ImageListing:
     """Find, read, and compare the categories with those that are known."""
-    chosen = settle(_OPTIONS, options)
+    is_own = not class_names
+    chosen = settle(OWN_OPTIONS if is_own else _OPTIONS, options)
     annotation_file, image_dir = find_coco_split(root, split)
     images: Literal["annotated", "all"] = "all" if chosen["images"] == "all" else "annotated"
-    listing = read_coco(annotation_file, image_dir, images=images)
+    folders = (root / split, root / "images" / split, image_dir / "images", root / "images", root)
+    also = [folder for folder in folders if folder != image_dir]
+    listing = read_coco(annotation_file, image_dir, images=images, also=also)
     check_categories(listing.class_names, class_names, annotation_file)
-    if not has_folders(root):
-        listing = find_images(listing, _image_folders(root, split))
-    return replace(listing, name=name, options=chosen)
+    listing = replace(listing, name=name, split=split, options=chosen)
+    return with_own_options(listing) if is_own else listing
 
 
-def _image_folders(root: AnyPath, split: str) -> tuple[AnyPath, ...]:
-    """Where the images of a split may be."""
-    return (root / split, root / "images" / split)
+def with_own_options(listing: ImageListing) -> ImageListing:
+    """A listing of the user's own that says which images it has, whichever were asked for.
+
+    So it is the same one, and features of it are, whether images without an object are dropped or
+    kept, where there are none.
+    """
+    images = "annotated" if (listing.labels == 1).any(axis=1).all() else "all"
+    return replace(listing, options={**listing.options, "images": images})
 
 
 def check_categories(found: tuple[str, ...], known: tuple[str, ...], source: AnyPath) -> None:
@@ -306,12 +654,13 @@ COCO_FORMAT = Dataset(
     expected={},
     class_names=(),
     phrasings=(),
-    options=_OPTIONS,
+    options=OWN_OPTIONS,
     homepage="https://cocodataset.org/#format-data",
     layout=_LAYOUT,
     open=open_coco_format,
     takes_urls=True,
-    notes="Classes are the categories of the annotation file, ascending by id.",
+    notes="Classes are the categories of the annotation file, ascending by id. Images without an"
+    " object are kept; images=annotated leaves them out.",
 )
 
 COCO14 = Dataset(

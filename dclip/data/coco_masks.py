@@ -1,5 +1,6 @@
 """COCO 2017 as a segmentation data set: instances painted into a mask, or stuff-thing maps."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,10 +10,21 @@ import numpy as np
 from jaxtyping import UInt8
 from pycocotools import mask as run_lengths
 
-from dclip.data.coco import check_categories, find_coco_split, index_coco, inner_file_name
+from dclip.data.coco import (
+    AnnotatedImage,
+    AnnotatedObject,
+    FormatError,
+    check_categories,
+    entry_name,
+    file_name_of,
+    find_coco_split,
+    read_annotations,
+    told_of,
+)
+from dclip.data.coco_files import find_image_files
 from dclip.data.dataset import Dataset, read_class_names, settle
 from dclip.data.images import MAX_PIXELS, ImageError, read_image
-from dclip.data.listing import check_key, digest
+from dclip.data.listing import digest
 from dclip.data.segmentation import (
     IGNORE_INDEX,
     MaskFolderListing,
@@ -58,6 +70,7 @@ class PaintedListing(Phrased):
         with_background: Whether pixels without an instance are a class, the first; else they are
             `ignore_index`.
         options: Settings that made the listing, for its identity.
+        notes: How it was read; see `dclip.data.listing.Keyed`.
     """
 
     name: str
@@ -71,6 +84,7 @@ class PaintedListing(Phrased):
     with_background: bool
     options: Mapping[str, str]
     ignore_index: int = IGNORE_INDEX
+    notes: tuple[str, ...] = ()
 
     @property
     def image_paths(self) -> tuple[Path, ...]:
@@ -177,75 +191,137 @@ def paint_instances(
     Raises:
         ValueError: If the file is not in COCO's format, or an outline cannot be read.
     """
-    coco = index_coco(annotation_file, outlines=True)
-    try:
-        categories = sorted(coco.cats)
-        column = {category: position for position, category in enumerate(categories)}
-        names = tuple((str(coco.cats[category]["name"]),) for category in categories)
-        rows = []
-        for image in coco.dataset["images"]:
-            number = image["id"]
-            key = check_key(f"{number:012d}" if isinstance(number, int) else str(number))
-            size = int(image["width"]), int(image["height"])
-            items = [
-                _painted(annotation, column, size) for annotation in coco.imgToAnns.get(number, [])
-            ]
-            if by == "area":
-                items.sort(key=lambda item: -item.area)
-            rows.append((key, inner_file_name(image, key), size, tuple(items)))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{annotation_file} is not in COCO's format: {type(error).__name__} {error}"
-        ) from error
-    if not rows:
+    found = read_annotations(annotation_file, outlines=True)
+    if not found.images:
         raise ValueError(f"{annotation_file} lists no images")
-    keys, file_names, sizes, objects = zip(*sorted(rows), strict=True)
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"{annotation_file} lists an image id twice")
+    with told_of(annotation_file):
+        names = {image.key: file_name_of(image) for image in found.images}
+        sizes = tuple(map(_size, found.images))
+        objects = [
+            [_painted(item, size) for item in image.objects]
+            for image, size in zip(found.images, sizes, strict=True)
+        ]
+    if by == "area":
+        for items in objects:
+            items.sort(key=lambda item: -item.area)
+    places = find_image_files(names, [image_dir], split=split, source=annotation_file)
     return PaintedListing(
         name="coco",
         split=split,
-        phrasings=names,
-        image_dir=image_dir,
-        keys=keys,
-        file_names=file_names,
+        phrasings=tuple((name,) for name in found.class_names),
+        image_dir=places.folder,
+        keys=tuple(names),
+        file_names=places.file_names,
         sizes=sizes,
-        objects=objects,
+        objects=tuple(map(tuple, objects)),
         with_background=False,
         options={"masks": by},
+        notes=(*found.notes, *places.notes),
     )
 
 
-def _painted(
-    annotation: Mapping[str, Any], column: Mapping[int, int], size: tuple[int, int]
-) -> PaintedObject:
-    """An annotation as run lengths, whichever of COCO's three forms its outline has."""
+def _size(image: AnnotatedImage) -> tuple[int, int]:
+    """Width and height of an image by the annotations, fit to be painted on."""
+    sides = []
+    where = entry_name("images", image.number, image.entry)
+    for key in ("width", "height"):
+        side = image.entry.get(key)
+        if side is None:
+            raise FormatError(f"{where} has no {key}, which masks need")
+        if not _is_number(side) or side <= 0 or not float(side).is_integer():
+            raise FormatError(f"{where} has {key} {_short(side)}, which is no number of pixels")
+        sides.append(int(side))
+    width, height = sides
+    if width * height > MAX_PIXELS:
+        raise FormatError(f"{where} is of {width} x {height} pixels, more than {MAX_PIXELS}")
+    return width, height
+
+
+def _painted(item: AnnotatedObject, size: tuple[int, int]) -> PaintedObject:
+    """An annotation as run lengths, whichever form its outline has."""
     width, height = size
-    name = f"annotation {annotation.get('id')}"
-    if not 0 < width * height <= MAX_PIXELS:
-        raise ValueError(f"{name} belongs to an image of {width} x {height} pixels")
-    outline = annotation["segmentation"]
     try:
-        if isinstance(outline, list):
-            encoded = _polygon_runs(outline, width, height)
-        elif list(outline["size"]) != [height, width]:
-            raise ValueError(f"of size {outline['size']}, its image has {[height, width]}")
-        elif isinstance(outline["counts"], list):
-            encoded = run_lengths.frPyObjects(outline, height, width)["counts"]
-        else:
-            encoded = outline["counts"].encode("ascii")
+        encoded = _runs(item.entry.get("segmentation"), width, height)
         runs = decode_runs(encoded)
         if min(runs) < 0 or sum(runs) != width * height:
             raise ValueError(f"its runs cover {sum(runs)} pixels, the image has {width * height}")
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{name} has an outline that cannot be read: {error}") from error
-    category = annotation["category_id"]
-    if category not in column:
-        raise ValueError(f"{name} has category {category}, which is not listed")
-    return PaintedObject(column[category], sum(runs[1::2]), encoded)
+    except (ValueError, OverflowError) as error:
+        where = entry_name("annotations", item.number, item.entry)
+        raise FormatError(f"{where} has an outline that cannot be read: {error}") from error
+    return PaintedObject(item.column, sum(runs[1::2]), encoded)
 
 
-def _polygon_runs(polygons: list[Any], width: int, height: int) -> bytes:
+def _runs(outline: object, width: int, height: int) -> bytes:
+    """An outline as compressed run lengths.
+
+    It is polygons, one polygon, either of them with numbers in a row or in pairs, or run lengths,
+    as a list or compressed.
+
+    Raises:
+        ValueError: If it is none of these; the message has what it is.
+    """
+    if outline is None:
+        raise ValueError("it has none (segmentation is null or left out), and masks need one")
+    if isinstance(outline, list):
+        return _polygon_runs(_polygons(outline), width, height)
+    if not isinstance(outline, Mapping):
+        raise ValueError(f"segmentation is {_short(outline)}, no polygons and no run lengths")
+    for key in ("size", "counts"):
+        if outline.get(key) is None:
+            raise ValueError(f"its run lengths have no {key!r}")
+    if outline["size"] != [height, width]:
+        raise ValueError(f"of size {_short(outline['size'])}, its image has {[height, width]}")
+    counts = outline["counts"]
+    if isinstance(counts, str):
+        if not counts.isascii():
+            raise ValueError(f"compressed run lengths {_short(counts)} are damaged")
+        return counts.encode("ascii")
+    if not isinstance(counts, list) or not all(map(_is_count, counts)):
+        raise ValueError(f"its counts are {_short(counts)}, no numbers of pixels and no text")
+    return bytes(run_lengths.frPyObjects(dict(outline), height, width)["counts"])
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_PIXELS
+
+
+def _polygons(outline: list[Any]) -> list[list[float]]:
+    """Polygons with their numbers in a row.
+
+    Three or more single corners, ``[[x, y], [x, y], ...]``, are one polygon: as polygons of a
+    corner each they would enclose nothing.
+    """
+    if outline and all(map(_is_number, outline)):
+        return [outline]
+    if len(outline) > 2 and all(map(_is_pair, outline)):
+        outline = [outline]
+    polygons = []
+    for polygon in outline:
+        if not isinstance(polygon, list):
+            raise ValueError(f"{_short(polygon)} among its polygons is none")
+        is_paired = bool(polygon) and all(map(_is_pair, polygon))
+        numbers = [value for pair in polygon for value in pair] if is_paired else polygon
+        if not all(map(_is_number, numbers)):
+            raise ValueError(f"polygon {_short(polygon)} is no list of numbers")
+        polygons.append(numbers)
+    return polygons
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _short(value: object) -> str:
+    """A value of the file, as JSON writes it, not longer than a line."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _polygon_runs(polygons: list[list[float]], width: int, height: int) -> bytes:
     """The union of polygons as compressed run lengths.
 
     COCO has some polygons of fewer than three corners; they enclose nothing.
@@ -253,7 +329,10 @@ def _polygon_runs(polygons: list[Any], width: int, height: int) -> bytes:
     reach = max(width, height)  # beyond that far outside, drawing would take memory without bound
     for polygon in polygons:
         if len(polygon) % 2 or not all(-reach <= value <= 2 * reach for value in polygon):
-            raise ValueError("a polygon needs pairs of coordinates, all about the image")
+            raise ValueError(
+                f"polygon {_short(polygon)}: a polygon needs pairs of coordinates, all about the"
+                " image"
+            )
     closed = [polygon for polygon in polygons if len(polygon) >= 6]
     if not closed:
         nothing = {"size": [height, width], "counts": [width * height]}

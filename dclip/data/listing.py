@@ -240,6 +240,22 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
+def fit_key(text: str) -> str:
+    """The text itself where it is fit as a key, else what is fit of it and a hash of all.
+
+    Raises:
+        ValueError: If it is empty.
+
+    Example:
+        >>> fit_key("000000000139"), fit_key("train/pic 1.jpg")
+        ('000000000139', 'train-pic-1-jpg-a518d02c4125')
+    """
+    if not text or _KEY.fullmatch(text):
+        return check_key(text)
+    fit = re.sub(r"[^A-Za-z0-9_-]+", "-", text)[-100:]
+    return f"{fit}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
 def digest(values: object, *arrays: np.ndarray) -> str:
     """A hash of JSON-able values and the bytes of arrays, as hexadecimal SHA-256."""
     content = hashlib.sha256(json.dumps(values).encode())

@@ -54,7 +54,7 @@ def same(one: Listing, other: Listing) -> bool:
 
 @pytest.mark.parametrize("name", ["coco", "coco14"])
 def test_registered_names_open_with_a_root(coco: Path, name: str) -> None:
-    listing = open_listing(name, coco, "val2014")
+    listing = open_listing(name, coco, "val2014", {"images": "annotated"})
     assert (listing.name, listing.split, len(listing)) == (name, "val2014", 4)
     everything = open_listing(name, coco, "val2014", {"images": "all"})
     assert len(everything) == 5
@@ -87,7 +87,7 @@ def test_own_data_opens_without_code(tmp_path: Path, coco: Path) -> None:
 
     pattern = f"{coco}/annotations/instances_{{split}}.json"
     listing = open_listing(pattern, coco, "val2014")  # images are in <root>/<split>
-    assert (listing.split, len(listing)) == ("val2014", 4)
+    assert (listing.split, len(listing)) == ("val2014", 5)
     listing.read(0)
     file = f"{coco}/annotations/instances_val2014.json"
     assert len(open_listing(file, coco / "val2014", "mine", {"images": "all"})) == 5
@@ -270,10 +270,43 @@ def test_a_damaged_annotation_is_no_wrong_usage(trees: ModuleType, tmp_path: Pat
 def test_the_setting_images_is_an_option_of_coco_only() -> None:
     assert options_of("coco14", "all", {}) == {"images": "all"}
     assert options_of("a/b.json", "annotated", {}) == {"images": "annotated"}
-    assert options_of("voc2007", "annotated", {"difficult": "ignore"}) == {"difficult": "ignore"}
-    assert options_of("folder:x", "annotated", {}) == {}
-    with pytest.raises(UsageError, match="--images all is for data sets in COCO's format"):
-        options_of("shapes", "all", {})
+    assert options_of("a/b.json", None, {}) == {}
+    assert options_of("voc2007", None, {"difficult": "ignore"}) == {"difficult": "ignore"}
+    assert options_of("folder:x", None, {}) == {}
+    for dataset, images in (("shapes", "all"), ("folder:x", "annotated")):
+        with pytest.raises(UsageError, match=f"--images {images} is for data sets in COCO's form"):
+            options_of(dataset, images, {})
+    with pytest.raises(UsageError, match="--images all and --options images=annotated differ"):
+        options_of("coco14", "all", {"images": "annotated"})
+
+
+def test_own_photographs_without_an_object_are_kept(coco: Path, tmp_path: Path) -> None:
+    file = str(coco / "annotations" / "instances_{split}.json")
+    for dataset in ("coco", file):
+        listing = open_listing(dataset, coco, "val2014", cache=tmp_path)
+        assert len(listing) == 5
+        assert listing.identity()["images"] == "all"
+        (note,) = getattr(listing, "notes")  # noqa: B009 - of this kind of listing
+        assert "no object in 1 of 5 images, such as 000000000005: kept" in note
+        fewer = open_listing(dataset, coco, "val2014", {"images": "annotated"}, cache=tmp_path)
+        assert (len(fewer), fewer.identity()["images"]) == (4, "annotated")
+    published = open_listing("coco14", coco, "val2014", cache=tmp_path)
+    assert (len(published), published.identity()["images"]) == (4, "annotated")
+
+
+def test_features_of_own_data_without_empty_photographs_keep_their_identity(
+    coco: Path, tmp_path: Path
+) -> None:
+    document = json.loads((coco / "annotations" / "instances_val2014.json").read_text())
+    document["images"].pop()  # the one without an object
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(document))
+    listings = [
+        open_listing(str(file), coco / "val2014", "val2014", options)
+        for options in ({}, {"images": "annotated"}, {"images": "all"})
+    ]
+    assert {str(listing.identity()) for listing in listings} == {str(listings[0].identity())}
+    assert listings[0].identity()["images"] == "annotated"
 
 
 def test_options_are_settings_like_any_other(tmp_path: Path) -> None:
@@ -370,7 +403,7 @@ def test_a_name_that_looks_like_a_pattern_is_a_name(trees: ModuleType, tmp_path:
     for path in (root / split, root / "annotations" / f"instances_{split}.json"):
         path.rename(path.with_name(path.name.replace(split, "val[1]")))
     assert all(there for _, _, there in layout_of(DATASETS["coco"], root, "val[1]"))
-    assert len(open_listing("coco", root, "val[1]")) == 2
+    assert len(open_listing("coco", root, "val[1]")) == 3
     tar = tar_of(root / "a.tar", 2)
     assert len(open_listing(f"webdataset:{root}/*.tar", None, "x")) == 2, tar
 
@@ -429,6 +462,20 @@ def test_images_that_moved_are_looked_for_again(trees: ModuleType, tmp_path: Pat
     (root / "images").mkdir()
     (root / "val2014").rename(root / "images" / "val2014")
     open_listing("coco14", root, "val2014", cache=cache).read(0)
+
+
+def test_a_cached_listing_is_made_anew_when_its_images_are_found_elsewhere(
+    trees: ModuleType, tmp_path: Path
+) -> None:
+    root, cache = tmp_path / "coco", tmp_path / "cache"
+    trees.TREES["coco14"](root, "val2014", 2)
+    file = str(root / "annotations" / "instances_{split}.json")
+    (root / "val2014").rename(tmp_path / "away")
+    first = open_listing(file, root, "val2014", cache=cache)  # the images are still to come
+    (tmp_path / "away").rename(root / "images")
+    second = open_listing(file, root, "val2014", cache=cache)
+    second.read(0)
+    assert second.identity() == first.identity()
 
 
 def test_unknown_labels_survive_the_cache(tmp_path: Path) -> None:

@@ -99,20 +99,49 @@ def test_an_unknown_split_is_refused_with_those_there(root: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"images": None}, "not in COCO's format: it needs lists"),
-        ({"images": [{"id": 7}, {"id": 3}, {"id": 10}]}, "not in COCO's format: KeyError"),
+        ({"images": None}, "it needs lists .*, and has no list 'images'"),
+        ({"images": [{"id": 7}, {"id": 3}, {"id": 10}]}, r"entry 2 of images \(id 3\) has no file"),
+        ({"images": [{"file_name": "7.png"}]}, "entry 1 of images has no id$"),
+        ({"images": [{"id": True}]}, "entry 1 of images .* needs an id that is a whole number"),
+        ({"images": [{"id": 1.5}]}, "entry 1 of images .* needs an id that is a whole number"),
+        (
+            {"images": [{"id": i, "file_name": i} for i in (7, 3, 10)]},
+            r"entry 2 of images \(id 3\) has file_name 3, which is no text",
+        ),
         ({"images": [{"id": 7, "file_name": "7.png"}]}, "annotations of 2 images it does not list"),
-        ({"images": [{"id": 7, "file_name": "7.png"}] * 2, "annotations": []}, "image id twice"),
-        ({"images": ["7.png"]}, "not in COCO's format: TypeError"),
-        ({"annotations": [{"id": 1, "image_id": 7}]}, "not in COCO's format: KeyError"),
+        ({"images": [{"id": 7, "file_name": "7.png"}] * 2, "annotations": []}, "image id twice: 7"),
+        ({"images": ["7.png"]}, "entry 1 of images is '7.png', not an object"),
+        (
+            {"annotations": [{"id": 4, "image_id": 7}]},
+            r"entry 1 of annotations \(id 4\) has no category_id$",
+        ),
+        ({"annotations": [{"category_id": 1}]}, "entry 1 of annotations has no image_id$"),
+        ({"annotations": [None]}, "entry 1 of annotations is None, not an object"),
+        (
+            {"annotations": [{"image_id": 7, "segments_info": []}]},
+            "has no category_id; panoptic annotations are of another kind",
+        ),
         (
             {"annotations": [{"id": 1, "image_id": 7, "category_id": 2}]},
             "image 7 has an object of category 2, which is not listed",
         ),
         ({"annotations": []}, "no image with an object; images='all'"),
         ({"images": [], "annotations": []}, "no image with an object$"),
-        ({"categories": []}, "needs categories"),
-        ({"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "needs categories"),
+        ({"categories": [], "annotations": []}, "needs categories"),
+        ({"categories": []}, "object of category 18, which is not listed"),
+        (
+            {"categories": [{"id": 1}], "annotations": []},
+            r"entry 1 of categories \(id 1\) has no name$",
+        ),
+        (
+            {"categories": [{"id": 1, "name": " "}], "annotations": []},
+            "needs a name that is a text, not ' '",
+        ),
+        ({"categories": [{"id": 1, "name": "a"}] * 2}, "lists a category id twice: 1"),
+        (
+            {"categories": [{"id": i, "name": "ab"[i == 1]} for i in (1, 18, 44)]},
+            "categories 18 and 44 are both called 'a'; give each a name of its own",
+        ),
     ],
 )
 def test_a_malformed_document_is_refused(root: Path, changes: dict[str, Any], reason: str) -> None:
@@ -129,12 +158,161 @@ def test_a_file_outside_the_image_folder_is_refused(root: Path, name: str) -> No
         read(root)
 
 
-def test_an_image_id_unfit_as_a_key_is_refused(root: Path) -> None:
-    annotations = [{"id": 1, "image_id": "a/b", "category_id": 1}]
-    images = [{"id": "a/b", "file_name": "7.png"}]
+@pytest.mark.parametrize(
+    ("of_images", "of_annotations", "keys"),
+    [
+        ([1, 2], ["1", "2"], ["000000000001", "000000000002"]),
+        (["1", "2"], [1, 2.0], ["1", "2"]),
+        ([1.0, 2.0], [1, 2], ["000000000001", "000000000002"]),
+        (["0001", "2"], [1, "2.0"], ["0001", "2"]),
+        ([1, "1"], ["1", 1], ["000000000001", "1"]),  # each is there as it is written
+        (
+            ["train/1.png", "http://h/2.png"],
+            ["train/1.png", "http://h/2.png"],
+            ["http-h-2-png-88265732fbf8", "train-1-png-b5bbc104d307"],
+        ),
+    ],
+)
+def test_ids_are_compared_as_numbers_where_they_are(
+    root: Path, of_images: list[Any], of_annotations: list[Any], keys: list[str]
+) -> None:
+    Image.new("RGB", (4, 4)).save(root / "val" / "1.png")
+    images = [{"id": i, "file_name": "1.png"} for i in of_images]
+    annotations = [{"image_id": i, "category_id": "18"} for i in of_annotations]
     write(root, document(images=images, annotations=annotations))
-    with pytest.raises(ValueError, match="'a/b' cannot be a sample's key"):
+    listing = read(root)
+    assert listing.keys == tuple(keys)
+    assert listing.labels.tolist() == [[0, 1, 0]] * 2
+    assert "1 id of categories spelt in two ways, such as '18' and 18" in listing.notes[-1]
+
+
+def test_an_id_that_may_be_one_of_two_is_refused(root: Path) -> None:
+    images = [{"id": i, "file_name": "7.png"} for i in ("01", "1")]
+    write(root, document(images=images, annotations=[{"image_id": 1, "category_id": 1}]))
+    with pytest.raises(ValueError, match="annotations of 1 image it does not list, such as image"):
         read(root)
+
+
+def test_categories_ascend_by_number_and_as_text_where_all_are_text(root: Path) -> None:
+    for ids, expected in (
+        ([10, "9", 2.0], ("c", "b", "a")),
+        (["10", "9", "2"], ("a", "c", "b")),
+        (["x", 10, 2], ("c", "b", "a")),
+    ):
+        categories = [{"id": i, "name": name} for i, name in zip(ids, "abc", strict=True)]
+        annotations = [{"image_id": 7, "category_id": ids[0]}]
+        write(root, document(categories=categories, annotations=annotations))
+        listing = read(root)
+        assert listing.class_names == expected
+        assert listing.class_names[listing.labels[0].argmax()] == "a"
+
+
+def test_what_an_exporter_puts_above_all_categories_is_no_class(root: Path) -> None:
+    categories = [
+        {"id": 0, "name": "pets", "supercategory": "none"},
+        {"id": 1, "name": "dog", "supercategory": "pets"},
+        {"id": 2, "name": "pets", "supercategory": "pets"},
+    ]
+    annotations = [{"image_id": 7, "category_id": 2}]
+    write(root, document(categories=categories, annotations=annotations))
+    listing = read(root)
+    assert listing.class_names == ("dog", "pets")
+    assert listing.labels.tolist() == [[0, 1]]
+    assert "category 'pets' (id 0) is what the exporter puts above all others" in listing.notes[0]
+
+    write(root, document(categories=categories, annotations=[{"image_id": 7, "category_id": 0}]))
+    with pytest.raises(ValueError, match="categories 0 and 2 are both called 'pets'"):
+        read(root)
+    for change in ({"supercategory": "pets"}, {"name": "cat"}):  # a class like any other
+        other = [categories[0] | change, categories[1] | {"supercategory": "x"}]
+        write(root, document(categories=other, annotations=[{"image_id": 7, "category_id": 1}]))
+        assert len(read(root).class_names) == 2
+
+
+def test_images_without_an_object_are_counted(root: Path) -> None:
+    expected = "no object in 1 of 4 images, such as 000000000005: "
+    assert read(root).notes == (expected + "left out (images=all keeps such images)",)
+    assert read(root, images="all").notes == (
+        expected + "kept (images=annotated leaves such images out)",
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Partial labels, as in LVIS
+# ---------------------------------------------------------------------------------------------
+
+
+def lvis(**lists: dict[int, list[Any]]) -> dict[str, Any]:
+    """The document with these lists of its images, by name and image."""
+    images = document()["images"]
+    for name, by_image in lists.items():
+        for image in images:
+            if image["id"] in by_image:
+                image[name] = by_image[image["id"]]
+    return document(images=images)
+
+
+def test_what_is_not_verified_is_unknown(root: Path) -> None:
+    # image 7 has a dog, 3 a person and a dog, 10 a person, 5 nothing; bottles are verified in 7
+    absent = {7: [44], 3: [], 5: [1.0, "18"], 10: []}
+    write(root, lvis(neg_category_ids=absent, not_exhaustive_category_ids={3: [18], 10: [44]}))
+    listing = read(root, images="all")
+    assert listing.labels.dtype == np.int8
+    assert listing.keys == tuple(f"{number:012d}" for number in (3, 5, 7, 10))
+    assert listing.labels.tolist() == [[1, 1, -1], [0, 0, -1], [-1, 1, 0], [1, -1, -1]]
+    assert "labels are partial" in " ".join(listing.notes)
+    assert listing.read(2).labels.tolist() == [-1, 1, 0]
+
+
+def test_contradictions_and_images_without_lists_are_told(root: Path) -> None:
+    write(root, lvis(neg_category_ids={7: [18, 44]}, not_exhaustive_category_ids={7: [44]}))
+    listing = read(root)
+    assert listing.labels.tolist() == [[1, 1, -1], [-1, 1, -1], [1, -1, -1]]
+    notes = " ".join(listing.notes)
+    for text in (
+        "1 label with an object though in neg_category_ids, taken for 1, such as 'dog' of image"
+        " 000000000007",
+        "1 label in both neg_category_ids and not_exhaustive_category_ids, taken for unknown, such"
+        " as 'bottle' of image 000000000007",
+        "neither neg_category_ids nor not_exhaustive_category_ids in 2 of 3 images, such as"
+        " 000000000003",
+        "no class is known to be absent",
+    ):
+        assert text in notes
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (
+            [9],
+            r"entry 1 of images \(id 7\) has category 9 in neg_category_ids, which is not listed",
+        ),
+        ([None], "has category None in neg_category_ids"),
+        ("44", "has neg_category_ids '44', which is no list of category ids"),
+    ],
+)
+def test_lists_of_other_content_are_refused(root: Path, value: Any, reason: str) -> None:
+    write(root, lvis(neg_category_ids={7: value}))
+    with pytest.raises(ValueError, match=reason):
+        read(root)
+
+
+def test_an_address_stands_for_a_file_name(root: Path) -> None:
+    for split, number in (("train2017", 3), ("val2017", 7)):  # LVIS mixes both in one split
+        (root / split).mkdir()
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(root / split / f"{number}.png")
+    place = "http://images.cocodataset.org"
+    images = [
+        {"id": 3, "coco_url": f"{place}/train2017/3.png"},
+        {"id": 7, "coco_url": f"{place}/val2017/7.png", "file_name": ""},
+    ]
+    annotations = [{"image_id": i, "category_id": 1} for i in (3, 7)]
+    write(root, document(images=images, annotations=annotations))
+    listing = read_coco(root / "annotations" / "instances_val.json", root)
+    assert listing.file_names == ("train2017/3.png", "val2017/7.png")
+    assert listing.image_dir == root
+    assert [listing.read(row).image.getpixel((0, 0)) for row in (0, 1)] == [(3, 0, 0), (7, 0, 0)]
 
 
 def test_ids_that_give_one_key_are_refused(root: Path) -> None:

@@ -64,6 +64,23 @@ def test_all_three_forms_of_an_outline_are_read(tmp_path: Path) -> None:
         assert np.array_equal(mask == 0, inside > 0)
 
 
+def test_flat_and_paired_polygons_are_read(tmp_path: Path) -> None:
+    corners = [[2, 1], [7, 1], [7, 4], [2, 4]]
+    flat = [value for corner in corners for value in corner]
+    expected = paint(tmp_path, [square(1, 1, 0, 1, segmentation=[flat])], "area")
+    assert (expected == 0).any()
+    for outline in (flat, corners, [corners]):
+        mask = paint(tmp_path, [square(1, 1, 0, 1, segmentation=outline)], "area")
+        assert np.array_equal(mask, expected)
+
+
+def test_file_names_are_found_as_for_label_vectors(tmp_path: Path) -> None:
+    image = {"id": 1, "file_name": "images\\1.png", "width": 8.0, "height": 6}
+    listing = paint_instances(write(tmp_path, [], images=[image]), tmp_path, split="val")
+    assert listing.read(0).mask.shape == (6, 8)
+    assert "1 of 1 file name taken for another path" in listing.notes[-1]
+
+
 def test_a_polygon_of_two_corners_encloses_nothing(tmp_path: Path) -> None:
     for outline in ([], [[1, 1, 4, 4]]):
         mask = paint(tmp_path, [square(1, 1, 0, 1, segmentation=outline)], "area")
@@ -100,13 +117,26 @@ def test_long_runs_are_decoded() -> None:
         ({"segmentation": {"size": [5, 8], "counts": [40]}}, r"of size \[5, 8\]"),
         ({"segmentation": {"size": [6, 8], "counts": [40]}}, "cover 40 pixels, the image has 48"),
         ({"segmentation": {"size": [6, 8], "counts": "5"}}, "cover 5 pixels"),
-        ({"segmentation": {"size": [6, 8], "counts": "é"}}, "annotation 1 has an outline that"),
-        ({"segmentation": [[1, 2, 3]]}, "annotation 1 has .*a polygon needs pairs"),
+        ({"segmentation": {"size": [6, 8], "counts": "é"}}, r"\\u00e9\" are damaged"),
+        ({"segmentation": [[1, 2, 3]]}, r"polygon \[1, 2, 3\]: a polygon needs pairs"),
         ({"segmentation": [[0, 0, 9e9, 0, 0, 9e9]]}, "coordinates, all about the image"),
-        ({"segmentation": {"size": [6, 8]}}, "annotation 1 has an outline that cannot be read"),
-        ({"segmentation": None}, "annotation 1 has an outline that cannot be read"),
+        ({"segmentation": {"size": [6, 8]}}, "read: its run lengths have no 'counts'"),
+        ({"segmentation": {"counts": [48]}}, "read: its run lengths have no 'size'"),
+        (
+            {"segmentation": {"size": [6, 8], "counts": [-1, 49]}},
+            r"its counts are \[-1, 49\], no numbers of pixels",
+        ),
+        (
+            {"segmentation": None},
+            r"entry 1 of annotations \(id 1\) has an outline that cannot be read: it has none"
+            r" \(segmentation is null",
+        ),
+        ({"segmentation": "POLYGON ((1 2))"}, 'segmentation is "POLYGON .*no polygons and no run'),
+        ({"segmentation": [{"x": 1}]}, r'\{"x": 1\} among its polygons is none'),
+        ({"segmentation": [[1, "2", 3, 4]]}, r'polygon \[1, "2", 3, 4\] is no list of numbers'),
+        ({"segmentation": [[0, 0, float("nan"), 0, 0, 9]]}, "coordinates, all about the image"),
         ({"category_id": 9}, "category 9, which is not listed"),
-        ({"image_id": 2}, "annotations of 1 images it does not list"),
+        ({"image_id": 2}, "annotations of 1 image it does not list"),
     ],
 )
 def test_a_faulty_annotation_is_named(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
@@ -118,7 +148,9 @@ def test_faulty_images_are_told(tmp_path: Path) -> None:
     image = {"id": 1, "file_name": "1.png", "width": 8, "height": 6}
     for images, reason in (
         ([image | {"width": 10**9}], "1000000000 x 6 pixels"),
-        ([{"id": 1, "file_name": "1.png"}], "not in COCO's format: KeyError"),
+        ([image | {"width": None}], r"entry 1 of images \(id 1\) has no width, which masks need"),
+        ([image | {"height": -6}], "has height -6, which is no number of pixels"),
+        ([image | {"height": float("inf")}], "has height Infinity, which is no number of pixels"),
         ([image | {"file_name": "../1.png"}], "not inside the image folder"),
     ):
         with pytest.raises(ValueError, match=reason):
