@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import Report, main
-from pipeline.config import Config
+from pipeline.config import Config, EvaluateConfig
 from pipeline.errors import StageError, UsageError
 
 if TYPE_CHECKING:
@@ -159,6 +159,9 @@ class _Plan:
             "val_fraction": config.train.val_fraction,
             "precision": config.train.precision,
         }
+        threshold = config.evaluate.threshold
+        if threshold != EvaluateConfig.model_fields["threshold"].default:
+            shared["threshold"] = threshold
         self.trials = {
             (recipe, seed): Trial(
                 recipe, seed, digest({**shared, "recipe": recipe.model_dump(), "seed": seed})[:16]
@@ -184,11 +187,15 @@ class _Plan:
         for trial in self.trials.values():
             path = self.result_path(trial)
             try:
-                found[trial] = json.loads(path.read_text(encoding="utf-8"))
+                result = json.loads(path.read_text(encoding="utf-8"))
             except FileNotFoundError:
                 continue
             except ValueError:
                 raise StageError(f"{path} is damaged; delete it to train this again") from None
+            if "threshold" not in result:  # of an earlier version: F1 of a threshold nobody knows
+                test = {key: result["test"][key] for key in ("map", "ap") if key in result["test"]}
+                result["test"] = test
+            found[trial] = result
         return found
 
 
@@ -369,6 +376,7 @@ def _fit_pack(settings: Mapping[str, Any], pack: Sequence[Trial]) -> list[dict[s
                 "parameters": training.model(number).sizes.parameter_count,
                 "diverged": "" if is_finite else diverged or "the loss is not finite",
                 "history": lines,
+                "threshold": settings["threshold"],
                 "test": measure(Scores(scores[number], True), test.labels, settings["threshold"])
                 if is_finite
                 else {},
@@ -399,7 +407,11 @@ def summary(
         own = [results[row.recipe, seed] for seed in seeds]
         kept = [(s, result) for s, result in zip(seeds, own, strict=True) if not result["diverged"]]
         values: dict[str, dict[int, float]] = {
-            "test_map": {seed: result["test"]["map"] for seed, result in kept},
+            "test_map": {
+                seed: result["test"]["map"]
+                for seed, result in kept
+                if result["test"]["map"] is not None
+            },
             **{
                 name: {
                     seed: result["history"][-1][key]
@@ -503,7 +515,11 @@ def _record(
     child.params({**flat(trial.recipe.model_dump(), "train."), "seed": trial.seed})
     for line in result["history"]:
         child.metrics(metric_names(line), step=int(line["epoch"]))
-    final = {f"test/{key}": value for key, value in result["test"].items() if key != "ap"}
+    final = {
+        f"test/{key}": value
+        for key, value in result["test"].items()
+        if key != "ap" and value is not None
+    }
     child.metrics(final, step=len(result["history"]))
     child.close("FAILED" if result["diverged"] else "FINISHED")
 

@@ -1,48 +1,21 @@
 """A trained model together with what made it, in one safetensors file."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
 from jaxtyping import Float32
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from dclip.logits import presence_probability
 from dclip.model import DCLIP
 from dclip.paths import atomic_write
-from dclip.recipe import Recipe
 from dclip.shards import Manifest
 from dclip.trials import Training, build_model
 from pipeline.errors import StageError, told
+from pipeline.origin import About, bad_checkpoint, read_about
 
-FORMAT = 2
 _TEXT = "text_features.pairs"
-
-
-class About(BaseModel):
-    """Origin of a checkpoint; ``feature_space`` says which features it understands.
-
-    ``epoch`` is the one its weights are of: the last, or the best on held-out images, as the
-    recipe's ``selection`` says.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: int
-    method: str
-    feature_space: str
-    backbone_name: str
-    embed_dim: int = Field(ge=1)
-    class_names: list[str]
-    recipe: Recipe
-    seed: int
-    epoch: int = Field(ge=1)
-    features: str
-    history: list[dict[str, float]]
-    commit: str | None
 
 
 def write_state(path: Path, training: Training) -> None:
@@ -80,33 +53,6 @@ def write_checkpoint(
         )
 
 
-def read_about(path: Path) -> About:
-    """Origin of a checkpoint, without its tensors.
-
-    Raises:
-        StageError: The file is missing or is no checkpoint of this format.
-    """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata: dict[str, Any] = file.metadata() or {}
-        found = json.loads(metadata["dclip"])
-        if found["format"] != FORMAT:
-            raise StageError(
-                f"{path} has format {found['format']}, this version reads {FORMAT}; delete it and "
-                "train again"
-            )
-        about = About.model_validate(found)
-    except FileNotFoundError:
-        raise StageError(
-            f"no checkpoint at {path}; run python -m pipeline.train with the same settings first"
-        ) from None
-    except (OSError, KeyError, TypeError, ValidationError, json.JSONDecodeError) as error:
-        raise _bad(path, error) from None
-    except safetensors.SafetensorError as error:
-        raise _bad(path, error) from None
-    return about
-
-
 def load_checkpoint(path: Path) -> tuple[DCLIP, Float32[Tensor, "pairs dim"], About]:
     """Projectors in evaluation mode, their text features, and their origin.
 
@@ -122,7 +68,7 @@ def load_checkpoint(path: Path) -> tuple[DCLIP, Float32[Tensor, "pairs dim"], Ab
             {name.removeprefix("model."): value for name, value in tensors.items()}, strict=True
         )
     except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
-        raise _bad(path, error) from None
+        raise bad_checkpoint(path, error) from None
     return model.eval(), texts, about
 
 
@@ -164,7 +110,3 @@ def check_features(path: Path, about: About, manifest: Manifest) -> None:
             f"...), the features are labelled with {len(manifest.class_names)} others "
             f"({manifest.class_names[0]}, ...); evaluate on a split with the same classes"
         )
-
-
-def _bad(path: Path, error: Exception) -> StageError:
-    return StageError(f"{path} is not a checkpoint ({told(error)}); delete it and train again")

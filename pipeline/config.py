@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -72,6 +73,19 @@ LocalPath = TypeAliasType(
     ],
 )
 """A path of this machine; ``~`` is the home folder."""
+
+
+def _paths(value: object) -> object:
+    """One path, several with commas between, a list, or None for none."""
+    if isinstance(value, str):
+        return [path.strip() for path in value.split(",")]
+    if isinstance(value, Path):
+        return [value]
+    return [] if value is None else value
+
+
+Checkpoints = Annotated[list[LocalPath], NoDecode, BeforeValidator(_paths)]
+"""Files of checkpoints, or folders of them."""
 
 
 class ExtractConfig(BaseModel):
@@ -175,8 +189,10 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    checkpoint: LocalPath | None = Field(
-        None, description="checkpoint to evaluate; left out: the one these settings train"
+    checkpoint: Checkpoints = Field(
+        [],
+        description="checkpoints to evaluate, or folders of them; left out: the one these settings "
+        "train",
     )
     threshold: float = Field(
         0.5, gt=0, lt=1, description="probability above which a class counts as predicted"
@@ -184,6 +200,9 @@ class EvaluateConfig(BaseModel):
     linear_probe: bool = Field(True, description="also fit a max-pooled linear probe")
     probe_epochs: int = Field(30, ge=1, description="passes of the linear probe")
     scenes: int = Field(4, ge=1, le=32, description="test images drawn with activation maps")
+    anew: bool = Field(
+        False, description="score again although a report of these settings and files stands"
+    )
 
 
 def bounds(text: str) -> tuple[float, float]:
@@ -219,7 +238,7 @@ class SegmentConfig(BaseModel):
         description="what is compared; projectors are the checkpoints, _present with only those "
         "classes competing that they find in the image; the others are frozen CLIP",
     )
-    checkpoint: list[LocalPath] = Field(
+    checkpoint: Checkpoints = Field(
         [],
         description="checkpoints, or folders of them, as a sweep leaves them; left out: those that "
         "pipeline.run trains with these settings",
@@ -617,6 +636,21 @@ class Config(BaseSettings):
     def method(self) -> str:
         """Name of what these settings train: ``name`` if given, else by the presence of MFI."""
         return self.name or ("dclip" if self.train.mfi_weight > 0 else "asl_only")
+
+    @property
+    def own_store(self) -> str:
+        """The MLflow store in the output folder."""
+        return f"sqlite:///{self.output.absolute() / 'mlflow.db'}"
+
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow store: ``MLFLOW_TRACKING_URI``, or that in the output folder."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or self.own_store
+
+    @property
+    def experiment_name(self) -> str:
+        """The MLflow experiment."""
+        return self.experiment or f"dclip-{self.dataset_slug}"
 
     @property
     def pending(self) -> Path:

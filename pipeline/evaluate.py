@@ -9,20 +9,23 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import Report, main
 from pipeline.config import Config
+from pipeline.errors import StageError
+from pipeline.pages import page
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dclip.model import DCLIP
     from dclip.reader import FeatureReader
-    from pipeline.checkpoints import About
+    from pipeline.features import FeaturePlan
+    from pipeline.origin import About
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +35,14 @@ Score a checkpoint on the test split, beside frozen CLIP and a linear probe on t
 examples:
   python -m pipeline.evaluate                             the checkpoint these settings train
   python -m pipeline.evaluate --checkpoint FILE --test-split val2014
+  python -m pipeline.evaluate --checkpoint FILE,FILE      several beside each other
   python -m pipeline.evaluate --no-linear-probe --json
-Writes a report (JSON) and figures (PNG), and records both in MLflow."""
+Writes a report (JSON) and figures (PNG), and records both in MLflow. A report that stands is shown
+again; --anew makes it again."""
+
+_FORMAT = 1
+BASELINES = ("clip", "zero_shot", "zero_shot_local", "linear_probe")
+"""Rows and cosines of a report that are of no checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +58,18 @@ class Scores:
     are_probabilities: bool
 
 
-def baseline_scores(
-    config: Config, train: "FeatureReader", test: "FeatureReader"
-) -> dict[str, Scores]:
-    """Scores of frozen CLIP, globally and locally, and of the linear probe."""
+def baseline_scores(config: Config, test: "FeatureReader") -> dict[str, Scores]:
+    """Scores of frozen CLIP, globally and locally, and of the linear probe if it is asked for.
+
+    Raises:
+        StageError: The probe's features, of the training split, are missing or damaged.
+    """
     import torch
 
     from dclip.batches import hold_out
     from dclip.logits import similarity_maps, zero_shot_scores
     from dclip.methods.linear_probe import fit_linear_probe
+    from pipeline.features import open_features, plan_features
 
     _, classes = test.text_features()
     local = torch.cat([similarity_maps(batch, classes).amax(-1) for batch, _ in _batches(test)])
@@ -66,6 +78,7 @@ def baseline_scores(
         "zero_shot_local": Scores(local, False),
     }
     if config.evaluate.linear_probe:
+        train = open_features(plan_features(config, config.train_split).folders[:1], config.output)
         rows, _ = hold_out(len(train), config.train.val_fraction, seed=config.data_seed)
         probe = fit_linear_probe(
             lambda: _batches(train, rows=rows, seed=config.seed),
@@ -104,12 +117,16 @@ def checkpoint_scores(model: "DCLIP", texts: "Tensor", test: "FeatureReader") ->
 
 
 def measure(scores: Scores, labels: "Tensor", threshold: float) -> dict[str, Any]:
-    """Metrics of one system: AP by class, mAP, and where a threshold means something, F1s."""
+    """Metrics of one system: AP by class, mAP, and where a threshold means something, F1s.
+
+    A class without a positive has no AP, labels without any no mAP: they are None.
+    """
     from dclip.metrics import average_precision, f1_scores, mean_average_precision
 
     ap = average_precision(scores.scores, labels)
+    has_positive = bool((labels == 1).any())
     result: dict[str, Any] = {
-        "map": float(mean_average_precision(scores.scores, labels)),
+        "map": mean_average_precision(scores.scores, labels) if has_positive else None,
         "ap": [None if value != value else round(value, 6) for value in ap.tolist()],
     }
     if scores.are_probabilities:
@@ -119,41 +136,37 @@ def measure(scores: Scores, labels: "Tensor", threshold: float) -> dict[str, Any
 
 
 def evaluate(
-    config: Config, checkpoints: "list[Path]"
-) -> "tuple[Report, dict[str, Scores], dict[str, tuple[DCLIP, Tensor, About]]]":
+    config: Config, files: "Mapping[str, Path]"
+) -> "tuple[Report, dict[str, tuple[DCLIP, Tensor, About]]]":
     """Compare checkpoints with the baselines on the test split.
 
     Args:
         config: Settings; they say where the features are.
-        checkpoints: Files to score; each is named by its method.
+        files: Checkpoints to score, by what the report calls them.
 
     Returns:
-        The report, the scores and the models behind it.
+        The report, and the models behind it.
 
     Raises:
         StageError: Features or checkpoints are missing, damaged, or do not belong together.
     """
     from dclip.metrics import inter_class_cosine, similarity_report
-    from pipeline.checkpoints import check_features, load_checkpoint
-    from pipeline.features import open_features, plan_features, warnings_of
+    from pipeline.choice import described
+    from pipeline.features import open_features, plan_features
     from pipeline.provenance import git_commit
 
-    models = {}
-    test_plan = plan_features(config, config.test_split)
-    test = open_features(test_plan.folders[:1], config.output)
-    for path in checkpoints:
-        model, texts, about = load_checkpoint(path)
-        check_features(path, about, test.manifest)
-        models[about.method] = (model, texts, about)
-    train = open_features(plan_features(config, config.train_split).folders[:1], config.output)
-    systems = baseline_scores(config, train, test)
+    plan = plan_features(config, config.test_split)
+    test = open_features(plan.folders[:1], config.output)
+    models = load_models(files, test)
+    systems = baseline_scores(config, test)
     similarity: dict[str, Any] = {}
     pairs, _ = test.text_features()
-    cosines = {"clip": float(inter_class_cosine(pairs[len(pairs) // 2 :]))}
-    for method, (model, texts, _) in models.items():
-        systems[method] = checkpoint_scores(model, texts, test)
-        similarity[method] = similarity_report(model, texts)
-        cosines[method] = similarity[method]["dclip/positive/eval/raw"]
+    several = len(test.class_names) > 1  # of one class there is no cosine between classes
+    cosines = {"clip": inter_class_cosine(pairs[len(pairs) // 2 :]) if several else None}
+    for name, (model, texts, _) in models.items():
+        systems[name] = checkpoint_scores(model, texts, test)
+        similarity[name] = similarity_report(model, texts) if several else {}
+        cosines[name] = similarity[name].get("dclip/positive/eval/raw")
     report = {
         "stage": "evaluate",
         "dataset": config.dataset,
@@ -168,12 +181,32 @@ def evaluate(
         "inter_class_cosine": cosines,
         "similarity": similarity,
         "features": test.manifest.fingerprint,
-        "checkpoints": {m: str(p) for m, p in zip(models, checkpoints, strict=True)},
-        "warnings": warnings_of(config),
+        "checkpoints": {name: str(path) for name, path in files.items()},
+        "trained": {name: described(about) for name, (*_, about) in models.items()},
+        "test_on_train": config.test_on_train,
+        "notes": list(getattr(plan.listing, "notes", ())),
         "commit": git_commit(),
         "config": config.model_dump(mode="json"),
     }
-    return report, systems, models
+    return report, models
+
+
+def load_models(
+    files: "Mapping[str, Path]", test: "FeatureReader"
+) -> "dict[str, tuple[DCLIP, Tensor, About]]":
+    """Checkpoints by name, each with its texts and origin.
+
+    Raises:
+        StageError: One is missing, damaged, or was not made for these features.
+    """
+    from pipeline.checkpoints import check_features, load_checkpoint
+
+    models = {}
+    for name, path in files.items():
+        model, texts, about = load_checkpoint(path)
+        check_features(path, about, test.manifest)
+        models[name] = (model, texts, about)
+    return models
 
 
 def table(report: Report) -> str:
@@ -186,71 +219,201 @@ def table(report: Report) -> str:
         "dclip": "DCLIP (ASL + MFI)",
     }
     cosine = {"zero_shot": "clip", "zero_shot_local": "clip"}
-    lines = [f"{'':32}{'mAP':>7}{'CF1':>7}{'OF1':>7}{'C-P':>7}{'cosine':>9}"]
+    width = max(32, *(len(name) + 2 for name in report["systems"]))
+    lines = [f"{'':{width}}{'mAP':>7}{'CF1':>7}{'OF1':>7}{'C-P':>7}{'cosine':>9}"]
     for name, row in report["systems"].items():
         between = report["inter_class_cosine"].get(cosine.get(name, name))
         cells = [row["map"], row.get("cf1"), row.get("of1"), row.get("class_precision")]
         lines.append(
-            f"{names.get(name, name):32}"
+            f"{names.get(name, name):{width}}"
             + "".join(f"{'-' if cell is None else f'{100 * cell:.1f}':>7}" for cell in cells)
             + f"{'-' if between is None else f'{between:.3f}':>9}"
         )
-    lines.append(
-        f"{report['dataset']} {report['split']}, {report['images']} images; scores in percent, "
-        f"threshold {report['threshold']:g};\ncosine: mean between classes, positive prompts, "
-        "raw, BatchNorm in evaluation mode, diagonal out"
-    )
+    lines += [
+        f"{report['dataset']} {report['split']}, {report['images']} images; scores in percent",
+        "CF1, OF1: F1 from means over classes and from pooled counts; C-P: mean precision of "
+        f"classes; predicted above {report['threshold']:g}",
+        "cosine: mean between classes, positive prompts, raw, BatchNorm in evaluation mode, "
+        "diagonal out",
+        f"(all explained in {page('method')}, Metrics)",
+        *(f"{name}: {path} ({report['trained'][name]})"
+          for name, path in report["checkpoints"].items()),
+        *warnings(report),
+    ]  # fmt: skip
     return "\n".join(lines)
 
 
-def run(config: Config) -> Report:
-    """Score one checkpoint: the given one, or the one these settings train."""
-    from pipeline.features import plan_features
-    from pipeline.train import checkpoint_path
+def warnings(report: Report) -> list[str]:
+    """What a reader of a report's numbers has to know of its images."""
+    lines = [f"note: {note}" for note in report["notes"]]
+    if report["test_on_train"]:
+        lines.append("the test split may be the images that were trained on (--test-on-train)")
+    return lines
 
-    path = config.evaluate.checkpoint or checkpoint_path(
-        config, plan_features(config, config.train_split)
-    )
-    return publish(config, [path])
+
+def identity(config: Config, files: "Mapping[str, Path]", plan: "FeaturePlan") -> str:
+    """Hash of all that a number of a report depends on, and of nothing else.
+
+    Args:
+        config: Settings.
+        files: Checkpoints by name; what is in them counts, not where they lie.
+        plan: Features to score; as they are, with what an extraction left out.
+
+    Raises:
+        StageError: Features or checkpoints are missing.
+    """
+    from dclip.shards import digest, file_digest
+    from pipeline.features import plan_features
+
+    own = config.evaluate
+    missing = next((path for path in files.values() if not path.is_file()), None)
+    if missing is not None:
+        raise StageError(f"no checkpoint at {missing}; train it by python -m pipeline.train")
+    content: dict[str, Any] = {
+        "format": _FORMAT,
+        "test": _content(config, plan),
+        "checkpoints": {name: file_digest(path) for name, path in files.items()},
+        "threshold": own.threshold,
+        "test_on_train": config.test_on_train,
+    }
+    if own.linear_probe:
+        content["probe"] = {
+            "train": _content(config, plan_features(config, config.train_split)),
+            "epochs": own.probe_epochs,
+            "seed": config.seed,
+            "data_seed": config.data_seed,
+            "val_fraction": config.train.val_fraction,
+        }
+    return digest(content)
+
+
+def _content(config: Config, plan: "FeaturePlan") -> list[Any]:
+    """What the features of a plan hold: checksums of their shards, texts and labels."""
+    from dclip.shards import ShardError, read_manifest
+    from pipeline.features import local_folders
+
+    try:
+        manifest = read_manifest(local_folders(plan.folders[:1], config.output)[0])
+    except ShardError as error:
+        raise StageError(str(error)) from None
+    return [manifest.class_names, [entry.sha256 for entry in manifest.shards], manifest.files]
+
+
+def run(config: Config) -> Report:
+    """Score the given checkpoints, or the one that these settings train."""
+    from pipeline.choice import given_files, take_checkpoint
+
+    return publish(config, given_files(config.evaluate.checkpoint) or [take_checkpoint(config)])
 
 
 def publish(config: Config, checkpoints: "list[Path]") -> Report:
-    """Evaluate, draw, write report and figures, record them in MLflow, and print the table."""
+    """Evaluate, draw, write report and figures, record them in MLflow, and print the table.
+
+    What stands is not made again: the report of the same settings and files, figures, records.
+    """
     from dclip.paths import write_text
-    from dclip.shards import digest
-    from pipeline import figures
     from pipeline.features import plan_features
-    from pipeline.tracking import Tracker
 
     started = time.perf_counter()
-    log.info("evaluate: %s of %s", config.test_split, config.dataset)
-    report, systems, models = evaluate(config, checkpoints)
-    identity = digest({"checkpoints": report["checkpoints"], "features": report["features"]})
-    name = f"{config.dataset_slug}-{config.test_split}-{identity[:12]}"
-    folder = config.output.absolute() / "reports" / name
-    folder.mkdir(parents=True, exist_ok=True)
     plan = plan_features(config, config.test_split)
-    pictures = figures.draw_all(folder, config, plan, report, systems, models)
-    report["figures"] = [str(path) for path in pictures]
-    report["seconds"] = round(time.perf_counter() - started, 2)
-    write_text(folder / "report.json", json.dumps(report, indent=1))
+    files = _named(checkpoints)
+    own = identity(config, files, plan)
+    name = f"{config.dataset_slug}-{config.test_split}-{own[:12]}"
+    folder = config.output.absolute() / "reports" / name
+    path = folder / "report.json"
+    report = None if config.evaluate.anew else _standing(path, own)
+    models = None
+    if report is None:
+        log.info("evaluate: %s of %s", config.test_split, config.dataset)
+        report, models = evaluate(config, files)
+        report["identity"] = own
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        log.info("evaluate: nothing to do, %s stands (--evaluate.anew makes it again)", path)
+    before = json.dumps(report)
+    report["checkpoints"] = {name: str(path) for name, path in files.items()}  # may have moved
+    drawn = [folder / Path(figure).name for figure in report.get("figures", [])]
+    scenes = config.evaluate.scenes
+    if models or report["scenes"] != scenes or not all(figure.is_file() for figure in drawn):
+        drawn = _draw(config, plan, files, folder, report, models)
+        report["scenes"], report["mlflow"] = scenes, None
+    report["figures"] = [str(figure) for figure in drawn]
+    if models:
+        report["seconds"] = round(time.perf_counter() - started, 2)
+    if json.dumps(report) != before:
+        write_text(path, json.dumps(report, indent=1))
+    store = {"uri": config.tracking_uri, "experiment": config.experiment_name}
+    recorded = report["mlflow"] or {}
+    if any(recorded.get(key) != value for key, value in store.items()):
+        report["mlflow"] = {**store, **_record(config, plan, folder, report)}
+        write_text(path, json.dumps(report, indent=1))
+    shown = report["mlflow"]
+    sys.stdout.write(f"{table(report)}\nreport and figures: {folder}\n")
+    sys.stdout.write(f"look at them in MLflow: {shown['command']}\n  {shown['url']}\n")
+    return report
+
+
+def _named(checkpoints: "list[Path]") -> "dict[str, Path]":
+    """Checkpoints by what the report calls them."""
+    from pipeline.choice import names_of
+    from pipeline.origin import read_about
+
+    names = names_of({path: read_about(path).method for path in checkpoints}, BASELINES)
+    return {names[path]: path for path in checkpoints}
+
+
+def _standing(path: Path, own: str) -> Report | None:
+    """The report of this identity, if it stands."""
+    try:
+        report: Report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if report.get("identity") == own else None
+
+
+def _draw(
+    config: Config,
+    plan: "FeaturePlan",
+    files: "Mapping[str, Path]",
+    folder: Path,
+    report: Report,
+    models: "Mapping[str, tuple[DCLIP, Tensor, About]] | None",
+) -> list[Path]:
+    """Draw all figures of a report; its models are loaded where they are not at hand."""
+    from pipeline import figures
+    from pipeline.features import open_features
+
+    if models is None:
+        test = open_features(plan.folders[:1], config.output, verify=False)
+        models = load_models(files, test)
+    return figures.draw_all(folder, config, plan, report, report["systems"], models)
+
+
+def _record(
+    config: Config, plan: "FeaturePlan", folder: Path, report: Report
+) -> dict[str, str | None]:
+    """Record a report in MLflow; its run, and how to look at it."""
+    from pipeline.tracking import Tracker
+
     tracker = Tracker(config)
     tags = {"dclip.stage": "evaluate"}
-    with tracker.run("evaluate " + " ".join(models), key=name, tags=tags) as tracked:
+    label = "evaluate " + " ".join(report["checkpoints"])
+    with tracker.run(label, key=folder.name, tags=tags) as tracked:
         settings = config.model_dump(include={"dataset", "test_split", "backbone", "pretrained"})
-        tracked.params({**settings, "features": report["features"][:12]})
+        own = {"features": report["features"][:12], "threshold": report["threshold"]}
+        tracked.params({**settings, **own})
         source = f"{config.dataset_slug}-{config.test_split}"
         tracked.dataset(source, plan.folder, report["features"], "evaluation")
         tracked.metrics(_metrics(report))
-        for path in [folder / "report.json", *pictures]:
-            tracked.artifact(path, "figures" if path.suffix == ".png" else None)
+        tracked.artifact(folder / "report.json")
+        for figure in report["figures"]:
+            tracked.artifact(Path(figure), "figures")
         tracked.text(config.model_dump_json(indent=1), "config.json")
-    report["mlflow"] = {"uri": tracker.uri, "run_id": tracked.run_id}
-    sys.stdout.write(f"{table(report)}\nreport and figures: {folder}\n")
-    sys.stdout.write(
-        f"look at them in MLflow: {tracker.ui_command}\n  {tracker.experiment_url()}\n"
-    )
-    return report
+    return {
+        "run_id": tracked.run_id,
+        "command": tracker.ui_command,
+        "url": tracker.experiment_url(),
+    }
 
 
 def _metrics(report: Report) -> dict[str, float]:
@@ -258,29 +421,37 @@ def _metrics(report: Report) -> dict[str, float]:
     metrics = {}
     for system, row in report["systems"].items():
         for name, value in row.items():
-            if name != "ap":
+            if name != "ap" and value is not None:
                 metrics[f"test/{name}/{system}"] = value
     for system, value in report["inter_class_cosine"].items():
-        metrics[f"test/inter_class_cosine/{system}"] = value
+        if value is not None:
+            metrics[f"test/inter_class_cosine/{system}"] = value
     return metrics
 
 
-def describe(config: Config) -> str:
-    """The plan of this stage in words, for ``--dry-run``."""
+def describe(config: Config, checkpoints: Sequence[Path] = ()) -> str:
+    """The plan of this stage in words, for ``--dry-run``; of given checkpoints, made or not."""
+    from pipeline.choice import NoCheckpointError, given_files, own_checkpoint, take_checkpoint
     from pipeline.features import is_complete, plan_features
-    from pipeline.train import checkpoint_path
 
-    train = plan_features(config, config.train_split)
+    def state(plan: "FeaturePlan") -> str:
+        return "stands" if is_complete(plan) else "missing, pipeline.extract makes it"
+
+    files = [*checkpoints] or given_files(config.evaluate.checkpoint)
+    try:
+        files = files or [take_checkpoint(config)]
+    except NoCheckpointError:
+        files = [own_checkpoint(config)]
+    lines = [
+        f"checkpoint {path} ({'stands' if path.is_file() else 'missing, pipeline.train makes it'})"
+        for path in files
+    ]
     test = plan_features(config, config.test_split)
-    path = config.evaluate.checkpoint or checkpoint_path(config, train)
-    state = {True: "stands", False: "missing"}
-    return "\n".join(
-        [
-            f"checkpoint {path} ({state[path.is_file()]})",
-            f"features to score {test.folder} ({state[is_complete(test)]})",
-            f"features of the probe {train.folder} ({state[is_complete(train)]})",
-        ]
-    )
+    lines.append(f"features to score {test.folder} ({state(test)})")
+    if config.evaluate.linear_probe:
+        train = plan_features(config, config.train_split)
+        lines.append(f"features of the probe {train.folder} ({state(train)})")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

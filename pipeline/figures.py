@@ -24,10 +24,10 @@ from pipeline.mask_figures import show_heat
 
 if TYPE_CHECKING:
     from dclip.model import DCLIP
-    from pipeline.checkpoints import About
     from pipeline.cli import Report
     from pipeline.evaluate import Scores
     from pipeline.features import FeaturePlan
+    from pipeline.origin import About
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,9 @@ def ap_bars(
             heights,
             width,
             color=_color(system, number),
-            label=f"{_label(system)} (mAP {100 * row['map']:.1f})",
+            label=_label(system)
+            if row["map"] is None
+            else f"{_label(system)} (mAP {100 * row['map']:.1f})",
         )
     if len(shown) < len(order):
         axis.axvline(half - 0.5, color="#7f7f7f", lw=1, ls=":")

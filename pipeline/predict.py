@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from pipeline.choice import NoCheckpointError, take_checkpoint
 from pipeline.cli import Report, main
 from pipeline.config import Config
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import UsageError
 from pipeline.features import describe_backbone, open_backbone
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def plan_predict(config: Config) -> PredictPlan:
         StageError: The checkpoint is missing, damaged, or of another backbone.
     """
     from dclip.shards import digest, file_digest
-    from pipeline.systems import default_checkpoint, read_origin
+    from pipeline.systems import read_origin
 
     wanted = config.predict
     classes = _class_names(wanted.classes)
@@ -80,12 +81,10 @@ def plan_predict(config: Config) -> PredictPlan:
     checkpoint, kind = None, "value"
     trained: tuple[str, ...] = ()
     if not wanted.zero_shot:
-        checkpoint = wanted.checkpoint or default_checkpoint(config)
-        if not checkpoint.is_file():
-            raise StageError(
-                f"no checkpoint at {checkpoint}; give --checkpoint FILE, train one by python -m "
-                "pipeline.run with the same settings, or use --zero-shot for frozen CLIP alone"
-            )
+        try:
+            checkpoint = wanted.checkpoint or take_checkpoint(config)
+        except NoCheckpointError as error:
+            raise NoCheckpointError(f"{error}, or --zero-shot for frozen CLIP alone") from None
         about, kind = read_origin(checkpoint, backbone)
         trained = tuple(about.class_names)
     elif wanted.checkpoint is not None:
@@ -362,7 +361,11 @@ def csv_table(report: Report) -> str:
 
 def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
-    plan = plan_predict(config)
+    try:
+        plan = plan_predict(config)
+    except NoCheckpointError as missing:
+        sources, classes = _sources(config.predict.paths), _class_names(config.predict.classes)
+        return f"{len(sources)} images, {len(classes)} classes\nmissing: {missing}"
     known = [name for name in plan.classes if name in plan.trained_classes]
     return "\n".join(
         [

@@ -73,7 +73,9 @@ def describe(config: Config) -> str:
     parts += [
         (f"train {settings.method}", train.describe(settings)) for settings in train.methods(config)
     ]
-    parts += [("evaluate", evaluate.describe(train.methods(config)[-1]))]
+    source = plan_features(config, config.train_split)
+    made = [train.checkpoint_path(settings, source) for settings in train.methods(config)]
+    parts += [("evaluate", evaluate.describe(config, made))]
     return "\n".join(f"{stage}:\n  " + text.replace("\n", "\n  ") for stage, text in parts)
 
 

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.choice import NoCheckpointError
 from pipeline.cli import Report, main
-from pipeline.config import Config
+from pipeline.config import Config, SegmentConfig
 from pipeline.errors import StageError
 from pipeline.features import describe_backbone, open_backbone, warnings_of
 from pipeline.groups import Groups, make_groups, read_arrays
+from pipeline.pages import page
 from pipeline.systems import (
     LABELS,
     SystemPlan,
@@ -93,16 +96,14 @@ def plan_segment(config: Config) -> SegmentPlan:
     """
     from dclip.data.segmentation import BACKGROUND
     from dclip.shards import digest, file_digest
-    from pipeline.listings import open_segmentation, options_of
 
     wanted = config.segment
     split = wanted.split or config.test_split
-    options = options_of(config.dataset, config.images, config.options)
-    listing = open_segmentation(config.dataset, config.root, split, options)
+    listing = _open_listing(config)
     backbone = describe_backbone(config)
-    systems = plan_systems(config, backbone)
     scored = scored_classes(config, listing)
     view = view_settings(config, backbone)
+    systems = plan_systems(config, backbone)
     num_images = min(len(listing), wanted.limit or len(listing))
     identity = {
         "format": _FORMAT,
@@ -111,9 +112,7 @@ def plan_segment(config: Config) -> SegmentPlan:
         "group_size": wanted.group_size,
         "phrasings": [list(listing.phrasings[position]) for position in scored],
         "templates": list(wanted.templates),
-        "rule": wanted.model_dump(
-            include={"normalisation", "background", "threshold", "logit_scale", "precision"}
-        ),
+        "rule": _rule(config),
         "view": view,
         "systems": [
             {
@@ -138,6 +137,35 @@ def plan_segment(config: Config) -> SegmentPlan:
         num_images=num_images,
         group_size=wanted.group_size,
     )
+
+
+def _rule(config: Config) -> dict[str, Any]:
+    """Settings that turn scores into classes; those that do nothing here as if left out."""
+    keys = {"normalisation", "background", "threshold", "logit_scale", "precision"}
+    rule = config.segment.model_dump(include=keys)
+    if config.segment.background != "threshold":
+        fields = SegmentConfig.model_fields
+        rule |= {key: fields[key].default for key in ("threshold", "logit_scale")}
+    return rule
+
+
+def report_name(config: Config, plan: SegmentPlan) -> str:
+    """Name of the report: that of its counts, and a hash of what it makes of them if not usual."""
+    from dclip.shards import digest
+
+    neighbours = config.segment.neighbours
+    if neighbours == SegmentConfig.model_fields["neighbours"].default:
+        return plan.name
+    head, _, own = plan.name.rpartition("-")
+    return f"{head}-{digest({'counts': own, 'neighbours': neighbours})[:12]}"
+
+
+def _open_listing(config: Config) -> "SegmentationListing":
+    from pipeline.listings import open_segmentation, options_of
+
+    split = config.segment.split or config.test_split
+    options = options_of(config.dataset, config.images, config.options)
+    return open_segmentation(config.dataset, config.root, split, options)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -331,7 +359,7 @@ def measure(config: Config, plan: SegmentPlan, groups: Sequence[Counts]) -> dict
     import numpy as np
     import torch
 
-    from dclip.metrics import class_iou, confusion_pairs, cosine_matrix, leakage, miou
+    from dclip.metrics import Leakage, class_iou, confusion_pairs, cosine_matrix, leakage, miou
     from dclip.metrics import pixel_accuracy as accuracy
     from dclip.segmentation import encode_class_texts
 
@@ -345,16 +373,21 @@ def measure(config: Config, plan: SegmentPlan, groups: Sequence[Counts]) -> dict
         counted = sum(torch.from_numpy(group.confusion[system.name]) for group in groups)
         assert isinstance(counted, torch.Tensor)
         paper = np.concatenate([group.per_image[system.name] for group in groups])
-        leaked = leakage(counted[first:, first:], similarity, neighbours=config.segment.neighbours)
         positive = paper[:, 1][~np.isnan(paper[:, 1])]
-        result[system.name] = {
+        leaked = (  # needs another class to leak to
+            leakage(counted[first:, first:], similarity, neighbours=config.segment.neighbours)
+            if len(similarity) > 1
+            else Leakage(math.nan, math.nan, math.nan)
+        )
+        values = {
             "miou": miou(counted),
             "pixel_accuracy": accuracy(counted),
             "miou_paper": float(paper[:, 0].mean()),
             "miou_paper_positive": float(positive.mean()) if len(positive) else 0.0,
-            "leakage_target_iou": leaked.target_iou,
-            "leakage_leaked_iou": leaked.leaked_iou,
-            "leakage_harmonic_mean": leaked.harmonic_mean,
+            **{f"leakage_{name}": value for name, value in leaked._asdict().items()},
+        }
+        result[system.name] = {
+            **{name: None if value != value else value for name, value in values.items()},
             "class_iou": [
                 None if value != value else value for value in class_iou(counted).tolist()
             ],
@@ -389,16 +422,22 @@ _LEGEND = (
 
 def table(report: Report) -> str:
     """The report as a table for people, in percent, and what the columns mean."""
-    lines = [f"{'':28}" + "".join(f"{title:>14}" for title in _SHOWN.values())]
+    width = max(28, *(len(LABELS.get(name, name)) + 2 for name in report["systems"]))
+    lines = [f"{'':{width}}" + "".join(f"{title:>14}" for title in _SHOWN.values())]
     for name, row in report["systems"].items():
-        cells = "".join(f"{100 * row[column]:>14.1f}" for column in _SHOWN)
-        lines.append(f"{LABELS.get(name, name):28}{cells}")
+        cells = [row[column] for column in _SHOWN]
+        lines.append(
+            f"{LABELS.get(name, name):{width}}"
+            + "".join(f"{'-' if cell is None else f'{100 * cell:.1f}':>14}" for cell in cells)
+        )
     how = report["protocol"]
     lines += [
         f"{report['dataset']} {report['split']}, {report['images']} images, "
         f"{report['classes_scored']} classes; {how['view']}; scores {how['scores']};",
         f"background: {how['background']}",
         *_LEGEND,
+        f"(all explained in {page('method')}, Metrics)",
+        *(f"note: {note}" for note in report["notes"]),
     ]
     return "\n".join(lines)
 
@@ -474,11 +513,14 @@ def run(config: Config) -> Report:
             for system in plan.systems
         },
         "warnings": warnings_of(config),
+        "test_on_train": config.test_on_train,
+        "notes": list(getattr(plan.listing, "notes", ())),
         "config": config.model_dump(mode="json"),
         "commit": git_commit(),
     }
     report["seconds"] = round(time.perf_counter() - started, 2)
-    folder = config.output.absolute() / "reports" / plan.name
+    name = report_name(config, plan)
+    folder = config.output.absolute() / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     pictures = draw(config, plan, groups, report, folder)
     report["figures"] = [str(path) for path in pictures]
@@ -487,7 +529,7 @@ def run(config: Config) -> Report:
     tracker = Tracker(config)
     tags = {"dclip.stage": "segment"}
     label = f"segment {plan.listing.split}"
-    with tracker.run(label, key=plan.name, tags=tags) as tracked:
+    with tracker.run(label, key=name, tags=tags) as tracked:
         tracked.params(
             {
                 **config.model_dump(include={"dataset", "backbone", "pretrained"}),
@@ -497,8 +539,8 @@ def run(config: Config) -> Report:
             }
         )
         tracked.metrics(metrics(report))
-        for name in ("report.json", "classes.csv"):
-            tracked.artifact(folder / name)
+        for file in ("report.json", "classes.csv"):
+            tracked.artifact(folder / file)
         for picture in pictures:
             tracked.artifact(picture, "figures")
     report["mlflow"] = {"uri": tracker.uri, "run_id": tracked.run_id}
@@ -595,7 +637,7 @@ def _miou(report: Report, system: str) -> float:
 
 def checkpoint_rows(plan: SegmentPlan, report: Report) -> list[dict[str, Any]]:
     """What each checkpoint was trained to, beside its mIoU; each checkpoint once."""
-    from pipeline.checkpoints import read_about
+    from pipeline.origin import read_about
 
     rows: dict[Path, dict[str, Any]] = {}
     for system in plan.systems:
@@ -627,7 +669,15 @@ def metrics(report: Report) -> dict[str, float]:
 
 def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
-    plan = plan_segment(config)
+    try:
+        plan = plan_segment(config)
+    except NoCheckpointError as missing:
+        listing = _open_listing(config)
+        count = min(len(listing), config.segment.limit or len(listing))
+        return (
+            f"{count} images of {listing.name} {listing.split}, "
+            f"{len(scored_classes(config, listing))} classes\nmissing: {missing}"
+        )
     done = sum(read_counts(plan, group) is not None for group in range(plan.num_groups))
     how = protocol(config, plan)
     lines = [

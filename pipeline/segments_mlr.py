@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dclip.templates import ZERO_SHOT_TEMPLATE
+from pipeline.choice import NoCheckpointError, take_checkpoint
 from pipeline.cli import Report, main
-from pipeline.config import Config
+from pipeline.config import Config, SegmentsMlrConfig
 from pipeline.errors import StageError, UsageError
 from pipeline.features import describe_backbone, open_backbone, open_dataset, warnings_of
 from pipeline.groups import Groups, make_groups, read_arrays
@@ -24,7 +25,6 @@ from pipeline.systems import (
     SystemPlan,
     Texts,
     build_systems,
-    default_checkpoint,
     encode_texts,
     read_origin,
 )
@@ -82,12 +82,7 @@ def plan_segments(config: Config) -> SegmentsPlan:
             + ", ".join(backbone.paths)
         )
     listing = open_dataset(config, split)
-    checkpoint = wanted.checkpoint or default_checkpoint(config)
-    if not checkpoint.is_file():
-        raise StageError(
-            f"no checkpoint at {checkpoint}; give --checkpoint FILE, or make it by python -m "
-            "pipeline.run with the same settings"
-        )
+    checkpoint = wanted.checkpoint or take_checkpoint(config)
     about, trained_kind = read_origin(checkpoint, backbone)
     system = SystemPlan(
         about.method,
@@ -250,6 +245,18 @@ def _read(plan: SegmentsPlan, group: int) -> "dict[str, np.ndarray] | None":
     return arrays if is_whole else None
 
 
+def report_name(config: Config, plan: SegmentsPlan) -> str:
+    """Name of the report: that of its scores, and a hash of the weights if they are not usual."""
+    from dclip.shards import digest
+
+    weights = sorted({0.0, *config.segments_mlr.weights, 1.0})
+    usual = SegmentsMlrConfig.model_fields["weights"].default
+    if weights == [0.0, *usual, 1.0]:
+        return plan.name
+    head, _, own = plan.name.rpartition("-")
+    return f"{head}-{digest({'scores': own, 'weights': weights})[:12]}"
+
+
 def run(config: Config) -> Report:
     """Score all images, fuse at every weight, write and record the report, print the table."""
     import numpy as np
@@ -269,6 +276,10 @@ def run(config: Config) -> Report:
         for name in ("labels", "whole", "segments")
     )
     weights = sorted({0.0, *config.segments_mlr.weights, 1.0})
+    has_positive = bool((truth == 1).any())
+    if len(plan.listing.class_names) == 1:
+        log.warning("segments_mlr: of one class alone CLIP's share is always 1, so nothing is told")
+    name = report_name(config, plan)
     report: Report = {
         "stage": "segments_mlr",
         "dataset": config.dataset,
@@ -276,9 +287,9 @@ def run(config: Config) -> Report:
         "images": plan.num_images,
         "segments_per_image": float(np.concatenate([g["counts"] for g in groups]).mean()),
         "map": {
-            f"{weight:g}": float(
-                mean_average_precision(fuse_scores(whole, segments, weight), truth)
-            )
+            f"{weight:g}": mean_average_precision(fuse_scores(whole, segments, weight), truth)
+            if has_positive
+            else None
             for weight in weights
         },
         "checkpoint": str(plan.system.checkpoint),
@@ -287,21 +298,27 @@ def run(config: Config) -> Report:
         "area": config.segments_mlr.area,
         "backbone": describe_backbone(config).name,
         "warnings": warnings_of(config),
+        "test_on_train": config.test_on_train,
+        "notes": list(getattr(plan.listing, "notes", ())),
         "config": config.model_dump(mode="json"),
         "commit": git_commit(),
         "seconds": round(time.perf_counter() - started, 2),
     }
-    path = config.output.absolute() / "reports" / plan.name / "report.json"
+    path = config.output.absolute() / "reports" / name / "report.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(report, indent=1))
     tracker = Tracker(config)
     tags = {"dclip.stage": "segments_mlr"}
-    with tracker.run(f"segments_mlr {plan.listing.split}", key=plan.name, tags=tags) as tracked:
+    with tracker.run(f"segments_mlr {plan.listing.split}", key=name, tags=tags) as tracked:
         settings = config.model_dump(include={"dataset", "backbone", "pretrained"})
         tracked.params({**settings, **{key: report[key] for key in ("images", "area", "features",
             "candidates", "checkpoint")}})  # fmt: skip
         tracked.metrics(
-            {f"{report['split']}/map/weight_{w}": value for w, value in report["map"].items()}
+            {
+                f"{report['split']}/map/weight_{w}": value
+                for w, value in report["map"].items()
+                if value is not None
+            }
         )
         tracked.artifact(path)
     report["mlflow"] = {"uri": tracker.uri, "run_id": tracked.run_id}
@@ -315,18 +332,25 @@ def table(report: Report) -> str:
     lines = [f"{'':40}{'mAP, %':>8}"]
     for weight, value in report["map"].items():
         title = titles.get(weight, f"CLIP + segments, w = {weight}")
-        lines.append(f"{title:40}{100 * value:>8.1f}")
+        lines.append(f"{title:40}{'-' if value is None else f'{100 * value:.1f}':>8}")
     lines.append(
         f"{report['dataset']} {report['split']}, {report['images']} images, "
         f"{report['segments_per_image']:.1f} segments an image ({report['candidates']}, "
         f"from {report['area']:.1%} of its pixels)"
     )
+    lines += [f"note: {note}" for note in report["notes"]]
     return "\n".join(lines)
 
 
 def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
-    plan = plan_segments(config)
+    try:
+        plan = plan_segments(config)
+    except NoCheckpointError as missing:
+        wanted = config.segments_mlr
+        listing = open_dataset(config, wanted.split or config.test_split)
+        count = min(len(listing), wanted.limit or len(listing))
+        return f"{count} images of {listing.name} {listing.split}\nmissing: {missing}"
     done = sum(_read(plan, group) is not None for group in range(plan.num_groups))
     return (
         f"{plan.num_images} images of {plan.listing.name} {plan.listing.split} in "

@@ -329,8 +329,9 @@ def _write_checkpoints(
     config: Config, plan: "FeaturePlan", folder: Path, rows: Sequence[Mapping[str, Any]]
 ) -> list[Path]:
     """The projectors of each trial as a checkpoint like that of a training, in the given order."""
-    from pipeline.checkpoints import FORMAT, About, read_state, write_checkpoint
+    from pipeline.checkpoints import read_state, write_checkpoint
     from pipeline.features import open_features
+    from pipeline.origin import FORMAT, About
     from pipeline.provenance import git_commit
     from pipeline.trials import begin, lines, read_results, state_files
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.choice import NoCheckpointError, given_files, names_of, take_checkpoints
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from dclip.data.segmentation import SegmentationListing
     from dclip.data.windows import View
     from dclip.segmentation import ClassTexts, Rule, System
-    from pipeline.checkpoints import About
     from pipeline.features import BackboneInfo
+    from pipeline.origin import About
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def plan_systems(config: Config, backbone: "BackboneInfo") -> list[SystemPlan]:
     Raises:
         UsageError: The backbone lacks the kind that projectors are to look at, nothing is left to
             compare, or two systems have one name.
+        NoCheckpointError: None is given, and there is none.
         StageError: A checkpoint is missing, damaged, or of another backbone.
     """
     plans: list[SystemPlan] = []
@@ -107,8 +109,7 @@ def plan_systems(config: Config, backbone: "BackboneInfo") -> list[SystemPlan]:
 
 def _plan_projectors(config: Config, backbone: "BackboneInfo") -> list[SystemPlan]:
     """Plans of the checkpoints; several of one method are called by their files."""
-    from pipeline.features import plan_features
-    from pipeline.train import checkpoint_path, methods
+    from pipeline.train import methods
 
     kind = config.segment.kind
     if kind not in backbone.paths:
@@ -116,44 +117,16 @@ def _plan_projectors(config: Config, backbone: "BackboneInfo") -> list[SystemPla
             f"backbone {backbone.name} has no features of kind {kind!r}; it has "
             + ", ".join(backbone.paths)
         )
-    files: list[Path] = []
-    for path in config.segment.checkpoint:
-        inside = sorted(path.glob("*.safetensors"))
-        if path.is_dir() and not inside:
-            raise StageError(f"no checkpoints (*.safetensors) in folder {path}")
-        files += inside if path.is_dir() else [path]
-    if not files:
-        source = plan_features(config, config.train_split)
-        files = [checkpoint_path(settings, source) for settings in methods(config)]
-        missing = next((path for path in files if not path.is_file()), None)
-        if missing is not None:
-            raise StageError(
-                f"no checkpoint at {missing}; make it by python -m pipeline.run with the same "
-                "settings, or give --segment.checkpoint FILE, or only frozen --segment.systems"
-            )
-    origins = [read_origin(path, backbone) for path in files]
-    methods_there = [about.method for about, _ in origins]
-    plans = []
-    for path, (about, trained_kind) in zip(files, origins, strict=True):
-        is_alone = methods_there.count(about.method) == 1 and about.method not in _FROZEN
-        plans.append(
-            SystemPlan(
-                about.method if is_alone else path.stem,
-                kind,
-                path.absolute(),
-                trained_kind,
-                tuple(about.class_names),
-            )
-        )
-    return plans
-
-
-def default_checkpoint(config: Config) -> Path:
-    """Where the checkpoint of the settings is, or would be."""
-    from pipeline.features import plan_features
-    from pipeline.train import checkpoint_path
-
-    return checkpoint_path(config, plan_features(config, config.train_split))
+    try:
+        files = given_files(config.segment.checkpoint) or take_checkpoints(config, methods(config))
+    except NoCheckpointError as error:
+        raise NoCheckpointError(f"{error}, or only frozen --segment.systems") from None
+    origins = {path: read_origin(path, backbone) for path in files}
+    names = names_of({path: about.method for path, (about, _) in origins.items()}, _FROZEN)
+    return [
+        SystemPlan(names[path], kind, path, trained_kind, tuple(about.class_names))
+        for path, (about, trained_kind) in origins.items()
+    ]
 
 
 def read_origin(path: Path, backbone: "BackboneInfo") -> "tuple[About, str]":
@@ -163,7 +136,7 @@ def read_origin(path: Path, backbone: "BackboneInfo") -> "tuple[About, str]":
         StageError: It is missing, damaged, or of another backbone.
     """
     from dclip.shards import digest
-    from pipeline.checkpoints import read_about
+    from pipeline.origin import read_about
 
     about = read_about(path)
     spaces = {digest(backbone.space(kind)): kind for kind in backbone.paths}

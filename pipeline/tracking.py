@@ -63,7 +63,7 @@ class TrackedRun:
         """Log metrics; values that are not numbers are left out.
 
         With a step, so are steps up to the last one that the store has, which an earlier run
-        logged before it was stopped.
+        logged before it was stopped; without one, values that the run has already.
         """
         numbers = {name: float(value) for name, value in values.items() if value == value}
         self._do("metrics", values=numbers, step=step)
@@ -135,12 +135,10 @@ class Tracker:
         output = config.output.absolute()
         output.mkdir(parents=True, exist_ok=True)
         self.pending = config.pending
-        local = f"sqlite:///{output / 'mlflow.db'}"
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or local
-        self.experiment = config.experiment or f"dclip-{config.dataset_slug}"
+        self.uri, self.experiment = config.tracking_uri, config.experiment_name
         self.is_down = False
         _check_file(self.uri)
-        place = (output / "mlartifacts").as_uri() if self.uri == local else None
+        place = (output / "mlartifacts").as_uri() if self.uri == config.own_store else None
         self._store = _Store(self.uri, place)
         try:
             self._store.experiment(self.experiment)
@@ -433,8 +431,10 @@ class _Store:
     def _metrics(self, run_id: str, event: Event) -> None:
         step = event["step"]
         batch = []
+        has_some = step is None and run_id not in self._new
+        held = self._client.get_run(run_id).data.metrics if has_some else {}
         for name, value in event["values"].items():
-            if step is None or step > self._last_step(run_id, name):
+            if held.get(name) != value if step is None else step > self._last_step(run_id, name):
                 batch.append(Metric(name, value, event["time"], step or 0))
         self._client.log_batch(run_id, metrics=batch)
         if step is not None:

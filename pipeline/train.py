@@ -69,8 +69,8 @@ def run_name(config: Config, plan: "FeaturePlan") -> str:
 
 def run(config: Config) -> Report:
     """Train the projectors of these settings, unless their checkpoint stands."""
-    from pipeline.checkpoints import read_about
     from pipeline.features import plan_features
+    from pipeline.origin import read_about
 
     started = time.perf_counter()
     plan = plan_features(config, config.train_split)
@@ -109,8 +109,9 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
     from dclip.batches import hold_out
     from dclip.training import check_training
     from pipeline import cluster
-    from pipeline.checkpoints import FORMAT, About, read_state, write_checkpoint
+    from pipeline.checkpoints import read_state, write_checkpoint
     from pipeline.features import open_features
+    from pipeline.origin import FORMAT, About
     from pipeline.provenance import git_commit
     from pipeline.tracking import Tracker
 

@@ -14,7 +14,7 @@ from PIL import Image
 from dclip.recipe import Recipe
 from dclip.trials import common_fields_that_differ
 from pipeline import ablate, extract
-from pipeline.config import Config
+from pipeline.config import Config, EvaluateConfig
 from pipeline.errors import StageError, UsageError
 from pipeline.features import open_features, plan_features
 
@@ -89,6 +89,32 @@ def test_the_table_gives_mean_and_sample_deviation_of_what_did_not_diverge() -> 
     assert (line["test_map"], line["test_map_std"]) == (None, None)
     config = Config(ablate={"seeds": 1})  # type: ignore[arg-type]
     assert "1 of 1 diverged" in ablate.as_text(config, [line])
+
+
+@pytest.mark.usefixtures("_toy_on_path")
+def test_f1_of_another_threshold_is_another_result(tmp_path: Path) -> None:
+    """A result of an earlier version, which does not say its threshold, has no F1 any more."""
+    usual = ablate._Plan(wanted(tmp_path))
+    high = wanted(tmp_path).model_copy(update={"evaluate": EvaluateConfig(threshold=0.9)})
+    assert ablate._Plan(high).name != usual.name
+    first, second, *_ = usual.trials.values()
+    test = {"map": 0.5, "ap": [0.5], "cf1": 0.25}
+    for trial, more in ((first, {}), (second, {"threshold": 0.5})):
+        path = usual.result_path(trial)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"test": test, **more}))
+    assert usual.done()[first]["test"] == {"map": 0.5, "ap": [0.5]}
+    assert usual.done()[second]["test"] == test
+    assert not ablate._Plan(high).done()
+
+
+def test_a_test_split_without_positives_leaves_the_score_open(tmp_path: Path) -> None:
+    result = {"diverged": "", "test": {"map": None}, "history": [{"epoch": 1.0}], "parameters": 7}
+    recipe = Recipe()
+    (line,) = ablate.summary([ablate.Row("losses", "x", recipe)], {(recipe, 0): result}, [0])
+    assert (line["test_map"], line["val_map"], line["inter_class_cosine"]) == (None, None, None)
+    shown = ablate.as_text(wanted(tmp_path, seeds=1), [line]).splitlines()[2]
+    assert shown.split() == ["x", "-", "-", "-", "7"]
 
 
 class TestOnRay:

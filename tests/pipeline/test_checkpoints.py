@@ -12,13 +12,12 @@ from dclip.recipe import Recipe
 from dclip.shards import read_manifest
 from dclip.trials import build_model
 from pipeline.checkpoints import (
-    FORMAT,
-    About,
     check_features,
     load_checkpoint,
     write_checkpoint,
 )
 from pipeline.errors import StageError
+from pipeline.origin import FORMAT, About
 
 from ..dclip.test_shards import (  # noqa: TID252 - tests have no name to import them by
     CLASSES,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -25,10 +26,12 @@ from dclip.segmentation import Rule, System, encode_class_texts, segment_images
 from dclip.shards import digest
 from dclip.trials import build_model
 from pipeline import cli, segment
-from pipeline.checkpoints import FORMAT, About, write_checkpoint
+from pipeline.checkpoints import write_checkpoint
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
-from pipeline.features import describe_backbone
+from pipeline.features import describe_backbone, plan_features
+from pipeline.origin import FORMAT, About
+from pipeline.train import checkpoint_path
 
 from .conftest import TOY, settings, write_tree
 
@@ -258,7 +261,6 @@ def test_windows_may_slide_and_two_checkpoints_of_a_method_have_names(
             r"one\.safetensors was trained on features of toy",
         ),
         ({"checkpoint": [Path("no.safetensors")]}, {}, "no checkpoint at no.safetensors"),
-        ({"checkpoint": []}, {}, r"no checkpoint at .*, or only frozen --segment.systems"),
         ({"kind": "naclip"}, {}, "no features of kind 'naclip'; it has value, vv"),
         ({"stride": 8}, {}, "need --segment.window"),
         ({"window": 128}, {}, "stride <= window <= short side"),
@@ -273,6 +275,62 @@ def test_mistakes_are_told_before_any_work(
 ) -> None:
     with pytest.raises((StageError, UsageError), match=message):
         segment.describe(wanted(tmp_path, segment=asked, **changes))
+
+
+def test_settings_that_do_nothing_here_name_nothing(tmp_path: Path) -> None:
+    def name(**asked: object) -> str:
+        return segment.plan_segment(wanted(tmp_path, segment=asked)).name
+
+    assert name(threshold=0.3, logit_scale=10.0) == name()
+    by_threshold = {"background": "threshold"}
+    assert name(**by_threshold, threshold=0.3) != name(**by_threshold)
+    assert name(**by_threshold, logit_scale=10.0) != name(**by_threshold)
+
+
+def test_reports_of_other_neighbours_share_the_counts_and_overwrite_nothing(tmp_path: Path) -> None:
+    names = {}
+    for neighbours in (3, 5):
+        config = wanted(tmp_path, segment={"neighbours": neighbours})
+        plan = segment.plan_segment(config)
+        names[neighbours] = (plan.name, segment.report_name(config, plan))
+    assert names[3][0] == names[5][0] == names[3][1]
+    assert names[5][1] != names[3][1]
+
+
+def test_of_one_class_and_of_no_pixel_there_are_no_numbers(tmp_path: Path) -> None:
+    """Nothing leaks where there is no other class, and no IoU is where nothing was counted."""
+    config = wanted(tmp_path, segment={"systems": ["clip_vv"]})
+    plan = segment.plan_segment(config)
+    scenes = plan.listing.scenes  # type: ignore[attr-defined]
+    one = type("One", (), {"class_names": ("background", "disc"), "split": "test", "name": "one"})()
+    plan = replace(plan, listing=one, scored=range(1, 2))
+    for counted in (np.array([[0, 0], [0, 9]]), np.zeros((2, 2), np.int64)):
+        counts = segment.Counts({"clip_vv": counted}, {"clip_vv": np.array([[0.0, np.nan]])})
+        row = segment.measure(config, plan, [counts])["clip_vv"]
+        assert row["miou"] == (1.0 if counted.any() else None)
+        assert row["leakage_harmonic_mean"] is None
+        json.loads(json.dumps(row), parse_constant=lambda word: pytest.fail(word))
+        told = {"view": "-", "scores": "-", "background": "-"}
+        report = {"systems": {"clip_vv": row}, "protocol": told, "dataset": "one", "split": "test",
+                  "images": 1, "classes_scored": 1, "notes": ["two passed over"]}  # fmt: skip
+        assert segment.table(report).splitlines()[1].split()[-1] == "-"
+        assert "note: two passed over" in segment.table(report)
+        assert segment.metrics(report).keys() >= {"test/miou_paper/clip_vv"}
+    assert len(scenes)
+
+
+def test_what_run_trains_is_taken_as_far_as_it_is_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = settings(tmp_path, segment={"systems": ["projectors"]})
+    with pytest.raises(StageError, match=r"no checkpoint at .*, or only frozen --segment.systems"):
+        segment.plan_segment(config)
+    assert "missing: no checkpoint at" in segment.describe(config)
+    source = plan_features(config, "train")
+    checkpoint(config, checkpoint_path(config.model_copy(update={"name": "dclip"}), source))
+    caplog.set_level("INFO")
+    assert [system.name for system in segment.plan_segment(config).systems] == ["dclip"]
+    assert any("asl_only is not trained" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize(

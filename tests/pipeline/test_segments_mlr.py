@@ -55,6 +55,16 @@ def test_everything_is_computed_in_the_precision_asked_for(tmp_path: Path) -> No
     assert len(set(names.values())) == 3
 
 
+def test_reports_of_other_weights_share_the_scores_and_overwrite_nothing(tmp_path: Path) -> None:
+    one, names = checkpoint(settings(tmp_path), tmp_path / "one.safetensors"), []
+    for weights in ([0.25, 0.5, 0.75], [0, 0.25, 0.75, 0.5], [0.3]):
+        config = settings(tmp_path, segments_mlr={"checkpoint": one, "weights": weights})
+        plan = segments_mlr.plan_segments(config)
+        names.append((plan.name, segments_mlr.report_name(config, plan)))
+    assert names[0] == names[1] == (names[2][0], names[2][0])
+    assert names[2][1] != names[2][0]
+
+
 def test_weight_0_is_clip_and_only_lost_groups_are_made_again(
     ray_session: None, tmp_path: Path
 ) -> None:

@@ -83,6 +83,9 @@ def test_a_second_run_does_nothing_and_gives_the_same_numbers(finished) -> None:
     times = {path: path.stat().st_mtime_ns for path in config.output.rglob("*.tar")}
     again = run.run(config)
     assert again["map"] == report["map"]
+    store = client(config)
+    run_id = report["mlflow"]["run_id"]
+    assert len(store.get_metric_history(run_id, "test/map/dclip")) == 1
     assert all(split["shards_made"] == 0 for split in again["features"].values())
     assert {path: path.stat().st_mtime_ns for path in config.output.rglob("*.tar")} == times
 
@@ -122,7 +125,7 @@ def test_another_backbone_never_mixes_with_these_features(finished) -> None:  # 
         train.run(other)
     extract.run(other)
     with pytest.raises(StageError, match="use the same backbone"):
-        evaluate.evaluate(other, [Path(report["checkpoints"]["dclip"])])
+        evaluate.evaluate(other, {"dclip": Path(report["checkpoints"]["dclip"])})
 
 
 def test_two_workers_on_one_copy_in_ram_train_what_one_trained(finished) -> None:  # type: ignore[no-untyped-def]

@@ -20,9 +20,10 @@ import torch
 
 from dclip.logits import presence_probability
 from pipeline import evaluate, extract, sweep
-from pipeline.checkpoints import load_checkpoint, read_about
+from pipeline.checkpoints import load_checkpoint
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
+from pipeline.origin import read_about
 from pipeline.space import Entry
 from pipeline.trials import read_results, state_files
 
@@ -106,7 +107,7 @@ def test_the_winner_becomes_a_checkpoint_and_a_registered_model_once(
     assert about.recipe.lr == report["best"]["train.lr"]
     assert about.recipe.mfi_weight == report["best"][ALPHA]
     assert about.history[-1]["val_map"] == report["best"]["val_map"]
-    systems = evaluate.evaluate(settings, [Path(report["checkpoint"])])[0]["systems"]
+    systems = evaluate.evaluate(settings, {"dclip": Path(report["checkpoint"])})[0]["systems"]
     assert systems["dclip"]["map"] > 0
     # what MLflow loads says the same, for any number of images and locations
     uri = f"sqlite:///{output / 'mlflow.db'}"
