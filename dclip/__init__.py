@@ -7,7 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
+
     from dclip.backbones import Backbone, ImageFeatures, load_backbone
+    from dclip.batches import MemoryFeatures, hold_out
     from dclip.logits import pair_logits, presence_probability
     from dclip.losses import asymmetric_loss, mfi_loss
     from dclip.metrics import (
@@ -18,18 +21,20 @@ if TYPE_CHECKING:
         miou,
     )
     from dclip.model import DCLIP
-    from dclip.prediction import Prediction, predict_image
+    from dclip.prediction import Prediction, UntrainedWarning, predict_image
     from dclip.projectors import PROJECTOR_PRESETS, ProjectorSizes
     from dclip.prompts import encode_class_names, encode_prompt_pairs
     from dclip.recipe import Recipe
     from dclip.segmentation import Rule, System, encode_class_texts, segment_images
-    from dclip.training import fit, predict
+    from dclip.training import check_training, fit, predict
     from dclip.trials import Training
 
 _HOME = {
     "Backbone": "dclip.backbones",
     "ImageFeatures": "dclip.backbones",
     "load_backbone": "dclip.backbones",
+    "MemoryFeatures": "dclip.batches",
+    "hold_out": "dclip.batches",
     "pair_logits": "dclip.logits",
     "presence_probability": "dclip.logits",
     "asymmetric_loss": "dclip.losses",
@@ -41,6 +46,7 @@ _HOME = {
     "miou": "dclip.metrics",
     "DCLIP": "dclip.model",
     "Prediction": "dclip.prediction",
+    "UntrainedWarning": "dclip.prediction",
     "predict_image": "dclip.prediction",
     "PROJECTOR_PRESETS": "dclip.projectors",
     "ProjectorSizes": "dclip.projectors",
@@ -52,6 +58,7 @@ _HOME = {
     "System": "dclip.segmentation",
     "encode_class_texts": "dclip.segmentation",
     "segment_images": "dclip.segmentation",
+    "check_training": "dclip.training",
     "fit": "dclip.training",
     "predict": "dclip.training",
 }
@@ -61,19 +68,23 @@ __all__ = [
     "PROJECTOR_PRESETS",
     "Backbone",
     "ImageFeatures",
+    "MemoryFeatures",
     "Prediction",
     "ProjectorSizes",
     "Recipe",
     "Rule",
     "System",
     "Training",
+    "UntrainedWarning",
     "asymmetric_loss",
     "average_precision",
+    "check_training",
     "confusion_matrix",
     "encode_class_names",
     "encode_class_texts",
     "encode_prompt_pairs",
     "fit",
+    "hold_out",
     "inter_class_cosine",
     "load_backbone",
     "mean_average_precision",
@@ -88,6 +99,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("dclip")
     if name not in _HOME:
         raise AttributeError(f"module 'dclip' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

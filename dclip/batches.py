@@ -12,9 +12,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64, Shaped
 from torch import Tensor, nn
 
+from dclip.losses.asymmetric import check_labels
 from dclip.recipe import Recipe
 
 
@@ -38,7 +39,7 @@ class FeatureSource(Protocol):
         self,
         rows: Int64[np.ndarray, " rows"],
         views: Int64[np.ndarray, " rows"] | None = None,
-    ) -> Float16[Tensor, "rows locations dim"]:
+    ) -> Float[Tensor, "rows locations dim"]:
         """Local features of some rows, in the order given; clean, or each of the view given.
 
         They may lie on any device; the training copies them to its own.
@@ -56,7 +57,7 @@ class Batch(NamedTuple):
         known: Number of known labels in the shares of all workers.
     """
 
-    local: Float16[Tensor, "images locations dim"]
+    local: Float[Tensor, "images locations dim"]
     dropped: Bool[Tensor, "images locations"] | None
     labels: Int[Tensor, "images classes"]
     known: int
@@ -182,10 +183,7 @@ def _after_mean_token(
     """The same with the mean token in front, if there is one; it is never dropped."""
     tokens = locations - boxes.shape[1]
     if tokens not in (0, 1):
-        raise ValueError(
-            f"{locations} locations are not a grid of {grid[0]} x {grid[1]} and at most one mean "
-            "token"
-        )
+        raise ValueError(_no_grid(locations, grid))
     return nn.functional.pad(boxes, (tokens, 0))
 
 
@@ -247,38 +245,118 @@ def prefetch(batches: Iterator[Batch], device: torch.device, *, depth: int = 2) 
         thread.join()
 
 
-class InMemory:
-    """Cached features held as one tensor on a device, for data sets that fit there.
+class MemoryFeatures:
+    """Local features and labels held as tensors: a `FeatureSource` without files.
 
     Args:
-        source: What to copy; nothing of it is kept but labels and grid.
-        rows_per_read: Rows read at a time.
-        device: Where the copy lies.
+        local: Local features of the images, of any length; with an axis of views in front where
+            there are several, the clean one first. The tensor itself is kept, on its device.
+        labels: 1 (present), 0 (absent) or -1 (unknown), of any dtype.
+        grid: Rows and columns of the locations, as `dclip.backbones.Backbone.grid` gives them.
+
+    Raises:
+        ValueError: If there is no image, numbers of images differ, labels have other values, or
+            locations are not the grid and at most one mean token in front of it.
+
+    Example:
+        >>> from dclip import Recipe, Training, fit, hold_out, predict
+        >>> labels = torch.tensor([[1, 0], [0, 1]]).repeat(4, 1)
+        >>> features = MemoryFeatures(torch.randn(8, 6, 16), labels, grid=(2, 3))
+        >>> rows, held = hold_out(len(features), 0.25, seed=0)
+        >>> texts = torch.randn(4, 16)  # of encode_prompt_pairs
+        >>> training = Training([Recipe(epochs=2, output_dim=4)], texts, seeds=[0])
+        >>> fit(training, features, rows, seed=0)
+        >>> predict(training.model(), features, held, texts).shape
+        torch.Size([2, 2])
     """
 
     def __init__(
-        self, source: FeatureSource, device: torch.device, *, rows_per_read: int = 512
+        self,
+        local: Float[Tensor, "*views images locations dim"],
+        labels: Shaped[Tensor, "labelled classes"],
+        *,
+        grid: tuple[int, int],
     ) -> None:
-        self.labels, self.grid, self.views = source.labels, source.grid, source.views
+        if local.ndim not in (3, 4) or labels.ndim != 2 or not local.is_floating_point():
+            raise ValueError(
+                "expected floating local features [images, locations, dim] or [views, images, "
+                f"locations, dim] and labels [images, classes], got {_told(local)} and "
+                f"{_told(labels)}"
+            )
+        images, locations = local.shape[-3:-1]
+        if images != len(labels):
+            raise ValueError(f"local features of {images} images and labels of {len(labels)}")
+        if 0 in local.shape or 0 in labels.shape:
+            raise ValueError(f"there are no images: {_told(local)} with labels {_told(labels)}")
+        if locations - grid[0] * grid[1] not in (0, 1):
+            raise ValueError(_no_grid(locations, grid))
+        check_labels(labels)
+        self._values = local.detach() if local.ndim == 4 else local.detach()[None]
+        self.labels: Int[Tensor, "images classes"] = labels.to("cpu", torch.int8)
+        self.grid = grid
+
+    @classmethod
+    def copy_of(
+        cls, source: FeatureSource, device: torch.device, *, rows_per_read: int = 512
+    ) -> "MemoryFeatures":
+        """All of another source, views included, as one tensor on a device.
+
+        Args:
+            source: What to copy; nothing of it is kept but labels and grid.
+            device: Where the copy lies.
+            rows_per_read: Rows read at a time.
+
+        Raises:
+            ValueError: If there is no image.
+        """
         images = len(source.labels)
-        self._values: Tensor | None = None
-        for view in range(self.views):
+        values: Tensor | None = None
+        for view in range(source.views):
             for start in range(0, images, rows_per_read):
                 rows = np.arange(start, min(start + rows_per_read, images))
                 part = source.local(rows, np.full(len(rows), view) if view else None)
-                if self._values is None:
-                    shape = (self.views, images, *part.shape[1:])
-                    self._values = torch.empty(shape, dtype=part.dtype, device=device)
-                self._values[view, start : start + len(rows)] = part
+                if values is None:
+                    shape = (source.views, images, *part.shape[1:])
+                    values = torch.empty(shape, dtype=part.dtype, device=device)
+                values[view, start : start + len(rows)] = part
+        if values is None:
+            raise ValueError("there are no images")
+        return cls(values, source.labels, grid=source.grid)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        images, locations, dim = self._values.shape[1:]
+        views = f"{self.views} views of " if self.views > 1 else ""
+        return (
+            f"MemoryFeatures({views}{images} images, {locations} locations of {dim} dimensions on "
+            f"a grid of {self.grid[0]} x {self.grid[1]}, {self.labels.shape[1]} classes, "
+            f"{self._values.dtype} on {self._values.device})"
+        )
+
+    @property
+    def views(self) -> int:
+        """Number of views of every image, the clean one included."""
+        return len(self._values)
 
     def local(
         self,
         rows: Int64[np.ndarray, " rows"],
         views: Int64[np.ndarray, " rows"] | None = None,
-    ) -> Float16[Tensor, "rows locations dim"]:
+    ) -> Float[Tensor, "rows locations dim"]:
         """Local features of some rows, on the device."""
-        if self._values is None:
-            raise ValueError("there are no images")
         flat = rows if views is None else views * len(self.labels) + rows
         chosen = torch.from_numpy(flat).to(self._values.device, non_blocking=True)
         return self._values.flatten(0, 1).index_select(0, chosen)
+
+
+def _told(values: Tensor) -> str:
+    """Shape and dtype, for a message."""
+    return f"{list(values.shape)} {values.dtype}"
+
+
+def _no_grid(locations: int, grid: tuple[int, int]) -> str:
+    return (
+        f"{locations} locations are not a grid of {grid[0]} x {grid[1]} and at most one mean token"
+    )

@@ -85,6 +85,14 @@ class DCLIP(nn.Module):
         self.image_projector = ImageProjector(sizes)
         self.text_projector = TextProjector(sizes, freeze_batch_norm=freeze_batch_norm)
 
+    def __repr__(self) -> str:
+        sizes = self.sizes
+        return (
+            f"DCLIP({sizes.embed_dim} -> {sizes.output_dim} dimensions, text by way of "
+            f"{sizes.hidden_dim}; {sizes.parameter_count} parameters; {self.aggregation}, scales "
+            f"{self.local_scale:g} and {self.pooled_scale:g})"
+        )
+
     def project_images(
         self, local: Float[Tensor, "*axes embed_dim"]
     ) -> Float[Tensor, "*axes output_dim"]:

@@ -214,6 +214,14 @@ class Training:
     def __len__(self) -> int:
         return len(self.recipes)
 
+    def __repr__(self) -> str:
+        trials = f"{len(self)} trials" if len(self) > 1 else "1 trial"
+        pairs, dim = self.texts.shape
+        return (
+            f"Training({trials} of {pairs // 2} classes in {dim} dimensions, epoch {self.epoch} of "
+            f"{self.recipe.epochs}, preset {self.recipe.preset}, on {self.device})"
+        )
+
     def forward(
         self,
         local: Float[Tensor, "images locations dim"],

@@ -77,7 +77,7 @@ def _on_gpu(
 ) -> "FeatureSource":
     import torch
 
-    from dclip.batches import InMemory
+    from dclip.batches import MemoryFeatures
 
     locations, dim = reader.manifest.locations, reader.manifest.dim
     size = 2 * reader.views * len(reader) * locations * dim
@@ -85,7 +85,7 @@ def _on_gpu(
     free, total = torch.cuda.mem_get_info(device)
     room = int(_SHARE * min(free, share * total))
     if size <= room:
-        return InMemory(reader, device)
+        return MemoryFeatures.copy_of(reader, device)
     if must:
         raise StageError(
             f"--train.cache device: the features take {size / 1e9:.1f} GB, of the GPU's free "

@@ -53,6 +53,8 @@ RANDOM_SEED = 0
 
 TEXT_BATCH = 256
 
+_LARGEST_PIXEL = 30.0  # normalised ones stay below 3; white is 255
+
 # Change a line whenever the same weights come to give other features of that kind. That of "value"
 # is part of every fingerprint.
 _FEATURE_PATHS = {
@@ -157,6 +159,15 @@ class OpenCLIPBackbone:
         self._fingerprint: str | None = None
         self.grid(self.resolution, self.resolution)
 
+    def __repr__(self) -> str:
+        side = self.resolution
+        rows, columns = self.grid(side, side)
+        token = " and the mean token" if self.include_global_token else ""
+        return (
+            f"OpenCLIPBackbone({self.name}: {side} px, {rows} x {columns} locations{token} of "
+            f"{self.embed_dim} dimensions, kinds {', '.join(self.kinds)}, on {self.device})"
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the weights are; inputs are moved there."""
@@ -201,7 +212,8 @@ class OpenCLIPBackbone:
             its positions enter before the trunk and CLIP Surgery resizes them bilinearly.
 
         Raises:
-            ValueError: If the kind is unknown or a side is not a multiple of the stride.
+            ValueError: If the kind is unknown, a side is not a multiple of the stride, or the
+                images are not normalised: integers, or numbers from 0 to 255.
 
         References:
             DCLIP, arXiv:2502.02977, section 3 and appendix D.4 (ViT); for the kinds other than
@@ -209,6 +221,7 @@ class OpenCLIPBackbone:
         """
         self._check_kind(kind)
         grid = self.grid(*images.shape[-2:])
+        check_normalised(images)
         images = images.to(self.device, self.model.logit_scale.dtype)
         images = images.contiguous(memory_format=torch.channels_last)
         tower = self.model.visual
@@ -282,6 +295,29 @@ class OpenCLIPBackbone:
                 digest.update(flat.view(torch.uint8).numpy())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+
+def check_normalised(images: Tensor) -> None:
+    """Refuse pixels that are not in CLIP's normalisation, as far as one can see.
+
+    Values are looked at in main memory only, where that costs next to nothing.
+
+    Raises:
+        ValueError: If they are integers, or larger than any normalised value.
+    """
+    told = ""
+    if not images.is_floating_point():
+        told = f"of dtype {images.dtype}"
+    elif images.device.type == "cpu" and images.numel():
+        largest = float(images.detach().amax())
+        told = f"with values up to {largest:g}" if largest > _LARGEST_PIXEL else ""
+    if told:
+        raise ValueError(
+            f"encode_images takes images in CLIP's normalisation, not pixels {told}; make them by "
+            "dclip.data.pixels.image_to_tensor(image, backbone.resolution, backbone.mean, "
+            "backbone.std), or of uint8 pixels [images, height, width, 3] by "
+            "dclip.data.pixels.normalise(pixels, backbone.mean, backbone.std)"
+        )
 
 
 def load_tiny(

@@ -53,7 +53,7 @@ def find_class_folders(folder: Path, *, is_sure: bool = False) -> Tree | None:
     splits = [top for top in tops if split_kind(top) and _are_classes(classes[top], is_sure)]
     if splits:
         inner = sorted({f"{split}/{name}" for split in splits for name in classes[split]})
-        evidence = f"{len(inner)} folders of images in {' and '.join(splits)}, such as {inner[0]}"
+        evidence = f"{counted(len(inner), 'folder')} of images, such as {inner[0]}"
         return Tree(
             FORMAT,
             evidence,
@@ -74,7 +74,7 @@ def find_class_folders(folder: Path, *, is_sure: bool = False) -> Tree | None:
         return None
     return Tree(
         FORMAT,
-        f"{len(flat)} folders of images, such as {flat[0]}",
+        f"{counted(len(flat), 'folder')} of images, such as {flat[0]}",
         (ONE_SPLIT,),
         lambda split: read_class_folders(folder, split, splits=()),
         lambda: _sources(folder, ()),

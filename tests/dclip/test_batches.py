@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dclip.batches import Batch, InMemory, epoch_batches, hold_out, location_boxes, prefetch
+from dclip.batches import (
+    Batch,
+    FeatureSource,
+    MemoryFeatures,
+    epoch_batches,
+    hold_out,
+    location_boxes,
+    prefetch,
+)
 from dclip.recipe import Recipe
 
 
@@ -191,7 +199,7 @@ def test_reading_ahead_ends_with_its_reader() -> None:
 
 def test_features_in_memory_are_the_features(device: torch.device) -> None:
     features = NumberedViews(20, views=3)
-    held = InMemory(features, device, rows_per_read=7)
+    held = MemoryFeatures.copy_of(features, device, rows_per_read=7)
     rows, views = np.array([19, 0, 7, 7]), np.array([2, 0, 1, 2])
     assert torch.equal(held.local(rows, views).cpu(), features.local(rows, views))
     assert torch.equal(held.local(rows).cpu(), features.local(rows))
@@ -199,3 +207,33 @@ def test_features_in_memory_are_the_features(device: torch.device) -> None:
     batches = epoch_batches(held, np.arange(20), Recipe(batch_size=20), seed=0, epoch=0)
     (batch,) = prefetch(batches, device)  # what lies on "cuda" is on the "cuda:0" that is meant
     assert batch.local.device.type == device.type
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_tensors_are_a_source_like_any_other(dtype: torch.dtype) -> None:
+    local = torch.randn(3, 5, 21, 8).to(dtype)
+    labels = torch.tensor([[1.0, 0.0], [0.0, -1.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    features = MemoryFeatures(local, labels, grid=(4, 5))
+    assert isinstance(features, FeatureSource)
+    assert (len(features), features.views, features.grid) == (5, 3, (4, 5))
+    assert torch.equal(features.local(np.array([4, 0]), np.array([2, 1])), local[[2, 1], [4, 0]])
+    one = MemoryFeatures(local[0], labels.bool(), grid=(4, 5))
+    assert torch.equal(one.local(np.array([3])), local[0, [3]])
+    assert one.labels.tolist() == labels.bool().int().tolist()
+    assert repr(features).startswith("MemoryFeatures(3 views of 5 images, 21 locations of 8")
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels", "message"),
+    [
+        ((4, 21, 8), torch.zeros(5, 2), "features of 4 images and labels of 5"),
+        ((5, 22, 8), torch.zeros(5, 2), "22 locations are not a grid of 4 x 5"),
+        ((5, 21, 8), torch.full((5, 2), 2), "labels must be 1"),
+        ((0, 21, 8), torch.zeros(0, 2), "there are no images"),
+    ],
+)
+def test_tensors_that_are_no_features_are_refused(
+    shape: tuple[int, ...], labels: Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        MemoryFeatures(torch.zeros(shape), labels, grid=(4, 5))

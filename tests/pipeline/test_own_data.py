@@ -60,8 +60,93 @@ def class_folders_of_one_split(root: Path) -> Expected:
     )
 
 
+BOX, OUTLINE, POSE = "0.5 0.5 0.2 0.2", "0.1 0.1 0.9 0.1 0.5 0.9", "0.5 0.5 0.2 0.2 0.4 0.4 2"
+
+
+def ultralytics(root: Path) -> Expected:
+    """As of Ultralytics' own examples: names by number, places below ``path``."""
+    (root / "data.yaml").write_text(
+        "path: coco8 # dataset root dir\ntrain: images/train\nval: images/val\ntest:\n"
+        "names:\n  1: no\n  0: dog\n  7: traffic light\n"
+        "download: |\n  from pathlib import Path\n"
+    )
+    for number, file in enumerate(("train/1.jpg", "train/2.jpg", "train/3.png", "val/9.jpg")):
+        image(root / "images" / file, number)
+    for file, text in {
+        "train/1.txt": f"0 {BOX}\n7 {BOX}\n0 {BOX}\n",
+        "train/3.txt": "\n",
+        "val/9.txt": f"1.0 {OUTLINE}\n7 {POSE}\n",
+    }.items():
+        (root / "labels" / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / "labels" / file).write_text(text)
+    (root / "labels/train.cache").write_bytes(b"\x80\x04never unpickled")
+    return Expected(
+        ("dog", "no", "traffic light"),
+        {
+            "train": {
+                "images/train/1.jpg": [1, 0, 1],
+                "images/train/2.jpg": [0, 0, 0],
+                "images/train/3.png": [0, 0, 0],
+            },
+            "val": {"images/val/9.jpg": [0, 1, 1]},
+        },
+    )
+
+
+def roboflow_yolo(root: Path) -> Expected:
+    """As Roboflow exports it: one ``../`` too many, a list of names, no test split."""
+    (root / "data.yaml").write_text(
+        "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\n"
+        "nc: 2\nnames: ['cat', 'dog']\n\nroboflow:\n  version: 1\n"
+    )
+    (root / "README.roboflow.txt").write_text("exported")
+    for split, number in (("train", 0), ("valid", 1)):
+        image(root / split / "images/a.rf.12ab.jpg", number)
+        (root / split / "labels").mkdir()
+        (root / split / "labels/a.rf.12ab.txt").write_text(f"{number} {BOX}")
+    return Expected(
+        ("cat", "dog"),
+        {
+            "train": {"train/images/a.rf.12ab.jpg": [1, 0]},
+            "val": {"valid/images/a.rf.12ab.jpg": [0, 1]},
+        },
+    )
+
+
+def cvat_yolo(root: Path) -> Expected:
+    """As CVAT exports it: files that list the images."""
+    (root / "data.yaml").write_text("names:\n  0: cat\n  1: dog\npath: .\ntrain: train.txt\n")
+    (root / "train.txt").write_text("images/train/1.jpg\n./images/train/2.jpg\n")
+    for number in (1, 2, 3):
+        image(root / f"images/train/{number}.jpg", number)
+    (root / "labels/train").mkdir(parents=True)
+    (root / "labels/train/2.txt").write_text(f"1 {BOX}")
+    return Expected(
+        ("cat", "dog"),
+        {"train": {"images/train/1.jpg": [0, 0], "images/train/2.jpg": [0, 1]}},
+    )
+
+
+def label_studio_yolo(root: Path) -> Expected:
+    """As Label Studio exports it: no YAML, no splits."""
+    (root / "classes.txt").write_text("cat\ndog\n")
+    (root / "notes.json").write_text(json.dumps({"categories": [{"id": 0, "name": "cat"}]}))
+    image(root / "images/0a1b-1.jpg")
+    (root / "labels").mkdir()
+    (root / "labels/0a1b-1.txt").write_text(f"1 {BOX}")
+    return Expected(("cat", "dog"), {"train": {"images/0a1b-1.jpg": [0, 1]}})
+
+
 TREES: Mapping[str, Callable[[Path], Expected]] = {
-    function.__name__: function for function in (class_folders, class_folders_of_one_split)
+    function.__name__: function
+    for function in (
+        class_folders,
+        class_folders_of_one_split,
+        ultralytics,
+        roboflow_yolo,
+        cvat_yolo,
+        label_studio_yolo,
+    )
 }
 
 
@@ -187,6 +272,89 @@ def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
         pytest.skip("this file system has UTF-8 names only")
     with pytest.raises(ValueError, match=r"'caf.udce9.jpg' in .*dog is not UTF-8; rename it"):
         opened(tmp_path, "train")
+
+
+def test_a_yolo_tree_says_what_is_taken_for_what(tmp_path: Path) -> None:
+    ultralytics(tmp_path)
+    (tmp_path / "labels/train/gone.txt").write_text(f"0 {BOX}")
+    (tmp_path / "images/train/notes.md").write_text("")
+    assert opened(tmp_path, "train").notes == (
+        "an image has the classes of its objects; it counts as without the others",
+        "1 image without a file of labels, such as images/train/2.jpg: taken for background,"
+        " without class",
+        "1 file of labels without an image, such as labels/train/gone.txt: passed over",
+        "passed over, as no images: 1 .md (images/train/notes.md)",
+        f"'path' of data.yaml is coco8, which is not here; {tmp_path} is taken",
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("labels/train/1.txt", "3 0.5 0.5 0.1 0.1", r"1\.txt, line 1: class 3 is none of the 3"),
+        ("labels/train/1.txt", f"0 {BOX}\n-1 {BOX}", r"1\.txt, line 2: class -1 is none"),
+        ("labels/train/1.txt", f"0.5 {BOX}", "line 1: not the number of a class"),
+        ("labels/train/1.txt", "0 0.5", "line 1: not the number of a class and 4 numbers"),
+        ("labels/train/1.txt", f"dog {BOX}", "not the number of a class .*'dog 0.5"),
+        ("labels/train/1.txt", "0 nan nan nan nan", "not the number of a class"),
+        ("labels/train/1.txt", f"0 {BOX} 0.98", "a box and a score"),
+        ("labels/train/1.txt", b"\xff", r"1\.txt is not UTF-8"),
+        ("data.yaml", "names: [a\n", r"data\.yaml cannot be read: while parsing"),
+        ("data.yaml", b"\xff\xfe\xff", r"data\.yaml cannot be read"),
+        ("data.yaml", "[" * 5000, r"data\.yaml cannot be read"),
+        ("data.yaml", "train: images\nnames: &a [x]\nmore: [*a, *a]\n", "aliases"),
+        ("data.yaml", "#" * (1 << 18) + "\n", "more than 262,144 bytes"),
+        ("data.yaml", "train: images/train\nnames: {0: a, 0: b}", "a key is there twice, line 2"),
+        ("data.yaml", "train: images/train\nnames: [a, b, a]", "class is there twice: 'a'"),
+        ("data.yaml", "train: images/train\nnames: dog", "'names' must be a list"),
+        ("data.yaml", "train: images/train\nnames: [a, [b]]", "class 1: .* is no class name"),
+        ("data.yaml", "train: images/train\nnames: [a, '']", "class 1: '' is no class name"),
+        ("data.yaml", "train: images/train\nnames: {dog: 1}", "class dog: '1' is no class name"),
+        ("data.yaml", "train: images/train\nnc: 3\nnames: [a]", "nc is 3, and there are 1"),
+        ("data.yaml", "train: {a: b}\nnames: [a]", "'train' must be a folder, or a list"),
+        ("data.yaml", "train: /etc\nnames: [a]", "no split of it is in .*no /etc in"),
+        ("data.yaml", "train: ../..\nnames: [a]", "no split of it is in"),
+        (
+            "data.yaml",
+            "train: list.txt\nnames: [a]",
+            r"list\.txt, line 1: '/etc/x.jpg' is no image",
+        ),
+        ("dataset.yaml", "train: images/train\nnames: [a]", "each tell of classes; keep one"),
+    ],
+)
+def test_yolo_trees_that_cannot_be_used_are_refused_by_file(
+    tmp_path: Path, file: str, text: str | bytes, message: str
+) -> None:
+    ultralytics(tmp_path)
+    (tmp_path / "list.txt").write_text("/etc/x.jpg")
+    (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message) as error:
+        opened(tmp_path, "train")
+    assert "\n" not in str(error.value)
+
+
+def test_labels_that_are_nowhere_are_no_background(tmp_path: Path) -> None:
+    ultralytics(tmp_path)
+    (tmp_path / "labels").rename(tmp_path / "annotations")
+    with pytest.raises(ValueError, match=r"none of 3 images .* no .*labels/train/1\.txt"):
+        opened(tmp_path, "train")
+
+
+def test_yaml_of_something_else_is_no_data_set(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    (tmp_path / "compose.yml").write_text("a: &a {b: 1}\nc: *a\n")
+    (tmp_path / "conf.yaml").write_text("names: [a]\n")
+    assert folder_splits(tmp_path) == ["train", "test"]
+
+
+def test_a_tree_that_may_be_read_in_two_ways_is_refused_with_both(tmp_path: Path) -> None:
+    ultralytics(tmp_path)
+    image(tmp_path / "train/dog/1.jpg")
+    ways = r"--options format=class-folders \(1 folder.*\) or format=yolo \(data\.yaml with 3 class"
+    with pytest.raises(UsageError, match=ways):
+        opened(tmp_path, "train")
+    assert len(opened(tmp_path, "train", format="yolo")) == 3
+    assert len(opened(tmp_path, "train", format="class-folders")) == 1
 
 
 @pytest.mark.parametrize(
