@@ -85,13 +85,14 @@ def folder_splits(folder: AnyPath, options: Mapping[str, str] | None = None) -> 
 
 def _finders() -> "dict[str, Callable[[Path, bool], Tree | None]]":
     """For each format a function that finds it; the flag tells that the user named it."""
-    from dclip.data import class_folders, yolo
+    from dclip.data import class_folders, label_studio, yolo
 
     return {
         class_folders.FORMAT: lambda folder, is_sure: class_folders.find_class_folders(
             folder, is_sure=is_sure
         ),
         yolo.FORMAT: lambda folder, _: _find_yolo(folder),
+        label_studio.FORMAT: lambda folder, _: label_studio.find_label_studio(folder),
     }
 
 
@@ -99,7 +100,14 @@ def _has_tables(folder: Path) -> bool:
     """Whether there are tables of labels of our own in a folder."""
     from dclip.data.folder import find_tables
 
-    return bool(find_tables(folder))
+    return not all(map(_is_of_a_tool, find_tables(folder)))
+
+
+def _is_of_a_tool(path: AnyPath) -> bool:
+    """Whether a table is another tool's, which does not tell labels as ours do."""
+    from dclip.data.label_studio import is_export
+
+    return isinstance(path, Path) and is_export(path)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -137,6 +137,63 @@ def label_studio_yolo(root: Path) -> Expected:
     return Expected(("cat", "dog"), {"train": {"images/0a1b-1.jpg": [0, 1]}})
 
 
+def label_studio_json(root: Path) -> Expected:
+    """Choices as Label Studio exports them as JSON; one task was skipped, one has no choice."""
+    places = ("/data/upload/1/0a1b2c3d-1.jpg", "/data/local-files/?d=mnt/photos/2%20b.jpg")
+    chosen = (["dog", "cat"], ["dog"], [], None)
+    tasks = []
+    for number, labels in enumerate(chosen):
+        place = places[number] if number < 2 else f"s3://bucket/in/{number}.jpg"
+        result = [{"type": "choices", "from_name": "what", "value": {"choices": labels}}]
+        tasks.append(
+            {
+                "id": number + 1,
+                "data": {"image": place, "text": "of a user"},
+                "annotations": [
+                    {"id": 7, "was_cancelled": labels is None, "result": result if labels else []}
+                ],
+                "predictions": [],
+            }
+        )
+    (root / "project-1-at-2026-01-01.json").write_text(json.dumps(tasks))
+    for number, file in enumerate(("1.jpg", "photos/2 b.jpg", "images/2.jpg")):
+        image(root / file, number)
+    return Expected(
+        ("cat", "dog"),
+        {"train": {"1.jpg": [1, 1], "photos/2 b.jpg": [0, 1], "images/2.jpg": [0, 0]}},
+    )
+
+
+def label_studio_min(root: Path) -> Expected:
+    rows = [
+        {"image": "/data/upload/1/0a1b2c3d-1.jpg", "id": 1, "choice": {"choices": ["cat", "dog"]}},
+        {"image": "/data/upload/1/0a1b2c3e-2.jpg", "id": 2, "choice": "dog"},
+    ]
+    about = {
+        "annotator": 1,
+        "annotation_id": 1,
+        "created_at": "x",
+        "updated_at": "",
+        "lead_time": 1,
+    }
+    (root / "export.json").write_text(json.dumps([row | about for row in rows]))
+    for number, file in enumerate(("0a1b2c3d-1.jpg", "2.jpg")):
+        image(root / file, number)
+    return Expected(("cat", "dog"), {"train": {"0a1b2c3d-1.jpg": [1, 1], "2.jpg": [0, 1]}})
+
+
+def label_studio_csv(root: Path) -> Expected:
+    head = "annotation_id,annotator,created_at,id,image,label,lead_time,updated_at\n"
+    many = '"{""choices"":[""cat"",""dog""]}"'
+    (root / "train.csv").write_text(f"{head}1,1,x,1,/data/upload/1/1.jpg,{many},9.1,x\n")
+    (root / "test.csv").write_text(f"{head}1,1,x,1,/data/upload/1/2.jpg,owl,9.1,x\n")
+    for number in (1, 2):
+        image(root / f"{number}.jpg", number)
+    return Expected(
+        ("cat", "dog", "owl"), {"train": {"1.jpg": [1, 1, 0]}, "test": {"2.jpg": [0, 0, 1]}}
+    )
+
+
 TREES: Mapping[str, Callable[[Path], Expected]] = {
     function.__name__: function
     for function in (
@@ -146,6 +203,9 @@ TREES: Mapping[str, Callable[[Path], Expected]] = {
         roboflow_yolo,
         cvat_yolo,
         label_studio_yolo,
+        label_studio_json,
+        label_studio_min,
+        label_studio_csv,
     )
 }
 
@@ -355,6 +415,55 @@ def test_a_tree_that_may_be_read_in_two_ways_is_refused_with_both(tmp_path: Path
         opened(tmp_path, "train")
     assert len(opened(tmp_path, "train", format="yolo")) == 3
     assert len(opened(tmp_path, "train", format="class-folders")) == 1
+
+
+def test_a_label_studio_export_says_what_is_taken_for_what(tmp_path: Path) -> None:
+    label_studio_json(tmp_path)
+    assert opened(tmp_path, "train").notes == (
+        "an image has the classes that were chosen; it counts as without the others",
+        "1 task without an answer, such as 's3://bucket/in/3.jpg': passed over",
+    )
+
+
+def task(
+    *results: object, image: str = "1.jpg", number: int = 1, **more: object
+) -> dict[str, object]:
+    annotation = {"result": list(results), **more}
+    return {"id": number, "data": {"image": image}, "annotations": [annotation]}
+
+
+def choices(*names: str, of: str = "what") -> dict[str, object]:
+    return {"type": "choices", "from_name": of, "value": {"choices": list(names)}}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (
+            [task({"type": "rectanglelabels"})],
+            "task 1: has 'rectanglelabels', .* export it as COCO",
+        ),
+        ([task({"type": "taxonomy"})], "has 'taxonomy', and only choices"),
+        ([task(choices("a"), choices("b", of="when"))], "'what' and 'when' may each be the labels"),
+        ([task(choices("a")), task(choices("b"))], "'1.jpg' has another answer in .*task 1"),
+        ([task(choices("a"), image="2.jpg")], r"none of 1 image of .*'2\.jpg'; put them there"),
+        ([task(choices("a"), image="1.txt")], "no image in"),
+        ([task({"type": "choices", "value": {"choices": [3]}})], "is no choice"),
+        ([task(choices("a"), image="../1.jpg"), task(choices("a"), image="x/1.jpg")], "are both"),
+        ([task(choices("a")), 3], "is not a list of tasks"),
+        ([task(choices("a"), was_cancelled=True)], "no class in"),
+    ],
+)
+def test_label_studio_exports_that_are_no_labels_are_refused(
+    tmp_path: Path, tasks: list[object], message: str
+) -> None:
+    image(tmp_path / "1.jpg")
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path, "train")
+    (tmp_path / "other.json").write_text(json.dumps(tasks))
+    with pytest.raises(ValueError, match="keep one, or call them train, val and test"):
+        opened(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
