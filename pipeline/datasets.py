@@ -368,9 +368,8 @@ def default_splits(
         UsageError: The data set does not tell.
     """
     from dclip.data.coco import coco_splits
-    from dclip.data.folder import find_tables
     from pipeline.listings import FOLDER, WEBDATASET, path_of
-    from pipeline.trees import folder_splits
+    from pipeline.trees import folder_splits, no_labels
 
     found = _registered(name)
     names: list[str] = []
@@ -384,13 +383,7 @@ def default_splits(
             raise UsageError(f"no folder {folder}; give one that holds images and tables of labels")
         names = folder_splits(folder, options)
         if not names and has_folders(folder):
-            near = (folder.parent, *(path for path in folder.iterdir() if path.is_dir()))
-            other = next((place for place in near if find_tables(place)), None)
-            hint = f"; there are tables in {other}: is it folder:{other}?" if other else ""
-            raise StageError(
-                f"no table of labels in {folder}; expected there are train.csv and test.csv (or"
-                f" .jsonl, .parquet) with columns file and labels, see {page('datasets')}{hint}"
-            )
+            raise StageError(no_labels(folder))
     elif "{split}" not in name and (name.startswith(WEBDATASET) or name.endswith(".json")):
         names = ["all"]
     if not names:

@@ -94,7 +94,9 @@ def open_listing(
     return _cached(make, dataset, folder, split, settled, sources, cache)
 
 
-def known_splits(dataset: str, root: AnyPath | None) -> list[str]:
+def known_splits(
+    dataset: str, root: AnyPath | None, options: Mapping[str, str] | None = None
+) -> list[str]:
     """Splits that a data set is known to have, or is seen to have; none if it does not tell.
 
     One file or tar pattern without ``{split}`` is one split, ``all``.
@@ -102,18 +104,18 @@ def known_splits(dataset: str, root: AnyPath | None) -> list[str]:
     Args:
         dataset: As for `open_listing`.
         root: Folder of a registered data set.
+        options: As for `open_listing`.
 
     Raises:
-        UsageError: An unknown data set.
+        UsageError: An unknown data set, or a folder that may be read in two ways.
+        ValueError: A folder is another tool's, and something in it cannot be used.
         OSError: A remote store cannot be reached.
     """
     from dclip.data.coco import coco_splits
-    from dclip.data.folder import find_tables
+    from pipeline.trees import folder_splits
 
     if dataset.startswith(FOLDER):
-        folder = path_of(dataset.removeprefix(FOLDER))
-        there = has_folders(folder) and folder.is_dir()
-        return list(dict.fromkeys(path.stem for path in find_tables(folder))) if there else []
+        return folder_splits(path_of(dataset.removeprefix(FOLDER)), options)
     if is_own(dataset):
         place = dataset.removeprefix(WEBDATASET)
         return _splits_of_pattern(place) if SPLIT in place else ["all"]
@@ -173,7 +175,7 @@ def open_part(
     """
     from dclip.data.partition import take_part
 
-    known = known_splits(dataset, root)
+    known = known_splits(dataset, root, options)
     if len(known) != 1:
         have = ", ".join(map(repr, known[:8])) + (", ..." if len(known) > 8 else "")
         raise UsageError(
@@ -419,7 +421,7 @@ def _open_folder(
     folder: AnyPath, split: str, options: Mapping[str, str], cache: Path | None
 ) -> "Listing":
     from dclip.data.folder import CLASS_NAMES_FILE, find_tables, read_folder
-    from pipeline.trees import find_tree
+    from pipeline.trees import find_tree, no_labels
 
     _known_options("folder:", options, ("separator", "format"))
     if has_folders(folder) and not folder.is_dir():
@@ -435,6 +437,8 @@ def _open_folder(
         return _cached(
             lambda: tree.read(split), "folder", folder, split, options, tree.sources(), cache
         )
+    if has_folders(folder) and not find_tables(folder):
+        raise UsageError(no_labels(folder))
     tables = find_tables(folder)
     names = folder / CLASS_NAMES_FILE
     return _cached(

@@ -1,5 +1,6 @@
 """Folders that other tools wrote: which format one is in, which splits it has, and opening them."""
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dclip.paths import AnyPath, has_folders
 from pipeline.errors import UsageError
+from pipeline.pages import page
 
 if TYPE_CHECKING:
     from dclip.data.listing import ImageListing
@@ -18,6 +20,7 @@ TABLE = "table"
 
 _YOLO_SPLITS = ("train", "val", "test")
 _MAX_YAML_FILES = 20
+_LOOKED_AT = 10
 _MAX_YAML_BYTES = 1 << 18
 
 
@@ -49,7 +52,7 @@ def find_tree(folder: AnyPath, wanted: str | None = None) -> "Tree | None":
         tree = finders[wanted](folder, True)
         if tree is None:
             raise UsageError(
-                f"{folder} is not in the format {wanted}; docs/own_data.md has examples"
+                f"{folder} is not in the format {wanted}; {page('own_data')} has examples"
             )
         return tree
     if _has_tables(folder):
@@ -81,6 +84,26 @@ def folder_splits(folder: AnyPath, options: Mapping[str, str] | None = None) -> 
     if not has_folders(folder) or not folder.is_dir():
         return []
     return list(dict.fromkeys(path.stem for path in find_tables(folder)))
+
+
+def no_labels(folder: AnyPath) -> str:
+    """Why a folder without labels cannot be used, and what it may be instead."""
+    from dclip.data.folder import find_tables
+
+    said = (
+        f"no labels in {folder}: neither tables train.csv and test.csv (or .jsonl, .parquet) with"
+        f" columns file and labels, nor a folder per class, nor what {page('own_data')} lists"
+    )
+    if any(next(iter(folder.glob(way)), None) for way in ("*/*.coco.json", "annotations/*.json")):
+        return f"{said}; it looks like COCO's format: --dataset coco --root {folder}"
+    below = itertools.islice((path for path in folder.iterdir() if path.is_dir()), _LOOKED_AT)
+    for place in (folder.parent, *sorted(below, key=str)):
+        try:
+            if find_tables(place) or (place != folder.parent and find_tree(place) is not None):
+                return f"{said}; there are labels in {place}: is it folder:{place}?"
+        except (ValueError, UsageError, OSError):
+            continue
+    return said
 
 
 def _finders() -> "dict[str, Callable[[Path, bool], Tree | None]]":

@@ -8,7 +8,6 @@ import numpy as np
 from dclip.data.folder import CLASS_NAMES_FILE
 from dclip.data.listing import ImageListing, counted
 from dclip.data.trees import (
-    MAX_ENTRIES,
     ONE_SPLIT,
     Rest,
     Tree,
@@ -30,6 +29,7 @@ _NO_CLASSES = frozenset(
     ]
 )
 _LOOKED_AT = 1000
+_MAX_MISSES = 5000
 
 
 def find_class_folders(folder: Path, *, is_sure: bool = False) -> Tree | None:
@@ -48,8 +48,25 @@ def find_class_folders(folder: Path, *, is_sure: bool = False) -> Tree | None:
         OSError: If a folder cannot be read.
     """
     tops, _ = list_folder(folder, folder, limit=100 * _LOOKED_AT)
-    flat = [top for top in tops if has_image(folder / top, folder, limit=_LOOKED_AT)]
-    classes = {top: _folders_of_images(folder / top, folder, limit=_LOOKED_AT) for top in tops}
+    misses = 0
+
+    def looks(place: Path) -> bool:
+        nonlocal misses
+        found = has_image(place, folder, limit=_LOOKED_AT)
+        misses += not found
+        if misses > _MAX_MISSES:
+            raise ValueError(
+                f"{folder} has more than {_MAX_MISSES:,} folders without images; which folder below"
+                " has the data?"
+            )
+        return found
+
+    def inside(top: Path) -> list[str]:
+        below, _ = list_folder(top, folder, limit=_LOOKED_AT)
+        return [name for name in below if looks(top / name)]
+
+    flat = [top for top in tops if looks(folder / top)]
+    classes = {top: inside(folder / top) for top in tops}
     splits = [top for top in tops if split_kind(top) and _are_classes(classes[top], is_sure)]
     if splits:
         inner = sorted({f"{split}/{name}" for split in splits for name in classes[split]})
@@ -130,10 +147,10 @@ def read_class_folders(folder: Path, split: str, *, splits: Sequence[str]) -> Im
     return make_listing(folder, split, class_names, files, labels, [*told, *rest.notes()])
 
 
-def _folders_of_images(folder: Path, top: Path, *, limit: int = MAX_ENTRIES) -> list[str]:
+def _folders_of_images(folder: Path, top: Path) -> list[str]:
     """Names of the folders in a folder that have an image."""
-    folders, _ = list_folder(folder, top, limit=limit)
-    return [name for name in folders if has_image(folder / name, top, limit=limit)]
+    folders, _ = list_folder(folder, top)
+    return [name for name in folders if has_image(folder / name, top)]
 
 
 def _are_classes(names: Sequence[str], is_sure: bool) -> bool:

@@ -279,10 +279,10 @@ def test_a_class_that_one_split_lacks_has_its_column_in_both(tmp_path: Path) -> 
     [
         (["a/dog/1.jpg", "b/1.jpg", "c/1.jpg"], r"a has images in folders, such as dog, and is"),
         (["train/dog/1.jpg", "train/dog/more/2.jpg"], r"dog has images, and more .*'more'"),
-        (["train/1.jpg", "test/1.jpg"], "no table of labels"),
-        (["photos/1.jpg"], "no table of labels"),
-        (["images/1.jpg", "masks/1.png"], "no table of labels"),
-        (["1.jpg", "2.jpg"], "no table of labels"),
+        (["train/1.jpg", "test/1.jpg"], "no labels in "),
+        (["photos/1.jpg"], "no labels in "),
+        (["images/1.jpg", "masks/1.png"], "no labels in "),
+        (["1.jpg", "2.jpg"], "no labels in "),
     ],
 )
 def test_trees_that_may_mean_something_else_are_refused(
@@ -295,6 +295,18 @@ def test_trees_that_may_mean_something_else_are_refused(
     assert datasets.main(["check", f"folder:{tmp_path}", "--output", str(tmp_path / "o")]) == 1
     shown = capsys.readouterr()
     assert re.search(message, shown.out + shown.err), shown
+
+
+def test_a_folder_without_labels_says_what_it_may_be(tmp_path: Path) -> None:
+    class_folders(tmp_path / "download/pets")
+    with pytest.raises(UsageError, match=r"no labels .* is it folder:.*/download/pets\?$"):
+        opened(tmp_path / "download", "train")
+    image(tmp_path / "coco/train/1.jpg")
+    (tmp_path / "coco/train/_annotations.coco.json").write_text("{}")
+    with pytest.raises(
+        UsageError, match=r"looks like COCO's format: --dataset coco --root .*/coco"
+    ):
+        opened(tmp_path / "coco", "train")
 
 
 def test_one_class_or_folders_of_any_name_can_be_meant(tmp_path: Path) -> None:
