@@ -420,7 +420,8 @@ def labels_of_masks(
 def _open_folder(
     folder: AnyPath, split: str, options: Mapping[str, str], cache: Path | None
 ) -> "Listing":
-    from dclip.data.folder import CLASS_NAMES_FILE, find_tables, read_folder
+    from dclip.data.folder import SEPARATORS, find_tables, images_of, label_files, read_folder
+    from dclip.shards import digest
     from pipeline.trees import find_tree, no_labels
 
     _known_options("folder:", options, ("separator", "format"))
@@ -439,15 +440,16 @@ def _open_folder(
         )
     if has_folders(folder) and not find_tables(folder):
         raise UsageError(no_labels(folder))
-    tables = find_tables(folder)
-    names = folder / CLASS_NAMES_FILE
+    separator = options.get("separator", ";")
+    separator = SEPARATORS.get(separator, separator)
+    images = images_of(folder, leave_out=cache) if isinstance(folder, Path) else None
     return _cached(
-        lambda: read_folder(folder, split, separator=options.get("separator", ";")),
+        lambda: read_folder(folder, split, separator=separator, images=images),
         "folder",
         folder,
         split,
-        options,
-        [*tables, *([names] if names.is_file() else [])] if has_folders(folder) else None,
+        {"separator": separator, "images": digest({"images": images})},  # a note tells of these
+        label_files(folder, split),
         cache,
     )
 

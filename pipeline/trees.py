@@ -76,14 +76,15 @@ def folder_splits(folder: AnyPath, options: Mapping[str, str] | None = None) -> 
         ValueError: As of `find_tree`.
         OSError: It cannot be read.
     """
-    from dclip.data.folder import find_tables
+    from dclip.data.folder import find_splits, find_tables
 
     tree = find_tree(folder, (options or {}).get("format"))
     if tree is not None:
         return list(tree.splits)
     if not has_folders(folder) or not folder.is_dir():
         return []
-    return list(dict.fromkeys(path.stem for path in find_tables(folder)))
+    # where none is a table of labels, opening one tells why
+    return list(find_splits(folder) or dict.fromkeys(path.stem for path in find_tables(folder)))
 
 
 def no_labels(folder: AnyPath) -> str:
@@ -122,8 +123,9 @@ def _finders() -> "dict[str, Callable[[Path, bool], Tree | None]]":
 def _has_tables(folder: Path) -> bool:
     """Whether there are tables of labels of our own in a folder."""
     from dclip.data.folder import find_tables
+    from dclip.data.tables import is_label_table
 
-    return not all(map(_is_of_a_tool, find_tables(folder)))
+    return any(is_label_table(path) and not _is_of_a_tool(path) for path in find_tables(folder))
 
 
 def _is_of_a_tool(path: AnyPath) -> bool:

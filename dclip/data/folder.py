@@ -1,49 +1,79 @@
-"""Your own images: a folder of them, and one table of labels per split."""
+"""Your own images: a folder of them, and tables of labels."""
 
-import csv
 import difflib
-import json
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from hashlib import sha256
-from io import BytesIO, StringIO
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
+from jaxtyping import Int8
 
 from dclip.data.dataset import parse_class_names
+from dclip.data.images import is_image_name
+from dclip.data.label_text import MARKS, parts_of, short
 from dclip.data.listing import ImageListing, check_key
-from dclip.paths import AnyPath, has_folders
-
-TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
-"""Kinds of label tables, the one that is preferred first."""
+from dclip.data.open_images import (
+    display_names,
+    find_images,
+    is_descriptions,
+    read_descriptions,
+    split_of,
+)
+from dclip.data.tables import (
+    TABLE_SUFFIXES,
+    LabelTable,
+    is_label_table,
+    is_open_images,
+    read_table,
+    splits_of,
+)
+from dclip.paths import AnyPath, has_folders, is_remote
 
 CLASS_NAMES_FILE = "class_names.txt"
 """Optional file beside the tables: one class a line, in column order."""
 
+MAX_FILES = 100_000
+"""Of a folder with more files, the rest is not looked at to find images that no table lists."""
+
 _BETWEEN_PHRASINGS = "|"
 
-# What a cell of a class column may hold; a table that was written as floats counts as well.
-_CELLS = {"0": 0, "1": 1, "-1": -1, "0.0": 0, "1.0": 1, "-1.0": -1, "False": 0, "True": 1}
+# A name made of other names by one of these is a list, unless class_names.txt has it as a name.
+SEPARATORS = {
+    "comma": ",",
+    "semicolon": ";",
+    "pipe": "|",
+    "tab": "\t",
+    "newline": "\n",
+    "space": " ",
+}
+"""Separators by their names, for command lines."""
+
+_JOINTS = (*MARKS, "/", "+", "&")
 
 
-class _Row(NamedTuple):
-    """One line of a table."""
+def read_folder(
+    folder: AnyPath,
+    split: str,
+    *,
+    separator: str = ";",
+    images: Sequence[str] | None = None,
+) -> ImageListing:
+    """The images that a table of a folder lists for a split, in its order.
 
-    where: str
-    file: str
-    labels: Mapping[str, int]  # class to 1 or -1; in a table of class columns also to 0
+    The table is ``<folder>/<split>.csv`` (or ``.jsonl``, ``.parquet``, ``.tsv``); else the one that
+    has the split in its column ``split``; else Open Images' own of that split. It has a column
+    ``file``, the path of an image relative to the folder, and one of
 
-
-def read_folder(folder: AnyPath, split: str, *, separator: str = ";") -> ImageListing:
-    """The images that ``<folder>/<split>.csv`` (or ``.jsonl``, ``.parquet``) lists, in its order.
-
-    The table has a column ``file``, the path of an image relative to the folder, and either a
-    column ``labels`` (class names: a list, or a string joined by the separator, empty for none), or
-    one column per class with 1 (occurs), 0 (does not) or -1 (unknown). Other columns are allowed
-    beside ``labels``.
+    * a column ``labels``: class names, as a list or a string joined by the separator;
+    * one column per class with 1 (occurs), 0 (does not) or -1 (unknown);
+    * columns ``class`` and ``value``: 1, 0 or -1 for one image and one class. A pair that is not
+      there is unknown.
 
     Class names are those of ``<folder>/class_names.txt`` in its order; without that file, the
     labels of all tables of the folder, sorted. Keys are file names without suffix; where that is
@@ -52,45 +82,71 @@ def read_folder(folder: AnyPath, split: str, *, separator: str = ";") -> ImageLi
     Args:
         folder: Holds the tables and the images; local or remote. On a web server, where tables
             cannot be listed, it needs the file of class names.
-        split: Stem of the table.
+        split: Stem of the table, or what its column ``split`` says.
         separator: Between the labels of a string, not empty.
+        images: Files of the folder, from `images_of`; those that no table lists are told of in the
+            notes.
 
     Raises:
         ValueError: If the folder or table is missing, or what it says cannot be used: a column that
-            is missing, a label that is no class, a file listed twice or outside the folder. The
-            message names table and row.
+            is missing, a label that is no class, several labels that read as one, a file listed
+            twice or outside the folder. The message names table and row.
         OSError: If a file cannot be read, or a remote store not be reached.
     """
     if has_folders(folder) and not folder.is_dir():
         raise ValueError(f"no folder {folder}")
     if not separator:
-        raise ValueError("separator '' separates nothing; use ';'")
-    table = _find_table(folder, split)
-    rows = list(_read_table(table, separator))
-    if not rows:
-        raise ValueError(f"{table} lists no image")
-    class_names, notes = _class_names(folder, table, rows, separator)
-    column = {name: index for index, name in enumerate(class_names)}
-    labels = np.zeros((len(rows), len(class_names)), np.int8)
-    files: dict[str, str] = {}
-    for number, row in enumerate(rows):
-        file = _inside(row, table)
-        if file in files:
-            raise ValueError(f"{table}, {row.where}: {file!r} is listed in {files[file]} already")
-        files[file] = row.where
-        for label, value in row.labels.items():
-            if label not in column:
-                raise _unknown_label(label, class_names, f"{table}, {row.where}")
-            labels[number, column[label]] = value
+        words = ", ".join(SEPARATORS)
+        raise ValueError(f"separator '' separates nothing; name one, such as ';' or {words}")
+    names_file = folder / CLASS_NAMES_FILE
+    given = read_class_names_file(names_file) if names_file.is_file() else None
+    known = frozenset(given.names) if given else frozenset()
+    path, is_by_column = _find_table(folder, split)
+    first = read_table(path, separator=separator, known=known)
+    if given is None and not has_folders(folder):
+        raise ValueError(
+            f"no class names at {names_file}; a web server does not tell which tables there are, so"
+            " write them there, one class a line in column order"
+        )
+    others, notes = _read_others(folder, path, separator, known, is_strict=given is None)
+    if given:
+        notes = [*given.notes, *notes]
+    tables = [first, *(other for other in others if other is not None)]
+    if any(table.shape == "open images" for table in tables):
+        tables = _name_open_images(folder, tables, split, known)
+    table = tables[0]
+    if given:
+        class_names = given.names
+    else:
+        _refuse_joined(tables, separator)
+        class_names = tuple(sorted(set().union(*(one.classes for one in tables))))
+        if not class_names:
+            raise ValueError(f"{path} has no label at all, and there is no {names_file}")
+        notes += _tell_joined(class_names)
+    notes += table.notes
+    rows = _rows_of(table, split, is_by_column, notes)
+    labels = _labels(table, rows, class_names, notes)
+    inside = _insider(folder)
+    seen: dict[str, int] = {}
+    for row in rows:
+        file = inside(table.files[row], table.where(row))
+        if file in seen:
+            raise ValueError(
+                f"{table.where(row)}: {file!r} is listed in {table.unit} {table.rows[seen[file]]}"
+                " already; write all labels of an image into one row"
+            )
+        seen[file] = row
+    if images is not None and None not in others:
+        notes += _tell_unlisted(images, tables, inside)
     return ImageListing(
         name="folder",
         split=split,
         class_names=class_names,
         image_dir=folder,
-        keys=file_keys(list(files)),
-        file_names=tuple(files),
+        keys=file_keys(list(seen)),
+        file_names=tuple(seen),
         labels=labels,
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
@@ -102,7 +158,69 @@ def find_tables(folder: AnyPath) -> list[AnyPath]:
     if not has_folders(folder):
         return []
     found = [path for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES]
-    return sorted(found, key=str)
+    return sorted((path for path in found if not path.name.startswith(".")), key=str)
+
+
+def find_splits(folder: AnyPath) -> dict[str, AnyPath]:
+    """The splits that a folder has by its label tables, each with its table.
+
+    A split is what a column ``split`` says (in small letters), else the stem of a table; of Open
+    Images' tables the word for it in the stem. There is none where no file has the columns of a
+    label table; `find_tables` tells what files there are.
+
+    Raises:
+        OSError: If a table cannot be read.
+    """
+    splits: dict[str, AnyPath] = {}
+    for path in find_tables(folder):
+        if not is_label_table(path):
+            continue
+        names = _splits_by_column(path)
+        if not names:
+            names = (_stem_split(path),)
+        splits |= {name: path for name in names if name not in splits}
+    return splits
+
+
+def label_files(folder: AnyPath, split: str) -> list[AnyPath]:
+    """The files that a listing of a split follows from, besides the images."""
+    tables = find_tables(folder) or [
+        place for place in _places(folder, split) if not has_folders(folder) and place.is_file()
+    ]
+    names = folder / CLASS_NAMES_FILE
+    return [*tables, names] if names.is_file() else tables
+
+
+def images_of(folder: Path, leave_out: Path | None = None) -> tuple[str, ...]:
+    """Image files below a folder, relative to it; hidden ones and links to folders are left out.
+
+    Args:
+        folder: Local.
+        leave_out: A folder of results, not to be searched; nor what else is in the first folder
+            on the way to it.
+
+    Returns:
+        At most as many as are among the first `MAX_FILES` files, in order of their names.
+    """
+    skipped = None
+    if leave_out is not None and leave_out.absolute().is_relative_to(folder.absolute()):
+        way = leave_out.absolute().relative_to(folder.absolute()).parts
+        skipped = folder / way[0] if way else None
+    found: list[str] = []
+    looked = 0
+    for top, folders, files in os.walk(folder):
+        here = Path(top)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and here / name != skipped
+        )
+        inside = here.relative_to(folder)
+        for name in sorted(files):
+            looked += 1
+            if looked > MAX_FILES:
+                return tuple(found)
+            if is_image_name(name):
+                found.append((inside / name).as_posix())
+    return tuple(found)
 
 
 def file_keys(files: Sequence[str]) -> tuple[str, ...]:
@@ -179,181 +297,278 @@ def _lines(numbers: Sequence[int], path: AnyPath) -> str:
     return f"{len(numbers)} lines of {path.name}, such as line {numbers[0]}, have"
 
 
-def _find_table(folder: AnyPath, split: str) -> AnyPath:
-    """The one table of a split."""
-    places = [folder / f"{split}{suffix}" for suffix in TABLE_SUFFIXES]
+# ---------------------------------------------------------------------------------------------
+# Which table
+# ---------------------------------------------------------------------------------------------
+
+
+def _places(folder: AnyPath, split: str) -> list[AnyPath]:
+    return [folder / f"{split}{suffix}" for suffix in TABLE_SUFFIXES]
+
+
+def _find_table(folder: AnyPath, split: str) -> tuple[AnyPath, bool]:
+    """The one table of a split, and whether it has others in its column ``split``."""
+    places = _places(folder, split)
     found = [path for path in places if path.is_file()]
+    is_by_column = False
+    if not found:
+        tables = [path for path in find_tables(folder) if is_label_table(path)]
+        found = [path for path in tables if split.casefold() in _splits_by_column(path)]
+        is_by_column = bool(found)
+        found = found or [path for path in tables if _stem_split(path) == split]
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         raise ValueError(f"split {split!r} of {folder} is in {names}; keep one of them")
     if not found:
-        others = ", ".join(repr(path.stem) for path in find_tables(folder))
+        others = ", ".join(map(repr, find_splits(folder)))
         wanted = " or ".join(path.name for path in places)
         seen = f"; splits there are {others}" if others else " nor a table of any other split"
         raise ValueError(
             f"no split {split!r} in {folder}: there is no {wanted}"
             + (seen if has_folders(folder) else "")
         )
-    return found[0]
+    return found[0], is_by_column
 
 
-def _class_names(
-    folder: AnyPath, table: AnyPath, rows: Sequence[_Row], separator: str
-) -> ClassNames:
-    """From the file of class names; else all labels of all tables, so that splits agree."""
-    path = folder / CLASS_NAMES_FILE
-    if path.is_file():
-        return read_class_names_file(path)
-    if not has_folders(folder):
-        raise ValueError(
-            f"no class names at {path}; a web server does not tell which tables there are, so"
-            " write them there, one class a line in column order"
+def _splits_by_column(path: AnyPath) -> tuple[str, ...]:
+    """Splits in the column ``split`` of a table that is not called after one of them."""
+    names = splits_of(path)
+    return () if path.stem.casefold() in names else names
+
+
+def _stem_split(path: AnyPath) -> str:
+    found = split_of(path) if path.suffix == ".csv" and is_open_images(path) else None
+    return found or path.stem
+
+
+def _rows_of(table: LabelTable, split: str, is_by_column: bool, notes: list[str]) -> Sequence[int]:
+    """The images of a table that are of a split."""
+    name = split.casefold()
+    said = table.splits
+    if said is None or (not is_by_column and name not in said):
+        return range(len(table.files))
+    other = next((row for row, one in enumerate(said) if one not in ("", name)), None)
+    if not is_by_column:
+        if other is not None:
+            raise ValueError(
+                f"{table.where(other)}: column 'split' has {said[other]!r} in a table called"
+                f" {table.path.name}; rename the table, or drop the column"
+            )
+        return range(len(table.files))
+    none = [row for row, one in enumerate(said) if not one]
+    if none:
+        notes.append(
+            f"{len(none):,} rows of {table.path.name} have no split, such as {table.unit}"
+            f" {table.rows[none[0]]}; they are in none"
         )
-    names = {label for row in rows for label in row.labels}
+    return [row for row, one in enumerate(said) if one == name]
+
+
+def _read_others(
+    folder: AnyPath, path: AnyPath, separator: str, known: Collection[str], *, is_strict: bool
+) -> tuple[list[LabelTable | None], list[str]]:
+    """The folder's other tables, and a note of what is none.
+
+    None stands for one that cannot be read, which is an error where it has to be.
+    """
+    tables: list[LabelTable | None] = []
+    passed = []
     for other in find_tables(folder):
-        if other != table and "file" in _columns(other):
-            names.update(*(row.labels for row in _read_table(other, separator)))
-    if not names:
-        raise ValueError(f"{table} has no label at all, and there is no {path}")
-    return ClassNames(tuple(sorted(names)), ())
-
-
-def _read_table(path: AnyPath, separator: str) -> Iterator[_Row]:
-    """Rows of a table of any kind."""
-    first: Mapping[str, object] | None = None
-    for where, record in _records(path):
-        if first is None:
-            first = record
-        elif "labels" not in record and record.keys() != first.keys():
-            raise ValueError(f"{path}, {where}: columns differ from those of the first row")
-        yield _row(record, f"{path}, {where}", where, separator)
-
-
-def _records(path: AnyPath) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Each row as a mapping, with the words that say where it is."""
-    try:
-        if path.suffix == ".csv":
-            yield from _csv_records(path)
-        elif path.suffix == ".jsonl":
-            yield from _jsonl_records(path)
-        else:
-            yield from _parquet_records(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
-
-
-def _csv_records(path: AnyPath) -> Iterator[tuple[str, Mapping[str, object]]]:
-    reader = csv.DictReader(_text(path), strict=True)
-    try:
-        names = reader.fieldnames or []
-        if len(set(names)) < len(names) or not all(name.strip() for name in names):
-            raise ValueError(f"{path} has a column twice or without a name: {', '.join(names)}")
-        for record in reader:
-            where = f"line {reader.line_num}"
-            if None in record or None in record.values():
-                raise ValueError(f"{path}, {where}: not as many fields as the header has")
-            yield where, record
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _jsonl_records(path: AnyPath) -> Iterator[tuple[str, Mapping[str, object]]]:
-    for number, line in enumerate(_text(path), start=1):
-        if not line.strip():
+        if other == path or is_descriptions(other):
+            continue
+        if not is_label_table(other):
+            passed.append(other.name)
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object: {line.strip()[:60]}")
-        yield f"line {number}", record
+            tables.append(read_table(other, separator=separator, known=known))
+        except ValueError:
+            if is_strict:
+                raise
+            tables.append(None)
+    if not passed:
+        return tables, []
+    many = f"{len(passed):,} files are no tables of labels, such as {passed[0]}"
+    one = f"{passed[0]} is no table of labels"
+    return tables, [f"{one if len(passed) == 1 else many}: passed over"]
 
 
-def _text(path: AnyPath) -> StringIO:
-    """The lines of a file, as they end there."""
-    return StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+# ---------------------------------------------------------------------------------------------
+# Which classes
+# ---------------------------------------------------------------------------------------------
 
 
-def _parquet_records(path: AnyPath) -> Iterator[tuple[str, Mapping[str, object]]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise ValueError(f"{path} needs pyarrow: pip install pyarrow") from None
-    number = 0
-    try:
-        with pq.ParquetFile(BytesIO(path.read_bytes())) as table:
-            for batch in table.iter_batches():
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", record
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} is not Parquet, or damaged: {error}") from error
-
-
-def _columns(path: AnyPath) -> frozenset[str]:
-    """Column names, of JSON lines those of the first; none if it is no table."""
-    try:
-        return frozenset(next(iter(_records(path)), ("", {}))[1])
-    except ValueError:
-        return frozenset()
-
-
-def _row(record: Mapping[str, object], place: str, where: str, separator: str) -> _Row:
-    """File and labels of one row."""
-    file = record.get("file")
-    if "file" not in record:
-        raise ValueError(f"{place}: no column 'file'; columns are {', '.join(record)}")
-    if not isinstance(file, str) or not file.strip():
-        raise ValueError(f"{place}: 'file' must be a path, not {file!r}")
-    if "labels" in record:
-        names = _label_names(record["labels"], place, separator)
-        return _Row(where, file.strip(), dict.fromkeys(names, 1))
-    cells = {name: value for name, value in record.items() if name != "file"}
-    if not cells:
-        raise ValueError(f"{place}: no column 'labels', and no column of a class")
-    values = {}
-    for name, value in cells.items():
-        cell = str(value).strip()
-        if cell not in _CELLS:
-            raise ValueError(
-                f"{place}: column {name!r} has {value!r}; a class column has 1, 0 or -1 (unknown)."
-                " A table with a column 'labels' may have others beside it"
-            )
-        values[name] = _CELLS[cell]
-    return _Row(where, file.strip(), values)
-
-
-def _label_names(value: object, place: str, separator: str) -> list[str]:
-    """Class names in a cell of the column ``labels``."""
-    if isinstance(value, str):
-        names: list[object] = list(value.split(separator)) if value.strip() else []
-    elif isinstance(value, list):
-        names = value
-    else:
-        raise ValueError(
-            f"{place}: 'labels' must be class names, a list or a string joined by {separator!r},"
-            f" not {value!r}"
+def _labels(
+    table: LabelTable, rows: Sequence[int], class_names: Sequence[str], notes: list[str]
+) -> Int8[np.ndarray, "images classes"]:
+    """Label vectors of some images of a table, in the order of the class names."""
+    column = {name: index for index, name in enumerate(class_names)}
+    strange = [name for name in table.classes if name not in column]
+    if strange:
+        place, label = min((table.row_of_class(name), name) for name in strange)
+        raise _unknown_label(label, class_names, table.where(place))
+    is_partial = table.shape in ("pairs", "open images")
+    if table.shape == "columns" and len(table.classes) < len(class_names):
+        lacking = [name for name in class_names if name not in set(table.classes)]
+        notes.append(
+            f"{table.path.name} has no column of {len(lacking):,} classes, such as {lacking[0]!r};"
+            " they are taken for absent (0)"
         )
-    stripped = []
-    for name in names:
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{place}: label {name!r} is no class name")
-        stripped.append(name.strip())
-    return stripped
+    labels = np.full((len(table.files), len(class_names)), -1 if is_partial else 0, np.int8)
+    labels[:, [column[name] for name in table.classes]] = table.labels
+    labels[list(table.unlabelled)] = -1
+    return labels if isinstance(rows, range) else labels[list(rows)]
 
 
 def _unknown_label(label: str, class_names: Sequence[str], place: str) -> ValueError:
+    joined = parts_of(label)
+    longer = [name for name in class_names if name.partition(",")[0].strip() == label]
     close = difflib.get_close_matches(label, class_names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
+    if longer:
+        hint = (
+            f"{CLASS_NAMES_FILE} has {longer[0]!r}, which is one name: write"
+            f" {' | '.join(part.strip() for part in longer[0].split(','))!r} for a name and further"
+            " phrasings; "
+        )
+    elif joined and all(part in class_names for part in joined[1]):
+        hint = (
+            f"its parts are classes: if labels are joined by {joined[0]!r}, {_option(joined[0])}; "
+        )
     known = ", ".join(map(repr, class_names[:8])) + (", ..." if len(class_names) > 8 else "")
-    return ValueError(f"{place}: unknown label {label!r}; {hint}classes are {known}")
+    return ValueError(f"{place}: unknown label {short(label)}; {hint}classes are {known}")
 
 
-def _inside(row: _Row, table: AnyPath) -> str:
-    """The path of an image, plain, relative to the folder and inside of it."""
-    path = PurePosixPath(row.file)
-    if path.is_absolute() or ".." in path.parts or "\\" in row.file or "\0" in row.file:
-        raise ValueError(f"{table}, {row.where}: {row.file!r} is not inside the folder")
-    return str(path)
+def _option(separator: str) -> str:
+    word = next((word for word, one in SEPARATORS.items() if one == separator), None)
+    return f"give the option separator={word or repr(separator)}"
+
+
+def _refuse_joined(tables: Sequence[LabelTable], separator: str) -> None:
+    """Refuse names that are several: by the other classes, or as nothing says that they are one."""
+    names = set().union(*(table.classes for table in tables))
+    is_used = any(table.separated for table in tables)
+    for table in tables:
+        for name in table.classes if table.shape == "labels" else ():
+            joined = parts_of(name, _JOINTS)
+            if joined is None:
+                continue
+            mark, parts = joined
+            place = table.where(table.row_of_class(name))
+            either = (
+                f"if it is a list, {_option(mark)}; if it is one class, list all class names in"
+                f" {CLASS_NAMES_FILE}"
+            )
+            if all(part in names for part in parts):
+                raise ValueError(
+                    f"{place}: {short(name)} is made of the classes"
+                    f" {' and '.join(map(repr, parts[:3]))}; {either}"
+                )
+            if not is_used and name in table.from_text and parts_of(name):
+                raise ValueError(
+                    f"{place}: is {short(name)} one class or a list? No labels are joined by"
+                    f" {separator!r}; {either}"
+                )
+
+
+def _tell_joined(class_names: Sequence[str]) -> list[str]:
+    """Notes on names that might be several."""
+    notes = []
+    known = set(class_names)
+    marked = {name: joined[0] for name in class_names if (joined := parts_of(name))}
+    if marked:
+        mark = next(iter(marked.values()))
+        notes.append(f"{_names(list(marked))} one class; labels are not joined by {mark!r}")
+    spaced = [
+        name for name in class_names if " " in name and all(part in known for part in name.split())
+    ]
+    if spaced:
+        notes.append(f"{_names(spaced)} one class, though its words are classes too")
+    return notes
+
+
+def _names(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"{short(names[0])} is"
+    return f"{len(names):,} names have several parts; {short(names[0])} is"
+
+
+def _name_open_images(
+    folder: AnyPath, tables: Sequence[LabelTable], split: str, known: Collection[str]
+) -> list[LabelTable]:
+    """Tables with the names of classes for their ids, and the paths of images for theirs."""
+    published = [table for table in tables if table.shape == "open images"]
+    ids = sorted(set().union(*(table.classes for table in published)))
+    files = find_tables(folder) or [folder / "class-descriptions.csv"]
+    descriptions = read_descriptions([path for path in files if path.is_file()])
+    name_of = dict(zip(ids, display_names(ids, descriptions, published[0].path), strict=True))
+    named = []
+    for number, table in enumerate(tables):
+        if table.shape != "open images":
+            named.append(table)
+            continue
+        place = find_images(folder, split if number == 0 else _stem_split(table.path), table.files)
+        names = [name_of[one] for one in table.classes]
+        kept = [column for column, name in enumerate(names) if not known or name in known]
+        notes = list(table.notes)
+        if len(kept) < len(names):
+            notes.append(
+                f"{table.path.name}: {len(names) - len(kept):,} of {len(names):,} classes are not"
+                f" in {CLASS_NAMES_FILE}; passed over"
+            )
+        named.append(
+            replace(
+                table,
+                files=tuple(f"{place}{one}.jpg" for one in table.files),
+                classes=tuple(names[column] for column in kept),
+                labels=table.labels[:, kept] if len(kept) < len(names) else table.labels,
+                notes=tuple(notes),
+            )
+        )
+    return named
+
+
+# ---------------------------------------------------------------------------------------------
+# Which files
+# ---------------------------------------------------------------------------------------------
+
+
+def _insider(folder: AnyPath) -> Callable[[str, str], str]:
+    """A function from what a table has for a path, and where, to the path in the folder."""
+    if isinstance(folder, Path):
+        tops = [
+            f"{place.as_posix().rstrip('/')}/" for place in (folder.absolute(), folder.resolve())
+        ]
+    else:
+        tops = [f"{str(folder).rstrip('/')}/"]
+
+    def inside(written: str, where: str) -> str:
+        file = written if is_remote(folder) else str(PurePosixPath(written.replace("\\", "/")))
+        top = next((top for top in tops if file.startswith(top)), None)
+        if top is not None:
+            file = file.removeprefix(top)
+            file = file if has_folders(folder) else unquote(file)
+        path = PurePosixPath(file.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or "\0" in file or re.match(r"\w+:/", file):
+            raise ValueError(f"{where}: {short(written)} is not inside the folder {folder}")
+        return str(path)
+
+    return inside
+
+
+def _tell_unlisted(
+    images: Sequence[str], tables: Sequence[LabelTable], inside: Callable[[str, str], str]
+) -> list[str]:
+    """A note on image files that no table lists."""
+    listed = set()
+    for table in tables:
+        for row, file in enumerate(table.files):
+            try:
+                listed.add(inside(file, table.where(row)))
+            except ValueError:
+                continue  # told when that split is opened
+    unlisted = [name for name in images if name not in listed]
+    if not unlisted:
+        return []
+    if len(unlisted) == 1:
+        return [f"1 image file is listed by no table: {unlisted[0]!r}"]
+    return [f"{len(unlisted):,} image files are listed by no table, such as {unlisted[0]!r}"]
