@@ -5,12 +5,14 @@ one trial, or of several that differ in little and share every pass over the fea
 process, one of several workers, and a sweep all run it.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -41,7 +43,8 @@ class EpochReport(NamedTuple):
     Attributes:
         epoch: Number of the epoch, from 1.
         lr: Learning rate during the epoch.
-        loss: Mean objective per step; not finite once the trial has diverged.
+        loss: Mean objective per step; not finite once the trial has diverged (see
+            :attr:`dclip.Training.diverged`).
         asl: Mean asymmetric loss per step.
         mfi: Mean MFI loss per step.
         inter_class_cosine: Mean cosine of the projected positive texts after the epoch.
@@ -75,10 +78,16 @@ def check_recipe(recipe: Recipe, num_classes: int) -> None:
         )
 
 
-def calmer(recipe: Recipe) -> str:
-    """What to change in a recipe that diverged."""
+def divergence(training: Training, trial: int = 0) -> str:
+    """Where a trial diverged, with which settings, and what to change; in one line."""
+    epoch, step = training.diverged[trial]
+    recipe = training.recipes[trial]
     other = ", or use the robust preset" if recipe.preset != "robust" else ""
-    return f"lower lr or mfi_weight{other}"
+    return (
+        f"the loss is not a finite number from step {step} of epoch {epoch} on (mfi_weight "
+        f"{recipe.mfi_weight:g}, redundancy_weight {recipe.redundancy_weight:g}, "
+        f"{len(training.texts) // 2} classes, lr {recipe.lr:g}); lower lr or mfi_weight{other}"
+    )
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
@@ -160,10 +169,14 @@ def fit(
         on_step: Called after each step but an epoch's last; the training may be saved there.
 
     Raises:
-        DivergenceError: No trial's objective is finite any more.
-        ValueError: See :func:`check_training`.
+        DivergenceError: No trial's objective is finite any more; the state is that of the epoch's
+            last step. Where some are, the others are in ``training.diverged`` and take no part.
+        ValueError: See :func:`check_training`; or workers do not stand at one place with the same
+            weights (see :func:`share_state`).
     """
     check_training(training, features, rows, val_rows)
+    if workers > 1:
+        _check_place(training, workers)
     recipe = training.recipe
     while training.epoch < recipe.epochs:
         lr = learning_rate(recipe, training.epoch)
@@ -192,19 +205,15 @@ def fit(
                 _sum_over_workers([*gradients, values])
             training.optimizer.step()
             training.average_in()
-            training._sums += values
-            training.step += 1
+            training.count_step(values)
             if on_step is not None and training.step < steps:
                 on_step()
-        means = (training._sums / steps).tolist()
+        means = training.mean_losses()
         seconds = time.perf_counter() - started
         speed = (len(rows) - first * recipe.batch_size) / max(seconds, 1e-9)
-        if not any(math.isfinite(loss) for loss, _, _ in means):
-            raise DivergenceError(
-                f"the loss is {means[0][0]} in epoch {training.epoch + 1} (mfi_weight "
-                f"{recipe.mfi_weight:g}, redundancy_weight {recipe.redundancy_weight:g}, "
-                f"{len(training.texts) // 2} classes, lr {recipe.lr:g}); {calmer(recipe)}"
-            )
+        if len(training.diverged) == len(training):
+            last = max(training.diverged, key=lambda trial: training.diverged[trial])
+            raise DivergenceError(divergence(training, last))
         val_maps = [math.nan] * len(training)
         if rank == 0 and val_rows is not None and (features.labels[val_rows] == 1).any():
             val_maps = _val_maps(training, features, val_rows)
@@ -257,6 +266,59 @@ def check_training(
         location_boxes(middle, features.grid, fraction=training.recipe.feature_cutout)
 
 
+def share_state(training: Training, rank: int) -> None:
+    """Let every worker go on from where the first one stands, with its weights and optimizer.
+
+    Workers of one training that each read a kept state by themselves may find different ones, and
+    fresh weights may differ in their last bits between machines.
+
+    Args:
+        training: Equal trials on every worker; only those of rank 0 need be restored.
+        rank: Which worker this is, in the default process group of ``torch.distributed``.
+
+    Raises:
+        ValueError: The trials of this worker are others than those of rank 0.
+    """
+    data = torch.empty(0, dtype=torch.uint8)
+    if rank == 0:
+        data = torch.frombuffer(
+            bytearray(safetensors.torch.save(training.state_tensors())), dtype=torch.uint8
+        )
+    size = torch.tensor(len(data), device=training.device)
+    torch.distributed.broadcast(size, 0)
+    sent = data.to(training.device) if rank == 0 else data.new_empty(int(size)).to(training.device)
+    torch.distributed.broadcast(sent, 0)
+    if rank != 0:
+        training.load_state_tensors(safetensors.torch.load(sent.cpu().numpy().tobytes()))
+
+
+def _check_place(training: Training, workers: int) -> None:
+    """Refuse workers that would sum the gradients of different steps or weights.
+
+    Raises:
+        ValueError: They do not stand at one epoch and step, or their weights differ.
+    """
+    content = hashlib.sha256()
+    for weight in training.weights:
+        content.update(weight.detach().cpu().numpy().tobytes())
+    digest = int.from_bytes(content.digest()[:7], "big")
+    own = torch.tensor([training.epoch, training.step, digest], device=training.device)
+    places = [torch.empty_like(own) for _ in range(workers)]
+    torch.distributed.all_gather(places, own)
+    (epoch, step, weights), *others = (place.tolist() for place in places)
+    for rank, other in enumerate(others, 1):
+        if other[:2] != [epoch, step]:
+            raise ValueError(
+                f"worker {rank} stands at epoch {other[0]}, step {other[1]}, worker 0 at epoch "
+                f"{epoch}, step {step}; workers of one training go on from one state"
+            )
+        if other[2] != weights:
+            raise ValueError(
+                f"the weights of worker {rank} at epoch {epoch}, step {step} are not those of "
+                "worker 0; workers of one training go on from one state"
+            )
+
+
 def _sum_over_workers(tensors: Sequence[Tensor]) -> None:
     """Sum each tensor over the workers, in place and in one message."""
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -274,6 +336,8 @@ def _val_maps(
     """Held-out mAP of every trial; nan for one that has diverged."""
     labels = features.labels[rows]
     return [
-        math.nan if scores.isnan().any() else mean_average_precision(scores, labels)
-        for scores in training.predict(features, rows)
+        math.nan
+        if trial in training.diverged or scores.isnan().any()
+        else mean_average_precision(scores, labels)
+        for trial, scores in enumerate(training.predict(features, rows))
     ]

@@ -162,6 +162,9 @@ class Training:
         recipe: What all trials have in common (and the first one's other fields).
         epoch: Number of epochs done.
         step: Number of batches done in the epoch begun.
+        diverged: Trials whose objective left the finite numbers, and in which epoch and step, both
+            from 1. They keep their place in the computation, where they touch no other trial, but
+            are out: they are scored no more.
 
     Raises:
         ValueError: There is no trial, the numbers of recipes and seeds differ, or recipes differ
@@ -191,7 +194,9 @@ class Training:
         self.recipes, self.recipe, self.device = tuple(recipes), recipes[0], torch.device(device)
         self.texts = texts.to(self.device)
         self.epoch = self.step = 0
+        self.diverged: dict[int, tuple[int, int]] = {}
         self._sums = torch.zeros(len(recipes), 3, dtype=torch.float64, device=self.device)
+        self._finite = torch.zeros(len(recipes), dtype=torch.int64, device=self.device)
         models = [
             initial_model(recipe, texts, seed=seed)
             for recipe, seed in zip(recipes, seeds, strict=True)
@@ -274,10 +279,30 @@ class Training:
                 )
             self._averaged += 1
 
+    def count_step(self, losses: Float[Tensor, "trials 3"]) -> None:
+        """Count a step as done, and add up its losses: the objective and its two terms."""
+        self._sums += losses
+        self._finite += self._sums[:, 0].isfinite()  # once a sum is not finite, it stays so
+        self.step += 1
+
+    def mean_losses(self) -> list[list[float]]:
+        """Means of the losses over the steps of the epoch so far; nan for trials that are out.
+
+        Trials whose objective was not finite in one of these steps are out from now on.
+        """
+        means = (self._sums / self.step).tolist()
+        for trial, (objective, _, _) in enumerate(means):
+            if trial not in self.diverged and not math.isfinite(objective):
+                self.diverged[trial] = (self.epoch + 1, int(self._finite[trial]) + 1)
+            elif trial in self.diverged:
+                means[trial] = [math.nan] * 3
+        return means
+
     def end_epoch(self, val_maps: Sequence[float]) -> None:
         """Count the epoch as done, and keep what is best so far, where the recipe asks for it."""
         self.epoch, self.step = self.epoch + 1, 0
         self._sums.zero_()
+        self._finite.zero_()
         if self._best is None:
             return
         scores = torch.tensor([-math.inf if math.isnan(v) else v for v in val_maps]).double()
@@ -365,6 +390,8 @@ class Training:
             "epoch": torch.tensor(self.epoch),
             "step": torch.tensor(self.step),
             "sums": self._sums,
+            "finite": self._finite,
+            "diverged": torch.tensor([self.diverged.get(n, (0, 0)) for n in range(len(self))]),
             "best_map": self._best_map,
             "best_epoch": self._best_epoch,
         }
@@ -406,6 +433,13 @@ class Training:
             if self._average is not None:
                 self._averaged = int(tensors["averaged"])
             self._sums.copy_(tensors["sums"])
+            if "diverged" in tensors:  # states of earlier versions do not say
+                places = tensors["diverged"].tolist()
+                self.diverged = {n: (epoch, step) for n, (epoch, step) in enumerate(places) if step}
+                self._finite.copy_(tensors["finite"])
+            else:
+                self.diverged = {}
+                self._finite.copy_(self.step * self._sums[:, 0].isfinite())
             self._best_map.copy_(tensors["best_map"])
             self._best_epoch.copy_(tensors["best_epoch"])
         except (KeyError, ValueError, RuntimeError) as error:

@@ -309,7 +309,7 @@ def _worker(settings: dict[str, Any]) -> str | None:
 
     from dclip.batches import hold_out
     from dclip.paths import write_text
-    from dclip.training import DivergenceError, EpochReport, fit
+    from dclip.training import DivergenceError, EpochReport, fit, share_state
     from pipeline.cache import cached_features
     from pipeline.checkpoints import read_state, write_state
 
@@ -341,8 +341,10 @@ def _worker(settings: dict[str, Any]) -> str | None:
         settings["features"], Path(settings["output"]), cache=config.cache, device=device
     ) as (reader, features):
         training = begin(config, reader, seed=settings["seed"], device=str(device))
-        if state.is_file():
+        if rank == 0 and state.is_file():
             read_state(state, training)
+        if workers > 1:  # what another node sees of the file may be older
+            share_state(training, rank)
         history = _read_history(history_file)[: training.epoch]
         rows, val_rows = hold_out(len(reader), config.val_fraction, seed=settings["data_seed"])
         try:

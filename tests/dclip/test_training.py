@@ -18,9 +18,11 @@ from dclip.training import (
     DivergenceError,
     EpochReport,
     check_training,
+    divergence,
     fit,
     learning_rate,
     predict,
+    share_state,
 )
 from dclip.trials import Training, initial_model, objective
 
@@ -235,17 +237,61 @@ def test_trials_that_train_together_end_as_each_would_alone(optimizer: str) -> N
     )
 
 
-def test_a_trial_that_diverges_leaves_the_others_alone() -> None:
-    base = Recipe(epochs=3, output_dim=8, batch_size=16)
+@pytest.mark.parametrize("selection", ["last", "best_on_val"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_trial_that_diverges_changes_no_bit_of_the_others(selection: str, optimizer: str) -> None:
+    settings = {"epochs": 3, "output_dim": 8, "batch_size": 16, "warmup_epochs": 0}
+    settings |= {"selection": selection, "optimizer": optimizer, "ema_decay": 0.9}
+    base = Recipe.model_validate(settings)
     wild = base.model_copy(update={"mfi_weight": 1e38, "redundancy_weight": 1e38})
-    cache = Cache(48)
-    together, reports = train([base, wild], cache, seeds=[1, 1], val_rows=np.arange(10))
-    assert not math.isfinite(reports[-1][1].loss)
-    assert math.isnan(reports[-1][1].val_map)
-    alone, own = train(base, cache, val_rows=np.arange(10))
-    assert reports[-1][0].loss == pytest.approx(own[-1][0].loss, rel=1e-5)
-    for name, value in weights(alone).items():
-        torch.testing.assert_close(weights(together, 0)[name], value, rtol=1e-4, atol=1e-6)
+    cache, val = Cache(48), np.arange(10)
+    together, reports = train([base, wild, base], cache, seeds=[1, 1, 2], val_rows=val)
+    calm, own = train([base, base, base], cache, seeds=[1, 1, 2], val_rows=val)
+    assert (together.diverged, calm.diverged) == ({1: (1, 1)}, {})
+    assert "step 1 of epoch 1 on (mfi_weight 1e+38" in divergence(together, 1)
+    for several, expected in zip(reports, own, strict=True):
+        assert math.isnan(several[1].val_map)
+        assert not math.isfinite(several[1].loss)
+        assert [several[0][:-1], several[2][:-1]] == [expected[0][:-1], expected[2][:-1]]
+    for trial in (0, 2):
+        assert together.best_epoch(trial) == calm.best_epoch(trial)
+        for name, value in weights(calm, trial).items():
+            assert torch.equal(weights(together, trial)[name], value), name
+
+
+class Poisoned(Cache):
+    """From one row on the features are no numbers once they have been read so often."""
+
+    calm_reads = 7
+
+    def local(self, rows: np.ndarray, views: np.ndarray | None = None) -> Tensor:
+        self.calm_reads -= 1
+        return super().local(rows, views) * (1 if self.calm_reads >= 0 else math.nan)
+
+
+def test_where_a_trial_diverged_is_kept_with_its_state() -> None:
+    base = Recipe(epochs=4, output_dim=8, batch_size=16, warmup_epochs=0)
+    wild = base.model_copy(update={"mfi_weight": 1e38, "redundancy_weight": 1e38})
+    kept: list[dict[str, Tensor]] = []
+    training = Training([base, wild], texts(), seeds=[1, 1])
+
+    def keep(_: list[EpochReport]) -> None:
+        kept.append(training.state_tensors())
+
+    rows = np.arange(48)
+    with pytest.raises(DivergenceError, match=r"step 2 of epoch 3 .*mfi_weight 0.1,"):
+        fit(training, Poisoned(48), rows, seed=3, on_epoch=keep)  # three reads an epoch
+    assert training.diverged == {0: (3, 2), 1: (1, 1)}
+    again = Training([base, wild], texts(), seeds=[1, 1])
+    again.load_state_tensors(kept[-1])
+    assert again.diverged == {1: (1, 1)}
+    old = {name: value for name, value in kept[-1].items() if name not in ("diverged", "finite")}
+    again.load_state_tensors(old)  # as earlier versions wrote it
+    assert again.diverged == {}
+    reports: list[list[EpochReport]] = []
+    fit(again, Cache(48), rows, seed=3, on_epoch=reports.append)
+    assert again.diverged == {1: (3, 1)}
+    assert all(math.isnan(report[1].loss) for report in reports)
 
 
 def test_trials_that_differ_in_more_do_not_train_together() -> None:
@@ -314,10 +360,24 @@ def work(rank: int, workers: int, folder: str) -> None:
     training, reports = train(recipe, cache, rank=rank, workers=workers)
     saved = {**weights(training), "loss": torch.tensor(reports[0][0].loss)}
     safetensors.torch.save_file(saved, f"{folder}/{rank}.safetensors")
+    # the second worker has read an older state, then one with other weights
+    rows, longer = np.arange(81), recipe.model_copy(update={"epochs": 2})
+    state = training.state_tensors()
+    for words in ("worker 1 stands at epoch 0, step 0, worker 0 at epoch 1, step 0", "weights of"):
+        apart = Training([longer], texts(), seeds=[rank])
+        if rank == 0 or words == "weights of":
+            apart.load_state_tensors(state)
+        apart.weights[0].data += rank
+        with pytest.raises(ValueError, match=words):
+            fit(apart, cache, rows, seed=3, rank=rank, workers=workers)
+    share_state(apart, rank)
+    fit(apart, cache, rows, seed=3, rank=rank, workers=workers)
+    assert apart.epoch == 2
+    safetensors.torch.save_file(weights(apart), f"{folder}/shared-{rank}.safetensors")
     torch.distributed.destroy_process_group()
 
 
-def test_two_workers_train_what_one_does(tmp_path: Path) -> None:
+def test_two_workers_train_what_one_does_and_go_on_from_one_state(tmp_path: Path) -> None:
     recipe = Recipe(epochs=1, output_dim=8, batch_size=16, warmup_epochs=0)
     alone, reports = train(recipe, Cache(81))
     torch.multiprocessing.spawn(work, (2, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
@@ -326,6 +386,10 @@ def test_two_workers_train_what_one_does(tmp_path: Path) -> None:
         assert float(both.pop("loss")) == pytest.approx(reports[0][0].loss, rel=1e-5)
         for name, value in weights(alone).items():
             torch.testing.assert_close(both[name], value, rtol=0, atol=1e-4)
+    shared = [
+        safetensors.torch.load_file(tmp_path / f"shared-{rank}.safetensors") for rank in (0, 1)
+    ]
+    assert all(torch.equal(value, shared[1][name]) for name, value in shared[0].items())
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
