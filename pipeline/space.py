@@ -16,7 +16,9 @@ SEED = "seed"
 _PREFIX = "train."
 # a preset stands for many keys at once; sweep one value of it at a time
 _KEYS = [f"{_PREFIX}{name}" for name in Recipe.model_fields if name != "preset"] + [SEED]
-_LARGEST_GRID = 10_000
+MOST_TRIALS = 10_000
+"""Of one sweep: more could neither be compared in MLflow nor drawn."""
+_LARGEST_SEED = 2**63 - 1  # of torch
 _MOST_IN_A_PACK = 32  # bounds the memory of their activations
 
 Point = dict[str, Any]
@@ -42,8 +44,19 @@ def checked_space(config: Config) -> dict[str, list[Any] | str]:
     """The space with values of the types the recipe has.
 
     Raises:
-        UsageError: A key cannot be swept, or the recipe refuses a value; the message names both.
+        UsageError: A key cannot be swept, or the recipe refuses a value; the message names both. Or
+            ASHA would compare trainings of different lengths, or there are too many trials.
     """
+    if config.sweep.asha and f"{_PREFIX}epochs" in config.sweep.space:
+        raise UsageError(
+            "sweep.asha stops trials that are behind others at the same epoch, and a longer "
+            "training, whose learning rate falls later, would be stopped for its length alone; "
+            "take train.epochs out of sweep.space, or use --no-asha"
+        )
+    if (config.sweep.trials or 0) > MOST_TRIALS:
+        raise UsageError(
+            f"sweep.trials: {config.sweep.trials} trials, a sweep has at most {MOST_TRIALS}"
+        )
     space: dict[str, list[Any] | str] = {}
     for key, values in config.sweep.space.items():
         if key not in _KEYS:
@@ -77,7 +90,7 @@ def _checked(config: Config, key: str, value: Any) -> Any:
     """The value as the recipe understands it."""
     try:
         if key == SEED:
-            return TypeAdapter(Annotated[int, Field(ge=0)]).validate_python(value)
+            return TypeAdapter(Annotated[int, Field(ge=0, le=_LARGEST_SEED)]).validate_python(value)
         return getattr(recipe_at(config.train, {key: value}), key.removeprefix(_PREFIX))
     except ValidationError as error:
         message = error.errors()[0]["msg"]
@@ -107,13 +120,14 @@ def entries(config: Config) -> list[Entry]:
     lists = {key: values for key, values in space.items() if not isinstance(values, str)}
     wanted = config.sweep.trials
     points: list[Point] = []
+    drawn: set[tuple[Any, ...]] = set()
     combinations = math.prod(map(len, lists.values()))
-    if config.sweep.search == "grid" and combinations > _LARGEST_GRID:
+    if config.sweep.search == "grid" and combinations > MOST_TRIALS:
         raise UsageError(
-            f"sweep.space: a grid of {combinations} points, at most {_LARGEST_GRID} can be taken; "
+            f"sweep.space: a grid of {combinations} points, at most {MOST_TRIALS} can be taken; "
             "list fewer values, or use --search random or optuna"
         )
-    if len(lists) == len(space) and combinations <= _LARGEST_GRID:
+    if len(lists) == len(space) and combinations <= MOST_TRIALS:
         points = _grid(config, lists)
         wanted = wanted or (len(points) if config.sweep.search == "grid" else 8)
         if wanted < len(points):
@@ -124,7 +138,8 @@ def entries(config: Config) -> list[Entry]:
         wanted = wanted or 8
         for _ in range(100 * wanted):  # whole numbers may repeat
             point = draw(space, draws)
-            if point not in points:
+            if tuple(point.values()) not in drawn:
+                drawn.add(tuple(point.values()))
                 points.append(point)
             if len(points) == wanted:
                 break
@@ -184,22 +199,16 @@ def packs(config: Config, trials: Sequence[Entry], slots: int) -> list[list[Entr
     Points that differ in more than training together allows, or whose sweep says ``never``, stay
     apart. Trials are dealt out in turn by their width, so that groups take about equally long.
     """
-    from dclip.trials import common_fields_that_differ
+    from dclip.trials import MAY_DIFFER
 
     if config.sweep.pack == "never" or config.sweep.asha:
         return [[entry] for entry in trials]
-    kinds: list[list[Entry]] = []
+    kinds: dict[str, list[Entry]] = {}
     for entry in trials:
         recipe = recipe_at(config.train, entry.point).recipe
-        for kind in kinds:
-            first = recipe_at(config.train, kind[0].point).recipe
-            if not common_fields_that_differ([first, recipe]):
-                kind.append(entry)
-                break
-        else:
-            kinds.append([entry])
+        kinds.setdefault(recipe.model_dump_json(exclude=set(MAY_DIFFER)), []).append(entry)
     groups = []
-    for kind in kinds:
+    for kind in kinds.values():
         count = max(round(slots * len(kind) / len(trials)), -(-len(kind) // _MOST_IN_A_PACK))
         count = min(max(count, 1), len(kind))
         kind.sort(key=lambda entry: recipe_at(config.train, entry.point).output_dim or 0)

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from ray.tune.experiment import Trial
 from dclip.batches import hold_out
 from dclip.paths import write_text
 from dclip.shards import digest
-from dclip.training import DivergenceError, EpochReport, calmer, fit
+from dclip.training import DivergenceError, EpochReport, check_recipe, divergence, fit
 from dclip.trials import Training
 from pipeline import cluster
 from pipeline.cache import cached_features
 from pipeline.checkpoints import read_state, write_state
 from pipeline.config import Config, TrainConfig
+from pipeline.errors import told
 from pipeline.features import FeaturePlan
 from pipeline.progress import Progress
 from pipeline.space import SEED, Entry, label, recipe_at
@@ -56,9 +57,9 @@ def lines(results: list[dict[str, Any]], number: int) -> list[dict[str, float]]:
 
 
 def begin(
-    pack: list[Entry], texts: torch.Tensor, settings: Mapping[str, Any], device: str
+    pack: Sequence[Entry], texts: torch.Tensor, settings: Mapping[str, Any], device: str
 ) -> Training:
-    """Fresh trials of a pack."""
+    """Fresh trials of some points."""
     train = TrainConfig.model_validate(settings["train"])
     use_precision(train.precision, device)
     return Training(
@@ -69,6 +70,21 @@ def begin(
     )
 
 
+def refusal(entry: Entry, settings: Mapping[str, Any], num_classes: int) -> str:
+    """Why a point is not trained: it is bound to diverge; empty if it is not."""
+    train = TrainConfig.model_validate(settings["train"])
+    try:
+        check_recipe(recipe_at(train, entry.point).recipe, num_classes)
+    except ValueError as error:
+        return told(error)
+    return ""
+
+
+def trained(pack: Sequence[Entry], settings: Mapping[str, Any], num_classes: int) -> list[int]:
+    """Places of a pack that are trained together: all but those that are bound to diverge."""
+    return [n for n, entry in enumerate(pack) if not refusal(entry, settings, num_classes)]
+
+
 def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Train a pack of points together, report each epoch, go on from the state that is there.
 
@@ -76,15 +92,22 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     moment the driver was killed, and then that trial could not go on. Here one state is replaced
     in place, and reports that may have been lost with the driver are made again.
 
-    What goes wrong with a point is reported as its ``error`` and does not stop the others; only
-    what is worth another try, such as a lost worker, leaves this function as an exception.
+    A point that diverges, or is bound to, is reported with its ``error`` and does not stop the
+    others. That is a result. Everything else, such as a lost worker or a damaged shard, leaves this
+    function as an exception, and the same command tries again what it kept from its end.
 
     Args:
         space: ``{"pack": [Entry, ...]}``.
         settings: ``train``, ``seed``, ``data_seed``, ``features`` (folders), ``output``,
-            ``states`` (folder), ``device`` and ``gpus``, the share of a GPU it may fill.
+            ``states`` (folder), ``device``, ``gpus``, the share of a GPU it may fill, and
+            ``apart``, numbers of points that are not trained in packs (any more).
+
+    Raises:
+        Exception: Whatever keeps the pack, or a point of it, from being trained.
     """
     pack = [Entry(*entry) for entry in space[PACK]]  # Tune may have made lists of them
+    if len(pack) > 1 and pack[0].number in settings["apart"]:
+        return
     train = TrainConfig.model_validate(settings["train"])
     device = torch.device(settings["device"])
     gpu_share = float(settings["gpus"]) if len(pack) == 1 else 1.0
@@ -99,18 +122,48 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         device=device,
         gpu_share=gpu_share,
     ) as (reader, features):
-        training = begin(pack, reader.text_features()[0], settings, str(device))
+        texts = reader.text_features()[0]
+        places = trained(pack, settings, len(texts) // 2)
+        training = _begun([pack[n] for n in places], texts, settings, str(device))
         rows, val_rows = hold_out(len(reader), train.val_fraction, seed=settings["data_seed"])
         results = read_results(reports, pack)
         if not results:
             state.unlink(missing_ok=True)
-        if state.is_file():
+        if training is not None and state.is_file():
             read_state(state, training)
-        del results[training.epoch :]  # reports are written before the state
+        del results[0 if training is None else training.epoch :]  # written before the state
         for result in results:
-            tune.report({**result, "resumed": training.epoch})
+            tune.report({**result, "resumed": len(results)})
 
-        def report(outcomes: list[dict[str, Any]]) -> None:
+        def report(epochs: list[EpochReport]) -> None:
+            earlier = [row["error"] for row in results[-1]["outcomes"]] if results else []
+            outcomes: list[dict[str, Any]] = []
+            for place, entry in enumerate(pack):
+                if place not in places:
+                    outcomes.append(_failed(0, refusal(entry, settings, len(texts) // 2)))
+                    continue
+                assert training is not None  # as there are places
+                number = places.index(place)
+                history = lines(results, place)
+                error = earlier[place] if earlier else ""
+                if not error and number in training.diverged:
+                    error = divergence(training, number)
+                if not error and math.isnan(epochs[number].val_map):
+                    error = f"its scores are no numbers after epoch {training.epoch}; lower lr"
+                if error:
+                    outcomes.append(_failed(len(history), error))
+                    continue
+                line = {key: v for key, v in epochs[number]._asdict().items() if v == v}
+                kept = [*history, line][training.best_epoch(number) - 1]
+                outcomes.append(
+                    {
+                        "line": line,
+                        "val_map": kept["val_map"],
+                        "inter_class_cosine": kept.get("inter_class_cosine"),
+                        "epochs": len(history) + 1,
+                        "error": "",
+                    }
+                )
             scores = [row["val_map"] for row in outcomes if row["val_map"] is not None]
             result = {
                 "epoch": len(results) + 1,
@@ -120,41 +173,13 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             }
             results.append(result)
             write_text(reports, json.dumps({PACK: pack, "results": results}))
-            write_state(state, training)
+            if training is not None:
+                write_state(state, training)
             tune.report(result)
 
-        def failed(number: int, error: str) -> dict[str, Any]:
-            epochs = len(lines(results, number))
-            return {"line": {}, "val_map": None, "epochs": epochs, "error": error}
-
-        def on_epoch(epochs: list[EpochReport]) -> None:
-            outcomes = []
-            for number, epoch in enumerate(epochs):
-                error = results[-1]["outcomes"][number]["error"] if results else ""
-                if not error and not math.isfinite(epoch.loss):
-                    advice = calmer(training.recipes[number])
-                    error = f"the loss is {epoch.loss} in epoch {epoch.epoch}; {advice}"
-                if error:
-                    outcomes.append(failed(number, error))
-                    continue
-                if math.isnan(epoch.val_map):
-                    raise ValueError(
-                        "none of the held-out images has a class to compare trials by; raise "
-                        "--train.val-fraction"
-                    )
-                line = {key: v for key, v in epoch._asdict().items() if v == v}
-                kept = [*lines(results, number), line][training.best_epoch(number) - 1]
-                outcomes.append(
-                    {
-                        "line": line,
-                        "val_map": kept["val_map"],
-                        "inter_class_cosine": kept.get("inter_class_cosine"),
-                        "epochs": epoch.epoch,
-                        "error": "",
-                    }
-                )
-            report(outcomes)
-
+        if training is None:
+            report([])
+            return
         try:
             fit(
                 training,
@@ -162,11 +187,20 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
                 rows,
                 seed=settings["data_seed"],
                 val_rows=val_rows,
-                on_epoch=on_epoch,
+                on_epoch=report,
             )
-        except (DivergenceError, ValueError) as reason:
-            earlier = results[-1]["outcomes"] if results else [{"error": ""}] * len(pack)
-            report([failed(n, row["error"] or str(reason)) for n, row in enumerate(earlier)])
+        except DivergenceError:  # the last that was left
+            report([])
+
+
+def _begun(
+    pack: Sequence[Entry], texts: torch.Tensor, settings: Mapping[str, Any], device: str
+) -> Training | None:
+    return begin(pack, texts, settings, device) if pack else None
+
+
+def _failed(epochs: int, error: str) -> dict[str, Any]:
+    return {"line": {}, "val_map": None, "epochs": epochs, "error": error}
 
 
 class TrialRuns(tune.Callback):  # type: ignore[misc]
@@ -231,10 +265,16 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        """Close the runs as failed: the worker was lost more often than is put up with."""
+        """Close the runs as failed: what the pack met is no result, but to be tried again."""
         error = trial.get_pickled_error() or trial.get_error()
         for entry in trial.config[PACK]:
             self._fail(Entry(*entry), reason(error))
+
+    def again(self, entries: Sequence[Entry]) -> None:
+        """Let points go on that failed."""
+        for entry in entries:
+            self._runs.pop(entry.number, None)
+            self._closed.discard(entry.number)
 
     def key(self, entry: Entry) -> str:
         """Key of the run of a point.
@@ -282,5 +322,6 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
 
 def reason(error: object) -> str:
     """Why a trial was lost, in one line."""
-    inner = cluster.cause(error) if isinstance(error, BaseException) else error
-    return (str(inner).strip().splitlines() or [type(inner).__name__])[-1]
+    if isinstance(error, BaseException):
+        return told(cluster.cause(error))
+    return (str(error).strip().splitlines() or ["its process ended"])[-1]
