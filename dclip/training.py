@@ -243,27 +243,49 @@ def check_training(
             ``best_on_val``, to choose the epoch by, labels are not those of the texts' classes, or
             ``feature_cutout`` does not suit the grid.
     """
-    texts = training.texts
+    for recipe in training.recipes:
+        check_recipe(recipe, len(training.texts) // 2)
+    check_source(training.texts, features, rows)
+    check_settings(training.recipe, features, val_rows)
+
+
+def check_source(
+    texts: Float[Tensor, "pairs dim"], features: FeatureSource, rows: Int64[np.ndarray, " rows"]
+) -> None:
+    """Refuse features that no recipe could be trained on.
+
+    Raises:
+        ValueError: There is nothing to train on, or labels are not those of the texts' classes.
+    """
     if len(rows) == 0:
         raise ValueError("there are no images to train on")
-    for recipe in training.recipes:
-        check_recipe(recipe, len(texts) // 2)
     if 2 * features.labels.shape[1] != len(texts):
         raise ValueError(
             f"labels of {features.labels.shape[1]} classes do not go with texts of "
             f"{len(texts) / 2:g}; use texts of the classes the features are labelled with"
         )
     check_labels(features.labels)
-    if training.recipe.selection == "best_on_val" and not (
+
+
+def check_settings(
+    recipe: Recipe, features: FeatureSource, val_rows: Int64[np.ndarray, " val"] | None
+) -> None:
+    """Refuse a recipe that does not suit these features.
+
+    Raises:
+        ValueError: There is nothing to choose the epoch by, for ``best_on_val``, or
+            ``feature_cutout`` does not suit the grid.
+    """
+    if recipe.selection == "best_on_val" and not (
         val_rows is not None and (features.labels[val_rows] == 1).any()
     ):
         raise ValueError(
             "selection best_on_val: none of the held-out images has a class to choose the epoch "
             "by; raise val_fraction, or use selection last"
         )
-    if training.recipe.feature_cutout > 0:
+    if recipe.feature_cutout > 0:
         middle = np.zeros((1, 2), np.int64)
-        location_boxes(middle, features.grid, fraction=training.recipe.feature_cutout)
+        location_boxes(middle, features.grid, fraction=recipe.feature_cutout)
 
 
 def share_state(training: Training, rank: int) -> None:

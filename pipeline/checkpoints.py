@@ -38,6 +38,15 @@ def read_state(path: Path, training: Training) -> None:
         ) from None
 
 
+def read_place(path: Path) -> tuple[int, int]:
+    """Epochs, and steps of the one begun, that a kept state has done; none where there is none."""
+    try:
+        with safetensors.safe_open(path, "pt") as state:
+            return int(state.get_tensor("epoch")), int(state.get_tensor("step"))
+    except (OSError, safetensors.SafetensorError):
+        return 0, 0
+
+
 def write_checkpoint(
     path: Path, model: DCLIP, texts: Float32[Tensor, "pairs dim"], about: About
 ) -> None:

@@ -663,6 +663,41 @@ class Config(BaseSettings):
         return self.model_copy(update={"train": train})
 
 
+def as_flags(config: Config, *sections: str) -> list[str]:
+    """Words of a command line that give these settings again, where they are not the usual ones.
+
+    Args:
+        config: Settings.
+        sections: Of the settings; keys of the top level are always looked at.
+    """
+    merged: dict[str, Any] = {"dataset": config.dataset}
+    for _, content in yaml_layers(config.dataset, []):
+        merged = merge(merged, content)
+    usual = Config(**merged)
+    is_usual = config.dataset == Config.model_fields["dataset"].default
+    words = [] if is_usual else ["--dataset", config.dataset]
+    own = [key for key, field in Config.model_fields.items() if not _is_section(field.annotation)]
+    for section in ("", *sections):
+        prefix = f"{section}." if section else ""
+        given, known = (getattr(one, section) if section else one for one in (config, usual))
+        for key in type(given).model_fields if section else own:
+            value = getattr(given, key)
+            if value == getattr(known, key):
+                continue
+            flag = f"{prefix}{key}".replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            elif isinstance(value, Mapping):
+                words += [f"--{flag}", ",".join(f"{k}={v}" for k, v in value.items())]
+            else:
+                words += [f"--{flag}", str(value)]
+    return words
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
 def conf_folder() -> Path:
     """Folder of the shipped YAML files: beside this package, or inside it when installed."""
     installed = Path(__file__).parent / "conf"

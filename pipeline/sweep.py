@@ -8,6 +8,9 @@ for the sweep, and a child run for each trial, found again after an interruption
 import csv
 import json
 import logging
+import math
+import shlex
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import Report, main
-from pipeline.config import Config
-from pipeline.errors import StageError, UsageError
+from pipeline.config import Config, as_flags, bounds
+from pipeline.errors import StageError, UsageError, told
 from pipeline.space import (
     SEED,
     Entry,
@@ -31,6 +34,7 @@ from pipeline.space import (
 )
 
 if TYPE_CHECKING:
+    from dclip.reader import FeatureReader
     from pipeline.features import FeaturePlan
     from pipeline.tracking import Tracker
     from pipeline.trials import TrialRuns
@@ -83,12 +87,13 @@ def run(config: Config) -> Report:
     started = time.perf_counter()
     check(config)
     plan = plan_features(config, config.train_split)
-    open_features(plan.folders, config.output)  # verifies the files once; trials then trust them
+    # verifies the files once; trials then trust them
+    check_points(config, open_features(plan.folders, config.output))
     name = sweep_name(config, plan)
     folder = config.output.absolute() / "sweeps" / name
     tracker = Tracker(config)
     tags = {"dclip.stage": "sweep", "dclip.sweep_id": name}
-    with tracker.run(name, key=name, tags=tags) as tracked:
+    with tracker.run(f"sweep {label_of_space(config)}", key=name, tags=tags) as tracked:
         space = config.sweep.model_dump(exclude={"concurrency", "gpus_per_trial"})
         tracked.params({f"sweep.{key}": value for key, value in space.items()})
         tracked.dataset(
@@ -99,16 +104,28 @@ def run(config: Config) -> Report:
             rows = _run_trials(config, plan, folder, runs)
         tracker.retire(name, [runs.key(_entry(row)) for row in rows])
         done = [row for row in rows if row["val_map"] is not None]
+        again = [row for row in rows if row["again"]]
         files = _write_results(folder, rows, config.sweep.space)
         for path in files:
             tracked.artifact(path)
+        if again:
+            _write_checkpoints(config, plan, folder, done)
+            _print_table(config, rows)
+            raise StageError(
+                f"{len(again)} of {len(rows)} trials of {name} could not be trained: "
+                f"{again[0]['error']}; the same command trains them then, and keeps the others"
+            )
         if not done:
             raise StageError(f"all {len(rows)} trials of {name} failed; see {files[0]}")
         best = done[0]
+        checkpoint = _write_checkpoints(config, plan, folder, done)[0]
+        words = explanation(config, name, rows, checkpoint)
         tracked.metrics({"best/val_map": best["val_map"], "trials": float(len(rows))})
         tracked.tags({f"best.{key}": shown(best[key]) for key in config.sweep.space})
-        checkpoint = _write_checkpoints(config, plan, folder, done)[0]
-        runs.run(_entry(best), goes_on=False).register(
+        tracked.tags({_NOTE: words})
+        child = runs.run(_entry(best), goes_on=False)
+        child.tags({_NOTE: words})
+        child.register(
             _model(config),
             checkpoint,
             key=name,
@@ -117,9 +134,11 @@ def run(config: Config) -> Report:
                 "val_map": f"{best['val_map']:.4f}",
                 **{key: shown(value) for key, value in _settings(config, best).items()},
             },
+            description=words,
         )
     children = tracker.children(name)
-    _print_results(config, rows, [*files, checkpoint], tracker)
+    _print_table(config, rows)
+    _print_results(config, [*files, checkpoint], words, tracker)
     return {
         "stage": "sweep",
         "name": name,
@@ -127,6 +146,7 @@ def run(config: Config) -> Report:
         "best": {key: best[key] for key in best if key not in _INTERNAL},
         "failed": len(rows) - len(done),
         "checkpoint": str(checkpoint),
+        "evaluate": evaluate_command(config, checkpoint),
         "model": tracker.model_uri(_model(config), name),
         "compare_url": tracker.compare_url(children) if children else None,
         "files": [str(path) for path in files],
@@ -134,18 +154,23 @@ def run(config: Config) -> Report:
     }
 
 
-_INTERNAL = ("pack", "place")  # of a row: how its weights are found again
+_NOTE = "mlflow.note.content"  # what MLflow shows as the description of a run
+# of a row: how its weights are found again, and whether the same command trains it again
+_INTERNAL = ("pack", "place", "again")
 _STATES = "states"  # folder of the training states in that of the sweep
+_APART = "apart.json"  # points that cannot be trained with others
 
 
 def check(config: Config) -> None:
-    """Refuse what cannot be swept.
+    """Refuse what cannot be swept, before any file is read.
 
     Raises:
-        UsageError: See :func:`pipeline.space.checked_space`; or there are no held-out images to
-            rank trials by, or several workers for each trial.
+        UsageError: See :func:`pipeline.space.entries`; or there are no held-out images to rank
+            trials by, or several workers for each trial.
     """
     checked_space(config)
+    if config.sweep.search != "optuna":
+        entries(config)
     if config.train.val_fraction == 0:
         raise UsageError("a sweep ranks trials by val/map; --train.val-fraction must be above 0")
     if config.train.workers > 1:
@@ -153,6 +178,47 @@ def check(config: Config) -> None:
             f"a sweep runs many trials at once, each in one process; --train.workers "
             f"{config.train.workers} is for pipeline.train, use --sweep.concurrency here"
         )
+
+
+def check_points(config: Config, reader: "FeatureReader") -> None:
+    """Refuse what no trial, or one of them, could be trained with on these features.
+
+    A point that is bound to diverge is no such case: that is a result of the sweep.
+
+    Raises:
+        UsageError: No held-out image has a class, or a value does not suit the features.
+    """
+    from dclip.batches import hold_out
+    from dclip.training import check_settings, check_source
+
+    rows, val_rows = hold_out(len(reader), config.train.val_fraction, seed=config.data_seed)
+    try:
+        check_source(reader.text_features()[0], reader, rows)
+    except ValueError as error:
+        raise UsageError(f"cannot sweep: {told(error)}") from None
+    if not (reader.labels[val_rows] == 1).any():
+        raise UsageError(
+            "none of the held-out images has a class to compare trials by; raise "
+            "--train.val-fraction"
+        )
+    space = checked_space(config)
+    for key, values in space.items():
+        if key not in _SUIT_FEATURES:
+            continue
+        for value in bounds(values) if isinstance(values, str) else values:
+            try:
+                check_settings(recipe_at(config.train, {key: value}).recipe, reader, val_rows)
+            except ValueError as error:
+                raise UsageError(f"sweep.space: {key}={shown(value)}: {told(error)}") from None
+    if not space.keys() & _SUIT_FEATURES:
+        try:
+            check_settings(config.train.recipe, reader, val_rows)
+        except ValueError as error:
+            raise UsageError(f"cannot sweep: {told(error)}") from None
+
+
+# keys whose values may not suit the features, each by itself
+_SUIT_FEATURES = {"train.selection", "train.feature_cutout"}
 
 
 def _model(config: Config) -> str:
@@ -177,12 +243,16 @@ def _run_trials(
     """Run or restore the trials; one row a trial, best first, failed ones last."""
     from ray import tune
 
+    from dclip.paths import write_text
     from pipeline import cluster
     from pipeline.progress import progress
     from pipeline.trials import PACK, trial
 
     device, why = cluster.choose_device(config.device)
+    apart = _read_entries(folder / _APART)
     settings = _trial_settings(config, plan, folder, device)
+    settings["apart"] = [entry.number for entry in apart]
+    runs.part(apart)
     packs = _packs(config, folder, device)
     count = sum(map(len, packs)) if packs else config.sweep.trials or 8
     shared = f" in {len(packs)} packs" if packs and len(packs) < count else ""
@@ -195,41 +265,78 @@ def _run_trials(
         return {"cpu": 1, "gpu": 1 if len(parameters[PACK]) > 1 else share}
 
     trainable = tune.with_resources(partial(trial, settings=settings), need)
-    space = {PACK: tune.grid_search(packs)} if packs else {}
-    if tune.Tuner.can_restore(str(folder)):
-        log.info("sweep: %s was begun before; finished trials are kept", folder.name)
-        tuner = tune.Tuner.restore(
-            str(folder), trainable=trainable, param_space=space, resume_errored=True
-        )
-        tuner._local_tuner._run_config.callbacks = [runs]
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                scheduler=_scheduler(config),
-                search_alg=None if packs else _optuna(config, count),
-                num_samples=1 if packs else count,
-                max_concurrent_trials=config.sweep.concurrency,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=folder.name,
-                storage_path=str(folder.parent),
-                callbacks=[runs],
-                failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
-                verbose=0,
-            ),
-        )
-    with progress("sweep", count * config.sweep.epochs, "epochs") as bar:
-        runs.bar = bar
+
+    def fitted(packs: Sequence[Sequence[Entry]], folder: Path) -> list[Any]:
+        space = {PACK: tune.grid_search(packs)} if packs else {}
+        if tune.Tuner.can_restore(str(folder)):
+            log.info("sweep: %s was begun before; finished trials are kept", folder.name)
+            tuner = tune.Tuner.restore(
+                str(folder), trainable=trainable, param_space=space, resume_errored=True
+            )
+            tuner._local_tuner._run_config.callbacks = [runs]
+        else:
+            tuner = tune.Tuner(
+                trainable,
+                param_space=space,
+                tune_config=tune.TuneConfig(
+                    scheduler=_scheduler(config),
+                    search_alg=None if packs else _optuna(config, count),
+                    num_samples=1 if packs else count,
+                    max_concurrent_trials=config.sweep.concurrency,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name=folder.name,
+                    storage_path=str(folder.parent),
+                    callbacks=[runs],
+                    failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
+                    verbose=0,
+                ),
+            )
         try:
-            results = tuner.fit()
+            return list(tuner.fit())
         except KeyboardInterrupt:
             runs.stop()
             raise
-    rows = [row for result in results for row in _rows(result)]
+
+    with progress("sweep", count * config.sweep.epochs, "epochs") as bar:
+        runs.bar = bar
+        results = fitted(packs, folder)
+        if found := [entry for result in results for entry in _to_part(result)]:
+            apart = sorted([*apart, *found], key=lambda entry: entry.number)
+            runs.part(found)
+            write_text(folder / _APART, json.dumps(apart))
+        if apart:
+            results += fitted([[entry] for entry in apart], folder / "apart")
+    numbers = {entry.number for entry in apart}
+    rows = [
+        row
+        for result in results
+        for row in _rows(result)
+        if len(row["pack"]) == 1 or row["trial"] not in numbers
+    ]
     return sorted(rows, key=lambda row: (row["val_map"] is None, -(row["val_map"] or 0)))
+
+
+def _to_part(result: Any) -> list[Entry]:
+    """Points of a pack that failed before its first epoch, as where one is too large for memory.
+
+    Each is then trained by itself, so that the others do not fail with it. What would fail alone
+    too, such as a damaged file, is no reason.
+    """
+    from pipeline import cluster
+    from pipeline.trials import PACK, reason
+
+    pack = [Entry(*entry) for entry in result.config[PACK]]
+    if len(pack) == 1 or result.error is None or (result.metrics or {}).get("outcomes"):
+        return []
+    if isinstance(cluster.cause(result.error), StageError | ValueError | OSError):
+        return []
+    log.warning(
+        "sweep: %d trials cannot be trained together (%s); each is now trained by itself",
+        len(pack), reason(result.error),
+    )  # fmt: skip
+    return pack
 
 
 def _trial_settings(
@@ -261,14 +368,17 @@ def _packs(config: Config, folder: Path, device: str) -> list[list[Entry]]:
         return []
     plan = folder / "packs.json"
     if plan.is_file():
-        saved = json.loads(plan.read_text(encoding="utf-8"))
-        return [[Entry(*entry) for entry in pack] for pack in saved]
+        return [[Entry(*entry) for entry in pack] for pack in json.loads(plan.read_bytes())]
     slots = int(ray.cluster_resources().get("GPU" if device == "cuda" else "CPU", 1))
     slots = min(slots, config.sweep.concurrency or slots)
     found = packs(config, entries(config), max(1, slots))
     folder.mkdir(parents=True, exist_ok=True)
     write_text(plan, json.dumps(found))
     return found
+
+
+def _read_entries(path: Path) -> list[Entry]:
+    return [Entry(*entry) for entry in json.loads(path.read_bytes())] if path.is_file() else []
 
 
 def _scheduler(config: Config) -> Any:
@@ -279,7 +389,7 @@ def _scheduler(config: Config) -> Any:
 
     if not config.sweep.asha:
         return None
-    longest = max([config.sweep.epochs, *config.sweep.space.get("train.epochs", [])])
+    longest = config.sweep.epochs
     return ASHAScheduler(
         time_attr="epoch", metric=SCORE, mode="max", max_t=longest, grace_period=min(2, longest)
     )
@@ -310,6 +420,7 @@ def _rows(result: Any) -> list[dict[str, Any]]:
     rows = []
     for place, (entry, outcome) in enumerate(zip(pack, outcomes, strict=True)):
         error = outcome.get("error") or lost
+        again = bool(error) and not outcome.get("error")
         rows.append(
             {
                 "trial": entry.number,
@@ -320,6 +431,7 @@ def _rows(result: Any) -> list[dict[str, Any]]:
                 "error": error,
                 "pack": pack,
                 "place": place,
+                "again": again,
             }
         )
     return rows
@@ -333,21 +445,24 @@ def _write_checkpoints(
     from pipeline.features import open_features
     from pipeline.origin import FORMAT, About
     from pipeline.provenance import git_commit
-    from pipeline.trials import begin, lines, read_results, state_files
+    from pipeline.trials import begin, lines, read_results, state_files, trained
 
     reader = open_features(plan.folders, config.output, verify=False)
     settings = _trial_settings(config, plan, folder, "cpu")
     found: dict[int, Path] = {}
     (folder / "trials").mkdir(exist_ok=True)
-    for pack in {row["pack"][0].number: row["pack"] for row in rows}.values():
-        training = begin(pack, reader.text_features()[0], settings, "cpu")
+    packs = {tuple(entry.number for entry in row["pack"]): row["pack"] for row in rows}
+    for pack in packs.values():
+        texts = reader.text_features()[0]
+        places = trained(pack, settings, len(texts) // 2)
+        training = begin([pack[place] for place in places], texts, settings, "cpu")
         state, reports = state_files(folder / _STATES, pack)
         read_state(state, training)
         results = read_results(reports, pack)[: training.epoch]
         for row in rows:
             if row["pack"] != pack:
                 continue
-            place = row["place"]
+            place, number = row["place"], places.index(row["place"])
             about = About(
                 format=FORMAT,
                 method=config.method,
@@ -355,15 +470,15 @@ def _write_checkpoints(
                 backbone_name=str(reader.manifest.spec["backbone_name"]),
                 embed_dim=reader.manifest.dim,
                 class_names=list(reader.class_names),
-                recipe=training.recipes[place],
+                recipe=training.recipes[number],
                 seed=_entry(row).point.get(SEED, config.seed),
-                epoch=training.best_epoch(place),
+                epoch=training.best_epoch(number),
                 features=plan.fingerprint,
                 history=lines(results, place),
                 commit=git_commit(),
             )
             path = folder / "trials" / f"trial-{row['trial']:04d}.safetensors"
-            write_checkpoint(path, training.model(place), training.texts, about)
+            write_checkpoint(path, training.model(number), training.texts, about)
             found[row["trial"]] = path
     return [found[row["trial"]] for row in rows]
 
@@ -392,6 +507,7 @@ def _write_results(
     return [table, picture]
 
 
+_MOST_SHOWN = 50  # lines on a terminal
 _SHORT = {
     "train.redundancy_weight": "lambda",
     "train.mfi_weight": "alpha",
@@ -399,16 +515,12 @@ _SHORT = {
 }
 
 
-def _print_results(
-    config: Config,
-    rows: Sequence[Mapping[str, Any]],
-    files: Sequence[Path],
-    tracker: "Tracker",
-) -> None:
+def _print_table(config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The best trials, and a line on how many more there are."""
     keys = list(config.sweep.space)
     titles = [_SHORT.get(key, key.removeprefix("train.")) for key in keys]
     table = [[*titles, "val mAP", "cosine", "epochs", ""]]
-    for row in rows:
+    for row in rows[:_MOST_SHOWN]:
         scores = ["-", "-", str(row["epochs"]), "failed: " + row["error"]]
         if row["val_map"] is not None:
             cosine = row["inter_class_cosine"]
@@ -417,14 +529,106 @@ def _print_results(
         table.append([*(shown(row[key]) for key in keys), *scores])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join([*map(str.rjust, line[:-1], widths), line[-1]]).rstrip() for line in table]
-    lines += [str(path) for path in files]
+    if len(rows) > _MOST_SHOWN:
+        failed = sum(row["val_map"] is None for row in rows[_MOST_SHOWN:])
+        lines.append(f"and {len(rows) - _MOST_SHOWN} more, {failed} of them failed")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _print_results(config: Config, files: Sequence[Path], words: str, tracker: "Tracker") -> None:
+    lines = [str(path) for path in files]
     name = files[0].parent.name
     model, children = tracker.model_uri(_model(config), name), tracker.children(name)
     if model:
         lines += [f"best trial registered as {model}"]
     if children:
         lines += [f"compare the trials: {tracker.ui_command}", f"  {tracker.compare_url(children)}"]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write("\n".join(["", words, "", *lines]) + "\n")
+
+
+def label_of_space(config: Config) -> str:
+    """What is varied, in short: how a sweep is told from others in MLflow."""
+    ranges = {
+        key: values if isinstance(values, str) else ",".join(shown(value) for value in values)
+        for key, values in config.sweep.space.items()
+    }
+    return label(ranges)[:200]
+
+
+def evaluate_command(config: Config, checkpoint: Path) -> str:
+    """Shell command that evaluates a checkpoint with the settings of its sweep."""
+    base = config.output.absolute()
+    short = config.output / checkpoint.relative_to(base)
+    words = ["python", "-m", "pipeline.evaluate", *as_flags(config, "extract", "evaluate")]
+    return shlex.join([*words, "--checkpoint", str(short)])
+
+
+def explanation(
+    config: Config, name: str, rows: Sequence[Mapping[str, Any]], checkpoint: Path
+) -> str:
+    """Which trial is the best, by how much, and how it is evaluated; as MLflow shows it.
+
+    Args:
+        config: Settings of the sweep.
+        name: Name of the sweep.
+        rows: All trials, best first, failed ones last.
+        checkpoint: That of the best trial.
+    """
+    best, *others = [row for row in rows if row["val_map"] is not None]
+    failed = f" ({len(rows) - 1 - len(others)} failed)" if len(rows) > 1 + len(others) else ""
+    settings = ", ".join(f"{key}={shown(value)}" for key, value in _settings(config, best).items())
+    lines = [
+        f"Best of {_many(len(rows), 'trial')}{failed} of {name}: trial {best['trial']}, "
+        f"{settings}.",
+        f"val/map {best['val_map']:.4f} on the held-out images of {config.dataset_slug}, split "
+        f"{config.train_split}; the test split was not looked at.",
+        _lead(config, best, others),
+        f"Evaluate it: {evaluate_command(config, checkpoint)}",
+    ]
+    return "\n\n".join(lines)
+
+
+def _lead(config: Config, best: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """How far the best setting is before the next, in deviations between seeds where known."""
+    keys = [key for key in config.sweep.space if key != SEED]
+
+    def setting(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[key] for key in keys)
+
+    groups: dict[tuple[Any, ...], list[float]] = {}
+    for row in (best, *others):
+        groups.setdefault(setting(row), []).append(row["val_map"])
+    deviation = seed_deviation(list(groups.values())) if SEED in config.sweep.space else None
+    spread = "" if deviation is None else f"; between seeds val/map deviates by {deviation:.4f}"
+    following = next((row for row in others if setting(row) != setting(best)), None)
+    if following is None:
+        return f"No other setting was trained{spread}."
+    distance = best["val_map"] - following["val_map"]
+    label = ", ".join(f"{key}={shown(following[key])}" for key in keys)
+    first = f"The next setting, trial {following['trial']} ({label}), has {distance:.4f} less"
+    if deviation is None:
+        return (
+            f"{first}. How much of that is chance is not known: train each setting with several "
+            "seeds (--space seed=0,1,2)."
+        )
+    if deviation == 0:
+        return f"{first}{spread}."
+    return (
+        f"{first}: {distance / deviation:.1f} times the deviation between seeds ({deviation:.4f})."
+    )
+
+
+def seed_deviation(groups: Sequence[Sequence[float]]) -> float | None:
+    """Standard deviation within groups, pooled over them; None if each has one value only."""
+    several = [group for group in groups if len(group) > 1]
+    if not several:
+        return None
+    squares = sum(statistics.variance(group) * (len(group) - 1) for group in several)
+    return math.sqrt(squares / sum(len(group) - 1 for group in several))
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def describe(config: Config) -> str:
@@ -439,8 +643,11 @@ def describe(config: Config) -> str:
         trials = [f"chosen from {label(sweep.space)}"]
         count = sweep.trials or 8
     else:
-        trials = [label(entry.point) for entry in entries(config)]
-        count = len(trials)
+        points = entries(config)
+        count = len(points)
+        trials = [label(entry.point) for entry in points[:_MOST_SHOWN]]
+        if count > _MOST_SHOWN:
+            trials.append(f"and {count - _MOST_SHOWN} more")
     return "\n".join(
         [*lines, f"{sweep_name(config, plan)}: {count} trials of {sweep.epochs} epochs", *trials]
     )

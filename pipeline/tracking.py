@@ -89,7 +89,15 @@ class TrackedRun:
         uri = folder.as_uri() if isinstance(folder, Path) else str(folder)
         self._do("dataset", name=name, uri=uri, digest=digest[:36], context=context)
 
-    def register(self, name: str, checkpoint: Path, *, key: str, tags: Mapping[str, str]) -> None:
+    def register(
+        self,
+        name: str,
+        checkpoint: Path,
+        *,
+        key: str,
+        tags: Mapping[str, str],
+        description: str = "",
+    ) -> None:
         """Register a checkpoint as a version of a model; the newest has the alias ``best``.
 
         Args:
@@ -97,8 +105,16 @@ class TrackedRun:
             checkpoint: File of the checkpoint.
             key: What identifies the version among those of the model: it is registered once.
             tags: Tags of the version.
+            description: What MLflow shows of the version, and of the model while it is the best.
         """
-        self._do("register", name=name, path=str(checkpoint), key=key, tags=dict(tags))
+        self._do(
+            "register",
+            name=name,
+            path=str(checkpoint),
+            key=key,
+            tags=dict(tags),
+            description=description,
+        )
 
     def close(self, status: str = "FINISHED") -> None:
         """End the run."""
@@ -459,9 +475,14 @@ class _Store:
                 number = client.create_model_version(
                     name, model.model_uri, run_id, tags, model_id=model.model_id
                 ).version
-        held = client.get_registered_model(name).aliases.get("best", 0)
-        if int(number) > int(held):  # a sweep that is repeated does not displace a later one's
+        words = event.get("description") or None  # None: of a journal of an earlier version
+        if words and not client.get_model_version(name, number).description:
+            client.update_model_version(name, number, words)
+        model = client.get_registered_model(name)
+        if int(number) > int(model.aliases.get("best", 0)):  # a repeated sweep displaces no later
             client.set_registered_model_alias(name, "best", number)
+            if words:
+                client.update_registered_model(name, words)
 
     def _last_step(self, run_id: str, name: str) -> int:
         """Latest step at which a metric was logged; 0 if it never was."""

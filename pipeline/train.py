@@ -6,6 +6,7 @@ resumable checkpoints, records each epoch, and writes one safetensors file.
 
 import json
 import logging
+import signal
 import sys
 import threading
 import time
@@ -14,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dclip.recipe import Recipe
 from pipeline.cli import Report, main
 from pipeline.config import Config, TrainConfig
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import StageError, UsageError, told
+from pipeline.watch import watched
 
 if TYPE_CHECKING:
     from dclip.reader import FeatureReader
@@ -65,6 +68,21 @@ def run_name(config: Config, plan: "FeaturePlan") -> str:
         }
     )
     return f"{config.method}-{identity[:12]}"
+
+
+def shown_name(config: Config, name: str) -> str:
+    """How MLflow shows a training: the method, what differs from its preset, and the short hash."""
+    usual = Recipe(preset=config.train.preset)
+    words = [
+        f"{key}={getattr(config.train, key)}"
+        for key in Recipe.model_fields
+        if getattr(config.train, key) != getattr(usual, key)
+    ]
+    if config.seed:
+        words.append(f"seed={config.seed}")
+    preset = [config.train.preset] if config.train.preset != "robust" else []
+    more = [f"and {len(words) - 4} more"] if len(words) > 4 else []
+    return " ".join([config.method, *preset, *words[:4], *more, name[-12:][:6]])
 
 
 def run(config: Config) -> Report:
@@ -134,11 +152,14 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
         "folder": str(folder),
     }
     tracker = Tracker(config)
-    with tracker.run(config.method, key=name, tags={"dclip.stage": "train"}) as tracked:
+    with tracker.run(shown_name(config, name), key=name, tags={"dclip.stage": "train"}) as tracked:
         tracked.params(run_params(config, plan))
         source = f"{config.dataset_slug}-{config.train_split}"
         tracked.dataset(source, plan.folder, plan.fingerprint, "training")
-        with _follow(folder / _HISTORY, config.train.epochs, config.method, tracked):
+        with (
+            _follow(folder / _HISTORY, config.train.epochs, training.epoch, config.method, tracked),
+            _interruption_told(config, folder),
+        ):
             if training.epoch < config.train.epochs:
                 with cluster.ray_session(config):
                     _fit_on_ray(config, settings, folder)
@@ -166,6 +187,27 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
         tracked.tags({"dclip.selection": config.train.selection, "dclip.epoch": str(about.epoch)})
         tracked.artifact(path, "projectors")
         tracked.text(config.model_dump_json(indent=1), "config.json")
+
+
+@contextmanager
+def _interruption_told(config: Config, folder: Path) -> Iterator[None]:
+    """On Ctrl-C, say what is kept and where."""
+    from pipeline.checkpoints import read_place
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        epoch, step = read_place(folder / STATE)
+        within = f" and step {step} of the next" if step else ""
+        kept = f"the state there is kept in {folder}" if epoch or step else "nothing is kept yet"
+        log.info(
+            "train: interrupted after epoch %d of %d%s; %s",
+            epoch,
+            config.train.epochs,
+            within,
+            kept,
+        )
+        raise
 
 
 def begin(
@@ -224,7 +266,8 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
         raise StageError(
             f"--train.cache device: the training runs on the CPU ({why}); use ram or none"
         )
-    log.info("train: %s: %d worker(s) on %s (%s)", folder.name, train.workers, device, why)
+    several = "worker" if train.workers == 1 else "workers"
+    log.info("train: %s: %d %s on %s (%s)", folder.name, train.workers, several, device, why)
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     each = 1 if device == "cuda" else cpus_each(cpus, train.workers)
     trainer = TorchTrainer(
@@ -242,12 +285,12 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
         ),
     )
     try:
-        with places_watched(resource, least * each):
+        with places_watched(resource, least * each), _interruptible():
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        reason = " ".join(str(cluster.cause(error)).split())
         raise StageError(
-            f"training {folder.name} failed: {reason}; the same command goes on from its last state"
+            f"training {folder.name} failed: {told(cluster.cause(error))}; the same command goes "
+            "on from its last state"
         ) from None
     if isinstance(result.return_value, str):
         raise StageError(f"training {folder.name} diverged: {result.return_value}")
@@ -264,27 +307,39 @@ def places_watched(resource: str, needed: int, seconds: float = 15.0) -> Iterato
     """
     import ray
 
-    over = threading.Event()
+    was_enough = True
 
-    def watch() -> None:
-        was_enough = True
-        while not over.wait(seconds):
-            there = int(ray.cluster_resources().get(resource, 0))
-            if there < needed and was_enough:
-                log.warning(
-                    "train: %d of %d %ss are left; waiting for a node to join (with --min-workers "
-                    "the training would go on with fewer workers; its state is kept)",
-                    there, needed, resource,
-                )  # fmt: skip
-            was_enough = there >= needed
+    def look() -> None:
+        nonlocal was_enough
+        there = int(ray.cluster_resources().get(resource, 0))
+        if there < needed and was_enough:
+            log.warning(
+                "train: %d of %d %ss are left; waiting for a node to join (with --min-workers "
+                "the training would go on with fewer workers; its state is kept)",
+                there, needed, resource,
+            )  # fmt: skip
+        was_enough = there >= needed
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    with watched(look, "train: looking at the cluster", seconds=seconds):
+        yield
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt, and stay one afterwards.
+
+    Ray Train takes the signal over, for good, and ends the process with exit code 0.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
     try:
         yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
     finally:
-        over.set()
-        watcher.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def cpus_each(nodes: Sequence[int], workers: int) -> int:
@@ -371,32 +426,28 @@ def _read_history(path: Path) -> list[dict[str, float]]:
 
 
 @contextmanager
-def _follow(path: Path, epochs: int, label: str, tracked: "TrackedRun") -> Iterator[None]:
+def _follow(
+    path: Path, epochs: int, done: int, label: str, tracked: "TrackedRun"
+) -> Iterator[None]:
     """Show and record each epoch while the workers run, from the file that rank 0 writes."""
     from pipeline.progress import progress
 
-    stop = threading.Event()
+    seen = 0
 
-    def follow() -> None:
-        seen = 0
-        with progress(f"train {label}", epochs, "epochs") as bar:
-            last_look = False
-            while not last_look:
-                last_look = stop.wait(0.5)
-                history = _read_history(path)
-                for line in history[seen:]:
-                    tracked.metrics(metric_names(line), step=int(line["epoch"]))
-                    note = f"loss {line['loss']:.4f} val/map {_percent(line.get('val_map'))}"
-                    bar.advance(1, note)
-                seen = max(seen, len(history))
+    def look() -> None:
+        nonlocal seen
+        for line in _read_history(path)[seen:]:
+            tracked.metrics(metric_names(line), step=int(line["epoch"]))
+            seen += 1
+            if seen > done:
+                note = f"loss {line['loss']:.4f} val/map {_percent(line.get('val_map'))}"
+                bar.advance(1, note)
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with (
+        progress(f"train {label}", epochs, "epochs", done) as bar,
+        watched(look, "train: showing and recording epochs", seconds=0.5, at_end=True),
+    ):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def metric_names(line: Mapping[str, float]) -> dict[str, float]:
@@ -429,7 +480,8 @@ def describe(config: Config) -> str:
             f"features {plan.folder} ({features})",
             f"{plan.num_images - held} images to train on, {held} held out for val/*",
             f"{model.sizes.parameter_count} parameters, {config.train.epochs} epochs, "
-            f"preset {config.train.preset}, {config.train.workers} worker(s)",
+            f"preset {config.train.preset}, {config.train.workers} "
+            f"worker{'' if config.train.workers == 1 else 's'}",
             f"checkpoint {path} ({'stands' if path.is_file() else 'to be made'})",
         ]
     )

@@ -218,6 +218,7 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         self.bar: Progress | None = None
         self._runs: dict[int, TrackedRun] = {}
         self._closed: set[int] = set()
+        self.apart: set[int] = set()
         self._resumed: dict[str, int] = {}
         self._epochs: dict[str, int] = {}
 
@@ -229,8 +230,8 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Open the runs of the pack."""
-        for entry in trial.config[PACK]:
-            self.run(Entry(*entry))
+        for entry in self._pack(trial):
+            self.run(entry)
 
     def on_trial_result(
         self,
@@ -241,12 +242,12 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         **info: Any,
     ) -> None:
         """Log one epoch of each point, unless it was logged before an interruption."""
-        for entry, outcome in zip(trial.config[PACK], result["outcomes"], strict=True):
+        for entry, outcome in zip(self._pack(trial), result["outcomes"], strict=True):
             if outcome["error"]:
-                self._fail(Entry(*entry), outcome["error"])
+                self._fail(entry, outcome["error"])
                 continue
             line = outcome["line"]
-            self.run(Entry(*entry)).metrics(metric_names(line), step=int(line["epoch"]))
+            self.run(entry).metrics(metric_names(line), step=int(line["epoch"]))
         if result["resumed"] > self._resumed.get(trial.trial_id, 0):
             self._resumed[trial.trial_id] = result["resumed"]
             log.info("sweep: trial %s went on after epoch %d", trial.trial_id, result["resumed"])
@@ -259,22 +260,28 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Close the runs of points that did not fail as finished."""
-        for entry in trial.config[PACK]:
-            self._close(Entry(*entry), "FINISHED")
+        for entry in self._pack(trial):
+            self._close(entry, "FINISHED")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Close the runs as failed: what the pack met is no result, but to be tried again."""
         error = trial.get_pickled_error() or trial.get_error()
-        for entry in trial.config[PACK]:
-            self._fail(Entry(*entry), reason(error))
+        for entry in self._pack(trial):
+            self._fail(entry, reason(error))
 
-    def again(self, entries: Sequence[Entry]) -> None:
-        """Let points go on that failed."""
-        for entry in entries:
-            self._runs.pop(entry.number, None)
-            self._closed.discard(entry.number)
+    def _pack(self, trial: Trial) -> list[Entry]:
+        """Points of a trial; none if each of them is now trained by itself."""
+        pack = [Entry(*entry) for entry in trial.config[PACK]]
+        return [] if len(pack) > 1 and pack[0].number in self.apart else pack
+
+    def part(self, entries: Sequence[Entry]) -> None:
+        """Let points whose pack failed go on, each by itself."""
+        self.apart |= {entry.number for entry in entries}
+        for number in self.apart:
+            self._runs.pop(number, None)
+            self._closed.discard(number)
 
     def key(self, entry: Entry) -> str:
         """Key of the run of a point.
@@ -308,6 +315,11 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         for number, run in self._runs.items():
             if number not in self._closed:
                 run.close("KILLED")
+        log.info(
+            "sweep: interrupted; trials done: %d, under way: %d; what these did is kept too",
+            len(self._closed),
+            len(self._runs.keys() - self._closed),
+        )
 
     def _fail(self, entry: Entry, error: str) -> None:
         if entry.number not in self._closed:
