@@ -124,7 +124,16 @@ def test_the_winner_becomes_a_checkpoint_and_a_registered_model_once(
         version.tags
     )
     key = f"{report['name']}/{report['best']['trial']}"
-    assert version.run_id == runs(output, report["name"])[key].info.run_id
+    child = runs(output, report["name"])[key]
+    assert version.run_id == child.info.run_id
+    # and it is explained wherever one looks for it
+    parent = runs(output, report["name"])[report["name"]]
+    words = parent.data.tags["mlflow.note.content"]
+    assert words == child.data.tags["mlflow.note.content"] == version.description
+    assert words == store.get_registered_model("dclip-shapes").description
+    assert f"trial {report['best']['trial']}, " in words
+    assert f"Evaluate it: {report['evaluate']}" in words
+    assert words in printed
     before = len(store.search_model_versions("name = 'dclip-shapes'"))
     again = sweep.run(settings)
     assert (again["trials"], again["model"]) == (report["trials"], report["model"])

@@ -1,0 +1,170 @@
+"""What Ray Tune runs, called by itself: packs whose points fail, damaged shards, going on."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import tune
+
+from dclip.shards import read_manifest
+from pipeline import extract, sweep
+from pipeline.config import Config
+from pipeline.features import FeaturePlan, plan_features
+from pipeline.space import Entry
+from pipeline.trials import PACK, begin, trial
+
+from .conftest import settings
+from .test_extract import make_here
+
+pytestmark = pytest.mark.usefixtures("_toy_on_path")
+
+ALPHA, DIM = "train.mfi_weight", "train.output_dim"
+EXTRACT = {"limit": 48, "shard_size": 16, "split": "train"}
+
+
+@pytest.fixture(scope="module")
+def features(_toy_on_path: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the features of a training split."""
+    config = settings(tmp_path_factory.mktemp("features"), extract=EXTRACT)
+    plan = plan_features(config, "train")
+    make_here(plan, config)
+    extract.extract(config, [plan])
+    return config.output / "features"
+
+
+class Pack:
+    """A pack of points, and what it reported."""
+
+    def __init__(self, output: Path, features: Path, points: list[dict[str, Any]], **train: Any):
+        train = {"val_fraction": 0.25, "batch_size": 8, "output_dim": 8, **train}
+        self.config: Config = settings(
+            output, features=features, extract=EXTRACT, train=train, sweep={"epochs": 3}
+        )
+        self.plan: FeaturePlan = plan_features(self.config, "train")
+        self.folder = output / "sweep"
+        self.entries = [Entry(number, point) for number, point in enumerate(points)]
+        given = sweep._trial_settings(self.config, self.plan, self.folder, "cpu")
+        self.settings = {**given, "apart": []}
+
+    def fit(self, monkeypatch: pytest.MonkeyPatch, *, stop_after: int = 99) -> list[dict[str, Any]]:
+        """Reports of a run, which may be killed after some."""
+        told: list[dict[str, Any]] = []
+
+        def report(result: dict[str, Any]) -> None:
+            told.append(result)
+            if len(told) == stop_after:
+                raise SystemError("killed")
+
+        monkeypatch.setattr(tune, "report", report)
+        try:
+            trial({PACK: self.entries}, self.settings)
+        except SystemError:
+            assert len(told) == stop_after
+        return told
+
+    def rows(self, reports: list[dict[str, Any]], error: Exception | None = None) -> list[Any]:
+        return sweep._rows(self.result(reports, error))
+
+    def result(self, reports: list[dict[str, Any]], error: Exception | None) -> SimpleNamespace:
+        """As Tune gives it."""
+        metrics = reports[-1] if reports else None
+        return SimpleNamespace(config={PACK: self.entries}, metrics=metrics, error=error)
+
+
+def scores(reports: list[dict[str, Any]], place: int) -> list[Any]:
+    """History of a point, without what the clock says."""
+    lines = [report["outcomes"][place]["line"] for report in reports]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def test_a_point_that_is_bound_to_diverge_does_not_take_its_pack_along(
+    tmp_path: Path, features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = [{ALPHA: 7e-5}, {ALPHA: 100.0}, {ALPHA: 1e-5}]
+    pack = Pack(tmp_path / "pack", features, points, preset="author")
+    reports = pack.fit(monkeypatch)
+    calm = Pack(tmp_path / "calm", features, [points[0], points[2]], preset="author")
+    expected = calm.fit(monkeypatch)
+    assert len(reports) == 3
+    assert [scores(reports, 0), scores(reports, 2)] == [scores(expected, 0), scores(expected, 1)]
+    for report in reports:
+        assert "the summed MFI loss would diverge: alpha=100" in report["outcomes"][1]["error"]
+    rows = pack.rows(reports)
+    assert [row["val_map"] is None for row in rows] == [False, True, False]
+    assert not any(row["again"] for row in rows)  # it is a result
+    # and the others have a checkpoint each
+    done = [row for row in rows if row["val_map"] is not None]
+    written = sweep._write_checkpoints(pack.config, pack.plan, pack.folder, done)
+    assert [path.name for path in written] == ["trial-0000.safetensors", "trial-0002.safetensors"]
+
+
+def test_a_pack_of_points_that_are_all_bound_to_diverge_is_a_result(
+    tmp_path: Path, features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = Pack(tmp_path, features, [{ALPHA: 100.0}, {ALPHA: 90.0}], preset="author")
+    (report,) = pack.fit(monkeypatch)
+    assert ["would diverge" in one["error"] for one in report["outcomes"]] == [True, True]
+    assert report["score"] == -1
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9, "selection": "best_on_val"}])
+def test_a_point_that_diverges_leaves_the_others_their_numbers_also_after_a_kill(
+    tmp_path: Path, features: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    changes = {"optimizer": "sgd", **changes}
+    wild = Pack(tmp_path / "wild", features, [{ALPHA: 0.1}, {ALPHA: 1e38}], **changes)
+    calm = Pack(tmp_path / "calm", features, [{ALPHA: 0.1}, {ALPHA: 0.2}], **changes)
+    assert len(wild.fit(monkeypatch, stop_after=2)) == 2
+    reports, expected = wild.fit(monkeypatch), calm.fit(monkeypatch)
+    assert [report["resumed"] for report in reports] == [2, 2, 0]
+    assert scores(reports, 0) == scores(expected, 0)
+    assert reports[-1]["outcomes"][0]["val_map"] == expected[-1]["outcomes"][0]["val_map"]
+    row = wild.rows(reports)[1]
+    assert "the loss is not a finite number from step 2 of epoch 1 on" in row["error"]
+    assert (row["epochs"], row["val_map"], row["again"]) == (0, None, False)
+
+
+def test_a_damaged_shard_is_no_result_and_the_point_goes_on_once_it_is_repaired(
+    tmp_path: Path, features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(features, tmp_path / "features")
+    pack = Pack(tmp_path, tmp_path / "features", [{ALPHA: 0.1}, {ALPHA: 0.2}])
+    folder = Path(pack.plan.folder)
+    shard = folder / read_manifest(folder).shards[1].name
+    whole = shard.read_bytes()
+    shard.chmod(0o644)
+    shard.write_bytes(whole.replace(b"\x93NUMPY", b"\x93NUMBY"))
+    with pytest.raises(ValueError, match=r"run python -m pipeline\.extract --repair") as caught:
+        pack.fit(monkeypatch)
+    rows = pack.rows([], caught.value)
+    assert all(row["again"] and "--repair" in row["error"] for row in rows)
+    shard.write_bytes(whole)
+    assert len(pack.fit(monkeypatch)) == 3
+
+
+def test_a_pack_is_parted_where_it_fails_before_its_first_epoch(
+    tmp_path: Path, features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = Pack(tmp_path, features, [{DIM: 8}, {DIM: 10**12}])
+    with pytest.raises(RuntimeError) as caught:
+        pack.fit(monkeypatch)
+
+    assert sweep._to_part(pack.result([], caught.value)) == pack.entries
+    assert sweep._to_part(pack.result([], ValueError("a damaged file"))) == []
+    alone = Pack(tmp_path, features, [{DIM: 8}])
+    assert len(alone.fit(monkeypatch)) == 3
+    pack.settings["apart"] = [0, 1]
+    assert pack.fit(monkeypatch) == []  # it leaves the points to others
+
+
+def test_trials_begin_with_the_seeds_of_their_points(tmp_path: Path, features: Path) -> None:
+    pack = Pack(tmp_path, features, [{"seed": 3}, {}])
+    from pipeline.features import open_features
+
+    texts = open_features(pack.plan.folders, tmp_path).text_features()[0]
+    both = begin(pack.entries, texts, pack.settings, "cpu")
+    alone = begin(pack.entries[:1], texts, {**pack.settings, "seed": 9}, "cpu")
+    assert both.weights[0][0].equal(alone.weights[0][0])
+    assert not both.weights[0][0].equal(both.weights[0][1])
