@@ -359,7 +359,7 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
         try:
             yield temporary
             if isinstance(path, Path):
-                with temporary.open("rb") as file:
+                with temporary.open("r+b") as file:  # Windows syncs what may be written only
                     os.fsync(file.fileno())
                 temporary.replace(path)
             else:

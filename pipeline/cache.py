@@ -3,10 +3,9 @@
 Files are mapped, so that the page cache serves all processes of a machine. Remote features, which
 lie in the output folder that all nodes share, and those on a slow disk, are better copied into RAM
 first: one copy a node, in a RAM-backed folder, shared by all its workers, and removed by the last
-of them.
+of them. A system without such a folder has no such copies; ``auto`` then goes without.
 """
 
-import fcntl
 import os
 import shutil
 import time
@@ -15,8 +14,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import StageError
+from pipeline.errors import StageError, told
 from pipeline.features import copy_features, local_folders, open_features
+
+try:
+    import fcntl
+except ImportError:  # Windows; macOS has it, but no RAM disk
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import torch
@@ -101,16 +105,14 @@ def _bytes(folder: Path) -> int:
 
 
 def _free_ram() -> int:
-    """Bytes free both in the RAM disk and in memory; 0 where there is no RAM disk."""
-    if not RAM_DISK.is_dir():
-        return 0
+    """Bytes free both in the RAM disk and in memory."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     return min(shutil.disk_usage(RAM_DISK).free, 1024 * available)
 
 
 class _NoRoomError(Exception):
-    """There is too little memory for copies that are still to be made."""
+    """There is no RAM disk, or too little memory for copies that are still to be made."""
 
 
 @contextmanager
@@ -133,8 +135,13 @@ def _in_ram(folder: Path, size: int) -> Iterator[str]:
     """
     from dclip.shards import MANIFEST
 
+    if fcntl is None or not RAM_DISK.is_dir():
+        raise _NoRoomError(f"this system has no RAM disk {RAM_DISK}")
     home = RAM_DISK / f"dclip-{os.getuid()}"
-    home.mkdir(mode=0o700, exist_ok=True)
+    try:
+        home.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise _NoRoomError(told(error)) from None
     if home.lstat().st_uid != os.getuid():
         raise StageError(f"{home} belongs to another user; use --train.cache none")
     _remove_unused(home)

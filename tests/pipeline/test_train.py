@@ -300,6 +300,17 @@ def test_a_copy_that_does_not_fit_is_an_error_only_if_it_was_asked_for(
         (as_path(remote) / file.name).put(file)
     with cached_features([remote], tmp_path, cache="auto", device=CPU) as (reader, _):
         assert reader.folder.is_relative_to(cache.RAM_DISK)
+    for missing in ({"fcntl": None}, {"RAM_DISK": tmp_path / "none"}):  # Windows; macOS
+        with monkeypatch.context() as patch:
+            for name, value in missing.items():
+                patch.setattr(cache, name, value)
+            with cached_features([remote], tmp_path, cache="auto", device=CPU) as (reader, _):
+                assert reader.folder.is_relative_to(tmp_path / "features")
+            with (
+                pytest.raises(StageError, match=r"cache ram: this system has no RAM disk .*none"),
+                cached_features(folders(config), tmp_path, cache="ram", device=CPU),
+            ):
+                pass
     monkeypatch.setattr(cache, "_SHARE", 0.0)
     with cached_features([remote], tmp_path, cache="auto", device=CPU) as (reader, _):
         assert reader.folder.is_relative_to(tmp_path / "features")
