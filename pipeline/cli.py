@@ -33,6 +33,7 @@ from pipeline.config import (
     yaml_layers,
 )
 from pipeline.errors import StageError, UsageError
+from pipeline.preflight import require_backbone, require_checkpoints
 
 Report = dict[str, Any]
 
@@ -93,6 +94,8 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         if flags.print_config:
             _print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip())
             return 0
+        require_backbone(config.backbone)
+        require_checkpoints(getattr(getattr(config, stage, None), "checkpoint", None))
         if flags.dry_run:
             _print(module.describe(config))
             return 0

@@ -77,6 +77,32 @@ def require_fit_names(
         raise UsageError(f"{of}: {'; '.join(problems)}")
 
 
+def require_backbone(name: str) -> None:
+    """Refuse a frozen CLIP that nothing knows; one of the user's own code is not looked at.
+
+    Raises:
+        UsageError: It is neither tiny nor an architecture of open_clip.
+    """
+    if ":" not in name and context_length(name) is None:
+        raise UsageError(
+            f"unknown backbone {name!r}; give 'tiny', an open_clip architecture such as 'RN101' or "
+            "'ViT-B-16', or 'package.module:factory'"
+        )
+
+
+def require_checkpoints(given: Path | Sequence[Path] | None) -> None:
+    """Find out before any work whether checkpoints that are named are there.
+
+    Raises:
+        StageError: One is not.
+    """
+    for path in [given] if isinstance(given, Path) else given or []:
+        if not path.exists():
+            raise StageError(
+                f"no checkpoint at {path}; python -m pipeline.train makes one and prints its place"
+            )
+
+
 def one_text_note(class_names: Sequence[str]) -> str:
     """That class names are one text to CLIP; empty if they are not."""
     groups = same_text(class_names)

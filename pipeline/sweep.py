@@ -79,16 +79,19 @@ def sweep_name(config: Config, plan: "FeaturePlan") -> str:
 
 def run(config: Config) -> Report:
     """Run all trials, write table and picture, register the best, print where to compare them."""
+    started = time.perf_counter()
+    check(config)  # before anything is loaded, which takes seconds
+
     from pipeline import cluster
     from pipeline.features import open_features, plan_features
-    from pipeline.tracking import Tracker
-    from pipeline.trials import TrialRuns
 
-    started = time.perf_counter()
-    check(config)
     plan = plan_features(config, config.train_split)
     # verifies the files once; trials then trust them
     check_points(config, open_features(plan.folders, config.output))
+
+    from pipeline.tracking import Tracker
+    from pipeline.trials import TrialRuns
+
     name = sweep_name(config, plan)
     folder = config.output.absolute() / "sweeps" / name
     tracker = Tracker(config)

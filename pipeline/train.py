@@ -77,6 +77,7 @@ def shown_name(config: Config, name: str) -> str:
         f"{key}={getattr(config.train, key)}"
         for key in Recipe.model_fields
         if getattr(config.train, key) != getattr(usual, key)
+        and not (key == "mfi_weight" and config.method == "asl_only")  # which says it
     ]
     if config.seed:
         words.append(f"seed={config.seed}")
@@ -91,6 +92,7 @@ def run(config: Config) -> Report:
     from pipeline.origin import read_about
 
     started = time.perf_counter()
+    check(config)
     plan = plan_features(config, config.train_split)
     path = checkpoint_path(config, plan)
     made = not path.is_file()
@@ -113,6 +115,23 @@ def run(config: Config) -> Report:
         "final": kept,
         "seconds": round(time.perf_counter() - started, 2),
     }
+
+
+def check(config: Config) -> None:
+    """Refuse settings that contradict each other, before any file is read.
+
+    Raises:
+        UsageError: There are fewer workers than the least number, or none of their device's memory.
+    """
+    train = config.train
+    if train.min_workers is not None and train.min_workers > train.workers:
+        raise UsageError(
+            f"--train.min-workers {train.min_workers} is more than --train.workers {train.workers}"
+        )
+    if train.cache == "device" and config.device == "cpu":
+        raise UsageError(
+            "--train.cache device: the training runs on the CPU (as asked); use ram or none"
+        )
 
 
 def _percent(value: float | None) -> str:
@@ -253,10 +272,6 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
     resource = "GPU" if device == "cuda" else "CPU"
     available = int(ray.cluster_resources().get(resource, 0))
     least = train.workers if train.min_workers is None else train.min_workers
-    if least > train.workers:
-        raise UsageError(
-            f"--train.min-workers {least} is more than --train.workers {train.workers}"
-        )
     if least > available:
         raise StageError(
             f"--train.workers {train.workers}: the cluster has {available} {resource}s; "
@@ -470,6 +485,7 @@ def describe(config: Config) -> str:
     from dclip.trials import build_model
     from pipeline.features import describe_backbone, plan_features
 
+    check(config)
     plan = plan_features(config, config.train_split)
     path = checkpoint_path(config, plan)
     model = build_model(config.train, describe_backbone(config).embed_dim)
