@@ -152,7 +152,7 @@ def evaluate(
     """
     from dclip.metrics import inter_class_cosine, similarity_report
     from pipeline.choice import described
-    from pipeline.features import open_features, plan_features
+    from pipeline.features import open_features, plan_features, tested_on_train, warnings_of
     from pipeline.provenance import git_commit
 
     plan = plan_features(config, config.test_split)
@@ -183,7 +183,8 @@ def evaluate(
         "features": test.manifest.fingerprint,
         "checkpoints": {name: str(path) for name, path in files.items()},
         "trained": {name: described(about) for name, (*_, about) in models.items()},
-        "test_on_train": config.test_on_train,
+        "test_on_train": tested_on_train(config),
+        "warnings": warnings_of(config),
         "notes": list(getattr(plan.listing, "notes", ())),
         "commit": git_commit(),
         "config": config.model_dump(mode="json"),
@@ -238,17 +239,14 @@ def table(report: Report) -> str:
         f"(all explained in {page('method')}, Metrics)",
         *(f"{name}: {path} ({report['trained'][name]})"
           for name, path in report["checkpoints"].items()),
-        *warnings(report),
+        *remarks(report),
     ]  # fmt: skip
     return "\n".join(lines)
 
 
-def warnings(report: Report) -> list[str]:
-    """What a reader of a report's numbers has to know of its images."""
-    lines = [f"note: {note}" for note in report["notes"]]
-    if report["test_on_train"]:
-        lines.append("the test split may be the images that were trained on (--test-on-train)")
-    return lines
+def remarks(report: Report) -> list[str]:
+    """What a reader of a report's numbers has to know, for the end of its table."""
+    return [f"{kind}: {text}" for kind in ("warning", "note") for text in report[f"{kind}s"]]
 
 
 def identity(config: Config, files: "Mapping[str, Path]", plan: "FeaturePlan") -> str:
@@ -263,7 +261,7 @@ def identity(config: Config, files: "Mapping[str, Path]", plan: "FeaturePlan") -
         StageError: Features or checkpoints are missing.
     """
     from dclip.shards import digest, file_digest
-    from pipeline.features import plan_features
+    from pipeline.features import plan_features, tested_on_train
 
     own = config.evaluate
     missing = next((path for path in files.values() if not path.is_file()), None)
@@ -274,7 +272,7 @@ def identity(config: Config, files: "Mapping[str, Path]", plan: "FeaturePlan") -
         "test": _content(config, plan),
         "checkpoints": {name: file_digest(path) for name, path in files.items()},
         "threshold": own.threshold,
-        "test_on_train": config.test_on_train,
+        "test_on_train": tested_on_train(config),
     }
     if own.linear_probe:
         content["probe"] = {

@@ -22,7 +22,8 @@ from pipeline.choice import NoCheckpointError
 from pipeline.cli import Report, main
 from pipeline.config import Config, SegmentConfig
 from pipeline.errors import StageError
-from pipeline.features import describe_backbone, open_backbone, warnings_of
+from pipeline.evaluate import remarks
+from pipeline.features import describe_backbone, open_backbone, tested_on_train, warnings_of
 from pipeline.groups import Groups, make_groups, read_arrays
 from pipeline.pages import page
 from pipeline.systems import (
@@ -437,7 +438,7 @@ def table(report: Report) -> str:
         f"background: {how['background']}",
         *_LEGEND,
         f"(all explained in {page('method')}, Metrics)",
-        *(f"note: {note}" for note in report["notes"]),
+        *remarks(report),
     ]
     return "\n".join(lines)
 
@@ -513,7 +514,7 @@ def run(config: Config) -> Report:
             for system in plan.systems
         },
         "warnings": warnings_of(config),
-        "test_on_train": config.test_on_train,
+        "test_on_train": plan.listing.split == config.train_split or tested_on_train(config),
         "notes": list(getattr(plan.listing, "notes", ())),
         "config": config.model_dump(mode="json"),
         "commit": git_commit(),

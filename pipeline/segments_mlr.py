@@ -19,7 +19,14 @@ from pipeline.choice import NoCheckpointError, take_checkpoint
 from pipeline.cli import Report, main
 from pipeline.config import Config, SegmentsMlrConfig
 from pipeline.errors import StageError, UsageError
-from pipeline.features import describe_backbone, open_backbone, open_dataset, warnings_of
+from pipeline.evaluate import remarks
+from pipeline.features import (
+    describe_backbone,
+    open_backbone,
+    open_dataset,
+    tested_on_train,
+    warnings_of,
+)
 from pipeline.groups import Groups, make_groups, read_arrays
 from pipeline.systems import (
     SystemPlan,
@@ -298,7 +305,7 @@ def run(config: Config) -> Report:
         "area": config.segments_mlr.area,
         "backbone": describe_backbone(config).name,
         "warnings": warnings_of(config),
-        "test_on_train": config.test_on_train,
+        "test_on_train": plan.listing.split == config.train_split or tested_on_train(config),
         "notes": list(getattr(plan.listing, "notes", ())),
         "config": config.model_dump(mode="json"),
         "commit": git_commit(),
@@ -338,7 +345,7 @@ def table(report: Report) -> str:
         f"{report['segments_per_image']:.1f} segments an image ({report['candidates']}, "
         f"from {report['area']:.1%} of its pixels)"
     )
-    lines += [f"note: {note}" for note in report["notes"]]
+    lines += remarks(report)
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from dclip.trials import build_model
 from pipeline import choice, cli, evaluate, extract
 from pipeline.checkpoints import write_checkpoint
 from pipeline.config import Config
-from pipeline.errors import StageError
+from pipeline.errors import StageError, UsageError
 from pipeline.features import describe_backbone, open_features, plan_features
 from pipeline.origin import FORMAT, About
 from pipeline.train import checkpoint_path
@@ -111,7 +111,6 @@ def identity(config: Config, *, rename: Callable[[Path], Path] = lambda path: pa
         {"seed": 1},
         {"train": {"val_fraction": 0.5}},
         {"train": {"data_seed": 3}},
-        {"test_on_train": True},
     ],
     ids=str,
 )
@@ -341,7 +340,8 @@ def write_images(root: Path, labels: dict[str, list[str]]) -> None:
 
 def odd(tmp_path: Path, labels: dict[str, list[str]]) -> Config:
     write_images(tmp_path / "data", labels)
-    config = wanted(tmp_path, dataset=f"folder:{tmp_path / 'data'}")
+    own = {"limit": IMAGES, "shard_size": 8, "split": "test"}  # whose labels are then not looked at
+    config = wanted(tmp_path, dataset=f"folder:{tmp_path / 'data'}", extract=own)
     make_features(config, "train", "test")
     train_here(config)
     return config
@@ -359,6 +359,21 @@ def test_of_one_class_there_is_no_cosine(
     assert [line.split()[-1] for line in rows if line.startswith(("CLIP", "DCLIP"))] == ["-"] * 3
     text = (folder_of(report) / "report.json").read_text()
     json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+
+def test_a_score_on_the_training_images_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "data", {"train": ["disc", "box", "disc;box", ""]})
+    changes = {"dataset": f"folder:{tmp_path / 'data'}", "test_split": "train"}
+    config = wanted(tmp_path, **changes, test_on_train=True)
+    make_features(config, "train")
+    train_here(config)
+    report = evaluate.run(config)
+    assert report["test_on_train"] is True
+    assert "warning: split 'train' is the training images" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--test-on-train"):
+        evaluate.run(wanted(tmp_path, **changes))
 
 
 def test_without_a_positive_there_is_no_map(
