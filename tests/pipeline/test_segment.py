@@ -311,8 +311,16 @@ def test_of_one_class_and_of_no_pixel_there_are_no_numbers(tmp_path: Path) -> No
         assert row["leakage_harmonic_mean"] is None
         json.loads(json.dumps(row), parse_constant=lambda word: pytest.fail(word))
         told = {"view": "-", "scores": "-", "background": "-"}
-        report = {"systems": {"clip_vv": row}, "protocol": told, "dataset": "one", "split": "test",
-                  "images": 1, "classes_scored": 1, "notes": ["two passed over"], "warnings": []}  # fmt: skip
+        report: cli.Report = {
+            "systems": {"clip_vv": row},
+            "protocol": told,
+            "dataset": "one",
+            "split": "test",
+            "images": 1,
+            "classes_scored": 1,
+            "warnings": [],
+            "notes": ["two passed over"],
+        }
         assert segment.table(report).splitlines()[1].split()[-1] == "-"
         assert "note: two passed over" in segment.table(report)
         assert segment.metrics(report).keys() >= {"test/miou_paper/clip_vv"}
