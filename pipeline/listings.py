@@ -420,28 +420,30 @@ def labels_of_masks(
 def _open_folder(
     folder: AnyPath, split: str, options: Mapping[str, str], cache: Path | None
 ) -> "Listing":
-    from dclip.data.folder import SEPARATORS, find_tables, images_of, label_files, read_folder
+    from dclip.data.folder import find_tables, images_of, label_files, read_folder
+    from dclip.data.tool_tables import METADATA
     from dclip.shards import digest
-    from pipeline.trees import find_tree, no_labels
+    from pipeline.trees import find_tree, no_labels, separator_of
 
     _known_options("folder:", options, ("separator", "format"))
     if has_folders(folder) and not folder.is_dir():
         raise UsageError(f"no folder {folder}; give one that holds images and a table of labels")
     folder = folder.absolute()
-    tree = find_tree(folder, options.get("format"))
+    tree = find_tree(folder, options)
     if tree is not None:
         if split not in tree.splits:
             raise UsageError(
                 f"no split {split!r} in {folder} ({tree.evidence}); splits there are"
                 f" {', '.join(map(repr, tree.splits))}"
             )
+        if "separator" in options and tree.format != METADATA:
+            raise UsageError(f"option separator is for tables of labels, not format={tree.format}")
         return _cached(
             lambda: tree.read(split), "folder", folder, split, options, tree.sources(), cache
         )
     if has_folders(folder) and not find_tables(folder):
         raise UsageError(no_labels(folder))
-    separator = options.get("separator", ";")
-    separator = SEPARATORS.get(separator, separator)
+    separator = separator_of(options)
     images = images_of(folder, leave_out=cache) if isinstance(folder, Path) else None
     return _cached(
         lambda: read_folder(folder, split, separator=separator, images=images),

@@ -18,27 +18,32 @@ if TYPE_CHECKING:
 TABLE = "table"
 """Our own format, in the option ``format``: ``<split>.csv`` and its like."""
 
+CLASS_FOLDERS = "class-folders"
+"""The one format that is told by nothing but folders."""
+
 _YOLO_SPLITS = ("train", "val", "test")
 _MAX_YAML_FILES = 20
 _LOOKED_AT = 10
 _MAX_YAML_BYTES = 1 << 18
 
 
-def find_tree(folder: AnyPath, wanted: str | None = None) -> "Tree | None":
+def find_tree(folder: AnyPath, options: Mapping[str, str] | None = None) -> "Tree | None":
     """What tool wrote a folder; None where it is read by its own tables of labels.
 
     Tables that are called after splits go before all else. Folders at a URL have nothing but those.
 
     Args:
         folder: Of the images.
-        wanted: The format, where the user says it.
+        options: Of the data set: ``format``, where the user says it, and ``separator``.
 
     Raises:
         UsageError: There is no such format, the folder is not in it, or it may be in two.
         ValueError: The folder is in a format, and something in it cannot be used.
         OSError: It cannot be read.
     """
-    finders = _finders()
+    options = options or {}
+    wanted = options.get("format")
+    finders = _finders(separator_of(options))
     if wanted is not None and wanted not in (TABLE, *finders):
         raise UsageError(f"unknown format {wanted!r}; known are {TABLE}, {', '.join(finders)}")
     if not isinstance(folder, Path) or not folder.is_dir():
@@ -57,7 +62,14 @@ def find_tree(folder: AnyPath, wanted: str | None = None) -> "Tree | None":
         return tree
     if _has_tables(folder):
         return None
-    trees = [tree for find in finders.values() if (tree := find(folder, False)) is not None]
+    found = [find(folder, False) for name, find in finders.items() if name != CLASS_FOLDERS]
+    trees = [tree for tree in found if tree is not None]
+    try:
+        tree = finders[CLASS_FOLDERS](folder, False)
+        trees += [tree] if tree is not None else []
+    except ValueError:
+        if not trees:  # else its folders need not be classes
+            raise
     if len(trees) > 1:
         ways = " or ".join(f"format={tree.format} ({tree.evidence})" for tree in trees)
         raise UsageError(f"{folder} may be read in two ways; say which: --options {ways}")
@@ -78,7 +90,7 @@ def folder_splits(folder: AnyPath, options: Mapping[str, str] | None = None) -> 
     """
     from dclip.data.folder import find_splits, find_tables
 
-    tree = find_tree(folder, (options or {}).get("format"))
+    tree = find_tree(folder, options)
     if tree is not None:
         return list(tree.splits)
     if not has_folders(folder) or not folder.is_dir():
@@ -107,15 +119,27 @@ def no_labels(folder: AnyPath) -> str:
     return said
 
 
-def _finders() -> "dict[str, Callable[[Path, bool], Tree | None]]":
+def separator_of(options: Mapping[str, str]) -> str:
+    """What parts the labels in a cell of a table: a character, or the word for one."""
+    from dclip.data.folder import SEPARATORS
+
+    separator = options.get("separator", ";")
+    return SEPARATORS.get(separator, separator)
+
+
+def _finders(separator: str) -> "dict[str, Callable[[Path, bool], Tree | None]]":
     """For each format a function that finds it; the flag tells that the user named it."""
-    from dclip.data import class_folders, label_studio, yolo
+    from dclip.data import class_folders, label_studio, tool_tables, yolo
 
     return {
-        class_folders.FORMAT: lambda folder, is_sure: class_folders.find_class_folders(
+        CLASS_FOLDERS: lambda folder, is_sure: class_folders.find_class_folders(
             folder, is_sure=is_sure
         ),
         yolo.FORMAT: lambda folder, _: _find_yolo(folder),
+        tool_tables.METADATA: lambda folder, _: tool_tables.find_metadata(
+            folder, separator=separator
+        ),
+        tool_tables.CLASSES: lambda folder, _: tool_tables.find_classes_csv(folder),
         label_studio.FORMAT: lambda folder, _: label_studio.find_label_studio(folder),
     }
 
@@ -129,10 +153,11 @@ def _has_tables(folder: Path) -> bool:
 
 
 def _is_of_a_tool(path: AnyPath) -> bool:
-    """Whether a table is another tool's, which does not tell labels as ours do."""
+    """Whether a table is another tool's, which does not call or place it as ours do."""
     from dclip.data.label_studio import is_export
+    from dclip.data.tool_tables import is_metadata
 
-    return isinstance(path, Path) and is_export(path)
+    return isinstance(path, Path) and (is_export(path) or is_metadata(path))
 
 
 # ---------------------------------------------------------------------------------------------

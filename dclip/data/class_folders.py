@@ -36,7 +36,7 @@ def find_class_folders(folder: Path, *, is_sure: bool = False) -> Tree | None:
     """A tree with a folder per class, if that is what a folder is.
 
     Folders of images that lie in folders called train, val, test or the like are classes of these
-    splits. Else folders of images are classes of the one split, ``train``, of which two are needed.
+    splits. Else folders of images are classes of the one split, ``train``. One folder is no tree.
 
     Args:
         folder: Of the tree.
@@ -68,8 +68,8 @@ def find_class_folders(folder: Path, *, is_sure: bool = False) -> Tree | None:
     flat = [top for top in tops if looks(folder / top)]
     classes = {top: inside(folder / top) for top in tops}
     splits = [top for top in tops if split_kind(top) and _are_classes(classes[top], is_sure)]
-    if splits:
-        inner = sorted({f"{split}/{name}" for split in splits for name in classes[split]})
+    inner = sorted(f"{split}/{name}" for split in splits for name in classes[split])
+    if len(inner) > 1 or (inner and is_sure):
         evidence = f"{counted(len(inner), 'folder')} of images, such as {inner[0]}"
         return Tree(
             FORMAT,

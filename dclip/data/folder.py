@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -114,6 +114,74 @@ def read_folder(
     tables = [first, *(other for other in others if other is not None)]
     if any(table.shape == "open images" for table in tables):
         tables = _name_open_images(folder, tables, split, known)
+    listing = _listing(
+        folder,
+        split,
+        tables,
+        given,
+        notes,
+        rows_of=lambda table, told: _rows_of(table, split, is_by_column, told),
+        separator=separator,
+    )
+    if images is None or None in others:
+        return listing
+    unlisted = _tell_unlisted(images, tables, _insider(folder))
+    return replace(listing, notes=(*listing.notes, *unlisted))
+
+
+def read_tables(
+    folder: Path,
+    split: str,
+    tables: Mapping[str, Path],
+    *,
+    is_of_split: Callable[[str], bool],
+    separator: str = ";",
+) -> ImageListing:
+    """The images of a split of a folder whose tables lie and are called as another tool has it.
+
+    Args:
+        folder: Of the tables and the images.
+        split: One of ``tables``.
+        tables: The table of each split; paths in it are relative to the folder it lies in.
+        is_of_split: Whether an image is of the split, by its path; a table may have several.
+        separator: As for `read_folder`.
+
+    Raises:
+        ValueError: As of `read_folder`.
+        OSError: If a file cannot be read.
+    """
+    names_file = folder / CLASS_NAMES_FILE
+    given = read_class_names_file(names_file) if names_file.is_file() else None
+    known = frozenset(given.names) if given else frozenset()
+
+    def read(path: Path) -> LabelTable:
+        table = read_table(path, separator=separator, known=known)
+        place = path.parent.relative_to(folder)
+        files = [
+            file if PurePosixPath(file).is_absolute() else str(place / file) for file in table.files
+        ]
+        return replace(table, files=tuple(files))
+
+    def rows_of(table: LabelTable, _: list[str]) -> Sequence[int]:
+        return [row for row, file in enumerate(table.files) if is_of_split(file)]
+
+    paths = dict.fromkeys([tables[split], *tables.values()])
+    read_all = [read(path) for path in paths]
+    notes = list(given.notes) if given else []
+    return _listing(folder, split, read_all, given, notes, rows_of=rows_of, separator=separator)
+
+
+def _listing(
+    folder: AnyPath,
+    split: str,
+    tables: Sequence[LabelTable],
+    given: "ClassNames | None",
+    notes: list[str],
+    *,
+    rows_of: Callable[[LabelTable, list[str]], Sequence[int]],
+    separator: str,
+) -> ImageListing:
+    """The images of some rows of the first table; classes are those that are given, or of all."""
     table = tables[0]
     if given:
         class_names = given.names
@@ -121,10 +189,12 @@ def read_folder(
         _refuse_joined(tables, separator)
         class_names = tuple(sorted(set().union(*(one.classes for one in tables))))
         if not class_names:
-            raise ValueError(f"{path} has no label at all, and there is no {names_file}")
+            raise ValueError(
+                f"{table.path} has no label at all, and there is no {folder / CLASS_NAMES_FILE}"
+            )
         notes += _tell_joined(class_names)
     notes += table.notes
-    rows = _rows_of(table, split, is_by_column, notes)
+    rows = rows_of(table, notes)
     labels = _labels(table, rows, class_names, notes)
     inside = _insider(folder)
     seen: dict[str, int] = {}
@@ -136,8 +206,6 @@ def read_folder(
                 " already; write all labels of an image into one row"
             )
         seen[file] = row
-    if images is not None and None not in others:
-        notes += _tell_unlisted(images, tables, inside)
     return ImageListing(
         name="folder",
         split=split,

@@ -145,6 +145,16 @@ def is_label_table(path: AnyPath) -> bool:
         return False
 
 
+def columns_of(path: AnyPath) -> tuple[str, ...]:
+    """The columns of a table.
+
+    Raises:
+        ValueError: If it cannot be read.
+        OSError: If it cannot be read from where it is.
+    """
+    return _open(path).columns
+
+
 def splits_of(path: AnyPath) -> tuple[str, ...]:
     """What the column ``split`` of a table says, each once, in the table's order; none without one.
 

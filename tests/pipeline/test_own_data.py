@@ -194,6 +194,62 @@ def label_studio_csv(root: Path) -> Expected:
     )
 
 
+def huggingface_of_each_split(root: Path) -> Expected:
+    """Metadata beside the images of each split, as lists and as columns."""
+    for number, file in enumerate(("train/1.jpg", "train/2.jpg", "validation/sub/1.jpg")):
+        image(root / file, number)
+    lines = [
+        {"file_name": "1.jpg", "text": "a dog", "labels": ["dog", "traffic light"]},
+        {"file_name": "2.jpg", "text": "nothing", "labels": []},
+    ]
+    (root / "train/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (root / "validation/metadata.csv").write_text("file_name,cat,dog\nsub/1.jpg,1,-1\n")
+    return Expected(
+        ("cat", "dog", "traffic light"),
+        {
+            "train": {"train/1.jpg": [0, 1, 1], "train/2.jpg": [0, 0, 0]},
+            "validation": {"validation/sub/1.jpg": [1, -1, 0]},
+        },
+    )
+
+
+def huggingface_of_all(root: Path) -> Expected:
+    """One table for all images, whose paths begin with their splits."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files, labels = ["train/1.jpg", "test/1.jpg"], [["dog"], ["cat", "dog"]]
+    for number, file in enumerate(files):
+        image(root / file, number)
+    pq.write_table(pa.table({"file_name": files, "labels": labels}), root / "metadata.parquet")
+    return Expected(
+        ("cat", "dog"), {"train": {"train/1.jpg": [0, 1]}, "test": {"test/1.jpg": [1, 1]}}
+    )
+
+
+def huggingface_without_splits(root: Path) -> Expected:
+    image(root / "images/1.jpg")
+    (root / "metadata.csv").write_text("file_name,label\n./images/1.jpg,dog\n")
+    return Expected(("dog",), {"train": {"images/1.jpg": [1]}})
+
+
+def roboflow_classes(root: Path) -> Expected:
+    """As Roboflow exports multi-label classification, with a space after each comma."""
+    for number, split in enumerate(("train", "valid", "test")):
+        image(root / split / "a.rf.12ab.jpg", number)
+        (root / split / "_classes.csv").write_text(
+            f"filename, dog, traffic light\na.rf.12ab.jpg, {number % 2}, 1\n"
+        )
+    (root / "README.dataset.txt").write_text("exported")
+    return Expected(
+        ("dog", "traffic light"),
+        {
+            split: {f"{split}/a.rf.12ab.jpg": [number, 1]}
+            for split, number in (("train", 0), ("valid", 1), ("test", 0))
+        },
+    )
+
+
 TREES: Mapping[str, Callable[[Path], Expected]] = {
     function.__name__: function
     for function in (
@@ -206,6 +262,10 @@ TREES: Mapping[str, Callable[[Path], Expected]] = {
         label_studio_json,
         label_studio_min,
         label_studio_csv,
+        huggingface_of_each_split,
+        huggingface_of_all,
+        huggingface_without_splits,
+        roboflow_classes,
     )
 }
 
@@ -278,7 +338,10 @@ def test_a_class_that_one_split_lacks_has_its_column_in_both(tmp_path: Path) -> 
     ("files", "message"),
     [
         (["a/dog/1.jpg", "b/1.jpg", "c/1.jpg"], r"a has images in folders, such as dog, and is"),
-        (["train/dog/1.jpg", "train/dog/more/2.jpg"], r"dog has images, and more .*'more'"),
+        (
+            ["train/cat/1.jpg", "train/dog/1.jpg", "train/dog/more/2.jpg"],
+            r"dog has images, and more .*'more'",
+        ),
         (["train/1.jpg", "test/1.jpg"], "no labels in "),
         (["photos/1.jpg"], "no labels in "),
         (["images/1.jpg", "masks/1.png"], "no labels in "),
@@ -421,12 +484,13 @@ def test_yaml_of_something_else_is_no_data_set(tmp_path: Path) -> None:
 
 def test_a_tree_that_may_be_read_in_two_ways_is_refused_with_both(tmp_path: Path) -> None:
     ultralytics(tmp_path)
-    image(tmp_path / "train/dog/1.jpg")
-    ways = r"--options format=class-folders \(1 folder.*\) or format=yolo \(data\.yaml with 3 class"
+    for name in ("dog", "cat"):
+        image(tmp_path / f"train/{name}/1.jpg")
+    ways = r"--options format=yolo \(data\.yaml with 3 .*\) or format=class-folders \(2 folders"
     with pytest.raises(UsageError, match=ways):
         opened(tmp_path, "train")
     assert len(opened(tmp_path, "train", format="yolo")) == 3
-    assert len(opened(tmp_path, "train", format="class-folders")) == 1
+    assert len(opened(tmp_path, "train", format="class-folders")) == 2
 
 
 def test_a_label_studio_export_says_what_is_taken_for_what(tmp_path: Path) -> None:
@@ -476,6 +540,62 @@ def test_label_studio_exports_that_are_no_labels_are_refused(
     (tmp_path / "other.json").write_text(json.dumps(tasks))
     with pytest.raises(ValueError, match="keep one, or call them train, val and test"):
         opened(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train/metadata.csv": "file_name,labels\n1.jpg,a\n../x.jpg,b\n"}, "line 3: .*not inside"),
+        (
+            {"train/metadata.csv": "file_name,text\n1.jpg,a dog\n"},
+            "line 2: column 'text' has 'a dog'",
+        ),
+        ({"metadata.csv": "file_name,text\n1.jpg,a dog\n"}, "line 2: column 'text' has 'a dog'"),
+        (
+            {"train/metadata.csv": "file_name,a\n1.jpg,1\n", "train/metadata.jsonl": "{}"},
+            r"metadata\.csv and metadata\.jsonl are both there; keep one",
+        ),
+        (
+            {
+                "train/metadata.csv": "file_name,a\n1.jpg,1\n",
+                "metadata.csv": "file_name,a\n1.jpg,1",
+            },
+            "are both there; keep one of them",
+        ),
+        ({"train/_classes.csv": "filename, a\n1.jpg, 2\n"}, "line 2: column 'a' has"),
+    ],
+)
+def test_tables_of_tools_that_cannot_be_used_are_refused_by_row(
+    tmp_path: Path, files: dict[str, str], message: str
+) -> None:
+    image(tmp_path / "train/1.jpg")
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path, "train")
+
+
+def test_one_metadata_file_can_have_a_column_of_splits(tmp_path: Path) -> None:
+    for name in "ab":
+        image(tmp_path / f"{name}.jpg")
+    (tmp_path / "metadata.csv").write_text(
+        "file_name,split,labels\na.jpg,train,dog|cat\nb.jpg,test,cat\n"
+    )
+    assert folder_splits(tmp_path, {"separator": "|"}) == ["train", "test"]
+    listing = opened(tmp_path, "test", separator="|")
+    assert (listing.file_names, listing.class_names) == (("b.jpg",), ("cat", "dog"))
+
+
+def test_a_table_of_ones_own_may_be_called_metadata(tmp_path: Path) -> None:
+    image(tmp_path / "1.jpg")
+    (tmp_path / "metadata.csv").write_text("file,labels\n1.jpg,dog\n")
+    assert folder_splits(tmp_path) == ["metadata"]
+
+
+def test_an_option_that_does_nothing_is_refused(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    with pytest.raises(UsageError, match="separator is for tables of labels, not format=class-f"):
+        opened(tmp_path, "train", separator="|")
 
 
 @pytest.mark.parametrize(
