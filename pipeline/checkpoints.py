@@ -58,7 +58,7 @@ def write_checkpoint(
         safetensors.torch.save_file(
             {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
             temporary,
-            metadata={"dclip": about.model_dump_json()},
+            metadata=about.metadata(),
         )
 
 
@@ -109,9 +109,11 @@ def check_features(path: Path, about: About, manifest: Manifest) -> None:
     """
     if about.feature_space != manifest.feature_space:
         raise StageError(
-            f"checkpoint {path} was trained on features of {about.backbone_name} "
+            f"checkpoint {path} was trained on features of {about.made_on} "
             f"({about.feature_space[:12]}), these are of {manifest.spec.get('backbone_name')} "
-            f"({manifest.feature_space[:12]}); use the same backbone, weights and resolution"
+            f"at {manifest.spec.get('resolution', 'unknown')} px, kind "
+            f"{manifest.spec.get('kind', 'unknown')} ({manifest.feature_space[:12]}); use the "
+            "same backbone, weights and resolution"
         )
     if about.class_names != manifest.class_names:
         raise StageError(

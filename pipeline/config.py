@@ -311,9 +311,16 @@ class PredictConfig(BaseModel):
         [], description="class names of any choice, with commas between: dog, horse, person"
     )
     checkpoint: LocalPath | None = Field(
-        None, description="projectors; left out: those that these settings train"
+        None,
+        description="projectors, on the backbone they were trained on unless another is named; "
+        "left out: those that these settings train if they stand, else frozen CLIP alone",
     )
     zero_shot: bool = Field(False, description="frozen CLIP alone, no projectors")
+    untrained_probability: bool = Field(
+        False,
+        description="also tell what the projectors say of classes they were not trained on; it is "
+        "confident and means little (docs/untrained_names.md)",
+    )
     threshold: float = Field(
         0.5,
         gt=0,

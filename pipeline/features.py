@@ -388,8 +388,9 @@ def describe_backbone(config: Config) -> BackboneInfo:
         UsageError: An unknown name, or an unusable resolution.
         OSError: Weights that are not here and cannot be fetched.
     """
-    for warning in warnings_of(config):
-        _warn_once(warning)
+    if not config.predict.paths:  # that stage may take another backbone yet, and warns by itself
+        for warning in warnings_of(config):
+            _warn_once(warning)
     weights = config.pretrained if config.pretrained and Path(config.pretrained).is_file() else None
     return _describe_backbone(
         config.backbone,

@@ -1,6 +1,7 @@
 """What a checkpoint says of its origin; reading it takes no torch."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,56 @@ import safetensors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dclip.recipe import Recipe
+from pipeline.config import Config
 from pipeline.errors import StageError, told
 
 FORMAT = 2
+
+
+class Encoder(BaseModel):
+    """The frozen CLIP behind a checkpoint, in the words of the settings.
+
+    Attributes:
+        backbone: Name it is opened by.
+        pretrained: Tag or file of its weights; None for the usual ones.
+        resolution: Side of its images in pixels.
+        include_global_token: Whether the mean token preceded the locations.
+        kind: Of the local features.
+        templates: Prompt templates of absence and of presence.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    backbone: str
+    pretrained: str | None
+    resolution: int = Field(ge=1)
+    include_global_token: bool
+    kind: str
+    templates: list[str]
+
+    @classmethod
+    def of(cls, config: Config, spec: Mapping[str, Any]) -> "Encoder":
+        """That of some settings and of the features they made.
+
+        Args:
+            config: Settings.
+            spec: Of the manifest of the features.
+        """
+        return cls(
+            backbone=config.backbone,
+            pretrained=config.pretrained,
+            resolution=spec["resolution"],
+            include_global_token=spec["include_global_token"],
+            kind=spec["kind"],
+            templates=list(spec["prompts"])[:2],
+        )
 
 
 class About(BaseModel):
     """Origin of a checkpoint; ``feature_space`` says which features it understands.
 
     ``epoch`` is the one its weights are of: the last, or the best on held-out images, as the
-    recipe's ``selection`` says.
+    recipe's ``selection`` says. ``encoder`` is None for checkpoints of before it was kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +75,20 @@ class About(BaseModel):
     features: str
     history: list[dict[str, float]]
     commit: str | None
+    encoder: Encoder | None = None
+
+    @property
+    def made_on(self) -> str:
+        """The features it was trained on, in words."""
+        known = self.encoder
+        if known is None:
+            return f"{self.backbone_name} (resolution and kind unknown)"
+        return f"{self.backbone_name} at {known.resolution} px, kind {known.kind}"
+
+    def metadata(self) -> dict[str, str]:
+        """What a file says of it; the encoder apart, so that earlier versions read the rest."""
+        kept = {"dclip": self.model_dump_json(exclude={"encoder"})}
+        return kept | ({"encoder": self.encoder.model_dump_json()} if self.encoder else {})
 
 
 def read_about(path: Path) -> About:
@@ -51,6 +106,8 @@ def read_about(path: Path) -> About:
                 f"{path} has format {found['format']}, this version reads {FORMAT}; delete it and "
                 "train again"
             )
+        if "encoder" in metadata:
+            found["encoder"] = json.loads(metadata["encoder"])
         about = About.model_validate(found)
     except FileNotFoundError:
         raise StageError(

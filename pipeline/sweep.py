@@ -446,7 +446,7 @@ def _write_checkpoints(
     """The projectors of each trial as a checkpoint like that of a training, in the given order."""
     from pipeline.checkpoints import read_state, write_checkpoint
     from pipeline.features import open_features
-    from pipeline.origin import FORMAT, About
+    from pipeline.origin import FORMAT, About, Encoder
     from pipeline.provenance import git_commit
     from pipeline.trials import begin, lines, read_results, state_files, trained
 
@@ -479,6 +479,7 @@ def _write_checkpoints(
                 features=plan.fingerprint,
                 history=lines(results, place),
                 commit=git_commit(),
+                encoder=Encoder.of(config, reader.manifest.spec),
             )
             path = folder / "trials" / f"trial-{row['trial']:04d}.safetensors"
             write_checkpoint(path, training.model(number), training.texts, about)

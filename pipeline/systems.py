@@ -142,7 +142,7 @@ def read_origin(path: Path, backbone: "BackboneInfo") -> "tuple[About, str]":
     spaces = {digest(backbone.space(kind)): kind for kind in backbone.paths}
     if about.feature_space not in spaces:
         raise StageError(
-            f"checkpoint {path} was trained on features of {about.backbone_name} "
+            f"checkpoint {path} was trained on features of {about.made_on} "
             f"({about.feature_space[:12]}), not of {backbone.name} at {backbone.resolution} "
             "px; give the backbone, weights and resolution it was trained with"
         )

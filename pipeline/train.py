@@ -148,7 +148,7 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
     from pipeline import cluster
     from pipeline.checkpoints import read_state, write_checkpoint
     from pipeline.features import open_features
-    from pipeline.origin import FORMAT, About
+    from pipeline.origin import FORMAT, About, Encoder
     from pipeline.provenance import git_commit
     from pipeline.tracking import Tracker
 
@@ -201,6 +201,7 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
             features=plan.fingerprint,
             history=_read_history(folder / _HISTORY),
             commit=git_commit(),
+            encoder=Encoder.of(config, reader.manifest.spec),
         )
         write_checkpoint(path, training.model(), training.texts, about)
         tracked.tags({"dclip.selection": config.train.selection, "dclip.epoch": str(about.epoch)})

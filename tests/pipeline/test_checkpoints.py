@@ -1,5 +1,6 @@
 """Checkpoints: whole, refusing other features, and never unpickled."""
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -16,8 +17,9 @@ from pipeline.checkpoints import (
     load_checkpoint,
     write_checkpoint,
 )
+from pipeline.config import Config
 from pipeline.errors import StageError
-from pipeline.origin import FORMAT, About
+from pipeline.origin import FORMAT, About, Encoder
 
 from ..dclip.test_shards import (  # noqa: TID252 - tests have no name to import them by
     CLASSES,
@@ -58,6 +60,46 @@ def test_a_checkpoint_gives_back_model_texts_and_origin(tmp_path: Path) -> None:
     torch.manual_seed(3)
     expected = build_model(about.recipe, DIM).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+ENCODER = {
+    "backbone": "RN101",
+    "pretrained": None,
+    "resolution": 448,
+    "include_global_token": True,
+    "kind": "value",
+    "templates": ["Not a photo of a {}", "A photo of a {}"],
+}
+
+
+def test_a_checkpoint_says_what_encoded_and_is_read_by_who_does_not_know_of_it(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.safetensors"
+    about = write(path, encoder=ENCODER, backbone_name="RN101/openai")
+    assert load_checkpoint(path)[2] == about
+    assert about.made_on == "RN101/openai at 448 px, kind value"
+    with safetensors.safe_open(path, "pt") as file:
+        kept = json.loads(file.metadata()["dclip"])
+    assert "encoder" not in kept  # earlier versions refuse a key that they do not know
+
+
+def test_a_checkpoint_of_before_says_that_it_is_unknown(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write(path)
+    assert load_checkpoint(path)[2].encoder is None
+    write_folder(tmp_path / "features")
+    about = write(path, feature_space="0" * 64)
+    with pytest.raises(StageError, match=r"toy \(resolution and kind unknown\) \(0+\), these are"):
+        check_features(path, about, read_manifest(tmp_path / "features"))
+
+
+def test_an_encoder_comes_from_settings_and_features() -> None:
+    spec = {
+        "resolution": 448, "include_global_token": True, "kind": "value",
+        "prompts": [*ENCODER["templates"], "a photo of a {}"],
+    }  # fmt: skip
+    assert Encoder.of(Config(backbone="RN101"), spec).model_dump() == ENCODER
 
 
 def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path: Path) -> None:
