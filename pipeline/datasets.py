@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from dclip.paths import AnyPath, as_path, has_folders, is_remote, remote_errors
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import StageError, UsageError, told
 from pipeline.pages import page
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from dclip.data.dataset import Dataset
     from dclip.data.listing import Listing
+    from dclip.data.partition import Part
     from dclip.data.segmentation import SegmentationListing
 
     AnyListing = Listing | SegmentationListing
@@ -35,6 +37,7 @@ examples:
   python -m pipeline.datasets list
   python -m pipeline.datasets check coco14 --root DIR
   python -m pipeline.datasets check voc2007 --root DIR --full
+  python -m pipeline.datasets check folder:DIR --test-fraction 0.2
   python -m pipeline.datasets stats shapes
   python -m pipeline.datasets stats folder:DIR --split train
 Nothing is downloaded: where a file is missing, check says which, and the page to get it from."""
@@ -62,6 +65,9 @@ _LABELLED: Mapping[str, tuple[str, Mapping[str, str]]] = {
 }
 # With fewer samples, where classes lie in the image is chance.
 _FAIR_SAMPLE = 24
+
+_FEW_MASKS = 0.1
+"""Share of masks without a counted object that a data set may have: crowds, rare landscapes."""
 
 _LOOKED_AT = 1000
 """How many entries of a folder are looked at in search of a better root."""
@@ -141,7 +147,23 @@ def parser() -> argparse.ArgumentParser:
             help="folder of pictures and of listings that take long to make; default outputs",
         )
         if command == "check":
-            sub.add_argument("--full", action="store_true", help="read all images, not 32 a split")
+            sub.add_argument(
+                "--full", action="store_true", help="read and compare all images, not a sample"
+            )
+            sub.add_argument(
+                "--test-fraction",
+                type=_fraction,
+                metavar="SHARE",
+                help="check the two splits that a stage makes of one with this setting",
+            )
+            sub.add_argument(
+                "--split-seed", type=int, default=0, metavar="SEED", help="seed of that; default 0"
+            )
+            sub.add_argument(
+                "--backbone",
+                metavar="NAME",
+                help="the CLIP whose prompts class names have to fit; left out: as in the stages",
+            )
         else:
             sub.add_argument(
                 "--limit",
@@ -159,6 +181,16 @@ def _place(text: str) -> AnyPath:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _fraction(text: str) -> float:
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = 0.0
+    if not 0 < fraction < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1")
+    return fraction
+
+
 def _local(text: str) -> Path:
     path = _place(text)
     if not isinstance(path, Path):
@@ -173,14 +205,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done and no problem found, 1 a problem was found or the work failed, 2 wrong usage, 130
         interrupted.
     """
-    from pipeline.cli import show_log
-
-    show_log()
     try:
         flags = parser().parse_args(argv)
         if flags.command == "list":
             _print(table())
             return 0
+        from pipeline.cli import show_log
+
+        show_log()
         options = _parse_options(flags.option)
         cache = flags.output.absolute() / "listings"
         if flags.command == "check":
@@ -192,6 +224,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 options=options,
                 limit=limit,
                 cache=cache,
+                test_fraction=flags.test_fraction,
+                split_seed=flags.split_seed,
+                backbone=flags.backbone,
             )
             _print(_show(flags.name, flags.root, found))
             if flags.json:
@@ -290,22 +325,35 @@ def check(
     options: Mapping[str, str] | None = None,
     limit: int | None = 32,
     cache: Path | None = None,
+    test_fraction: float | None = None,
+    split_seed: int = 0,
+    backbone: str | None = None,
 ) -> Findings:
     """Compare a copy of a data set with what was published, and read images of it.
+
+    What stages refuse before they begin (`pipeline.preflight`) is a problem here.
 
     Args:
         name: As for `pipeline.listings.open_listing`.
         root: Folder of it.
         splits: Which to look at; left out: those to train and report on.
         options: Settings of the data set.
-        limit: Images to read of each split, evenly spread; None reads all.
+        limit: Images to read of each split, evenly spread; None reads all, and compares the bytes
+            of all.
         cache: As for `pipeline.listings.open_listing`.
+        test_fraction: Look at the two splits that are made of one with it; None: as they are.
+        split_seed: Seed of that.
+        backbone: The frozen CLIP whose prompts class names have to fit; None: the one that stages
+            take.
 
     Raises:
-        UsageError: An unknown data set, split or option.
+        UsageError: An unknown data set, split or option, or ``splits`` beside ``test_fraction``.
     """
-    from pipeline.listings import root_of, settle_options
+    from pipeline.config import usual_backbone
+    from pipeline.listings import open_part, root_of, settle_options
 
+    if test_fraction is not None and splits:
+        raise UsageError("--test-fraction makes the splits train and test; leave out --split")
     found = _registered(name)
     chosen = dict(options or {})
     findings = Findings()
@@ -324,8 +372,11 @@ def check(
             _expectations(found, root, splits or _usual_splits(found) or ["{split}"], findings)
             return findings
     listings: dict[str, AnyListing] = {}
+    parts: dict[str, Part] = {}
+    if test_fraction is not None:
+        parts = {"train": "train", "test": "test"}
     try:
-        wanted = list(splits) or default_splits(name, root, chosen)
+        wanted = list(splits or parts) or default_splits(name, root, chosen)
     except UsageError:
         if found is None or root is None or not has_folders(root):
             raise
@@ -336,12 +387,31 @@ def check(
         return findings
     for split in wanted:
         try:
-            listings[split] = _open(name, root, split, chosen, cache)
-        except ValueError as error:
+            if split in parts:
+                assert test_fraction is not None
+                listings[split] = open_part(
+                    name,
+                    root,
+                    parts[split],
+                    chosen,
+                    fraction=test_fraction,
+                    seed=split_seed,
+                    split=split,
+                    cache=cache,
+                )
+            else:
+                listings[split] = _open(name, root, split, chosen, cache)
+            _check_split(found, root, listings[split], split, chosen, limit, cache, findings)
+        except UsageError as error:
+            if test_fraction is not None:
+                raise
             findings.add("problem", split, _told(error))
-            continue
-        _check_split(found, root, listings[split], split, chosen, limit, cache, findings)
-    _check_overlap(listings, findings)
+        except (ValueError, OSError) as error:
+            findings.add("problem", split, _told(error))
+    _check_classes(found, listings, findings)
+    _check_overlap(listings, limit is None, findings)
+    _check_names(listings, backbone or usual_backbone({"dataset": name}), findings)
+    _check_pair(name, root, found, wanted, is_asked=bool(splits), findings=findings)
     if found is not None and root is not None and len(listings) < len(wanted):
         if isinstance(root, Path):
             _remedies(found, root, [split for split in wanted if split not in listings], findings)
@@ -352,11 +422,11 @@ def check(
     return findings
 
 
-def _told(error: ValueError) -> str:
+def _told(error: Exception) -> str:
     """What an error says, without the advice to run this program."""
     from pipeline.listings import CHECK
 
-    return str(error).partition(f"; {CHECK}")[0]
+    return told(error).partition(f"; {CHECK}")[0]
 
 
 def default_splits(
@@ -368,7 +438,7 @@ def default_splits(
         UsageError: The data set does not tell.
     """
     from dclip.data.coco import coco_splits
-    from pipeline.listings import FOLDER, WEBDATASET, path_of
+    from pipeline.listings import FOLDER, known_splits, path_of
     from pipeline.trees import folder_splits, no_labels
 
     found = _registered(name)
@@ -384,11 +454,11 @@ def default_splits(
         names = folder_splits(folder, options)
         if not names and has_folders(folder):
             raise StageError(no_labels(folder))
-    elif "{split}" not in name and (name.startswith(WEBDATASET) or name.endswith(".json")):
-        names = ["all"]
+    elif found is None:
+        names = known_splits(name, root, options)
     if not names:
         raise UsageError(f"which split of {name!r}? Name it with --split")
-    return names
+    return sorted(names, key=lambda split: "train" not in split)
 
 
 def _usual_splits(found: "Dataset") -> list[str]:
@@ -431,7 +501,7 @@ def _check_count(
 ) -> None:
     images = len(listing)
     expected = None if found is None else found.expected_images(split, options)
-    counted = f"{images:,} images, {classes} classes"
+    counted = f"{images:,} image{'s' * (images != 1)}, {classes} class{'es' * (classes != 1)}"
     if found is None or expected is None:
         findings.add("ok", split, f"{counted}; there is no published count to compare with")
     elif images == expected:
@@ -480,19 +550,21 @@ def _check_signs(
     file = root / "annotations" / f"instances_{split}.json"
     if file.is_file():
         with file.open("rb") as opened, remote_errors(file):
-            told = {match.decode() for match in _COCO_ADDRESS.findall(opened.read(_HEAD_BYTES))}
-        if told and told != {split}:
+            spoken = {match.decode() for match in _COCO_ADDRESS.findall(opened.read(_HEAD_BYTES))}
+        if spoken and spoken != {split}:
             findings.add(
                 "problem",
                 split,
-                f"{file} speaks of images of {', '.join(sorted(told))}; were splits or years"
+                f"{file} speaks of images of {', '.join(sorted(spoken))}; were splits or years"
                 " exchanged?",
             )
 
 
 def _check_files(listing: "AnyListing", split: str, findings: Findings) -> bool:
     """Whether the listed files are there, as far as the listing names files."""
-    everything = _image_paths(listing)
+    from pipeline.preflight import image_paths
+
+    everything = image_paths(listing)
     paths = [path for path in everything if isinstance(path, Path)]
     if len(paths) < len(everything):
         findings.add("note", split, "remote images are asked for as they are read; --full: all")
@@ -500,14 +572,9 @@ def _check_files(listing: "AnyListing", split: str, findings: Findings) -> bool:
     missing = [path for path in paths if not path.is_file()]
     if not missing:
         return True
-    other = next(
-        (
-            folder
-            for folder in sorted(missing[0].parent.parent.iterdir())
-            if (folder / missing[0].name).is_file()
-        ),
-        None,
-    )
+    above = missing[0].parent.parent
+    beside = sorted(above.iterdir()) if above.is_dir() else []
+    other = next((folder for folder in beside if (folder / missing[0].name).is_file()), None)
     hint = f"; it is in {other}, were folders exchanged?" if other is not None else ""
     findings.add(
         "problem",
@@ -517,17 +584,10 @@ def _check_files(listing: "AnyListing", split: str, findings: Findings) -> bool:
     return len(missing) < len(paths)
 
 
-def _image_paths(listing: Any) -> Sequence[AnyPath]:
-    """Image files, where each sample has one of its own."""
-    from dclip.data.listing import ImageListing
-
-    if isinstance(listing, ImageListing):
-        return [listing.image_dir / name for name in listing.file_names]
-    return getattr(listing, "image_paths", ())
-
-
 def _check_labels(listing: "AnyListing", split: str, findings: Findings) -> None:
     """Classes without any image, images without any class."""
+    from pipeline.preflight import label_problem
+
     labels = getattr(listing, "labels", None)
     if labels is None:
         return
@@ -538,13 +598,19 @@ def _check_labels(listing: "AnyListing", split: str, findings: Findings) -> None
     ]
     if absent:
         names = ", ".join(absent[:_NAMED]) + (", ..." if len(absent) > _NAMED else "")
-        findings.add("note", split, f"{len(absent)} classes occur in no image: {names}")
+        more = "class occurs" if len(absent) == 1 else "classes occur"
+        findings.add("note", split, f"{len(absent)} {more} in no image: {names}")
     empty = int(((labels == 1).sum(axis=1) == 0).sum())
     if empty:
-        findings.add("note", split, f"{empty:,} images have no class")
+        more = "image has" if empty == 1 else "images have"
+        findings.add("note", split, f"{empty:,} {more} no class")
+    problem = label_problem(listing)
+    if problem:
+        findings.add("problem", split, problem)
     unknown = int((labels == -1).sum())
     if unknown:
-        findings.add("note", split, f"{unknown:,} labels are unknown and will be left out")
+        more = "label is" if unknown == 1 else "labels are"
+        findings.add("note", split, f"{unknown:,} {more} unknown and will be left out")
 
 
 def _check_images(
@@ -552,6 +618,7 @@ def _check_images(
 ) -> list[int]:
     """Read images, and masks where there are any; positions of the good ones."""
     from dclip.data.images import ImageError
+    from pipeline.preflight import spread
 
     rows = spread(len(listing), limit)
     good: list[int] = []
@@ -570,7 +637,43 @@ def _check_images(
         )
     else:
         findings.add("ok", split, f"{len(good):,} read{'' if limit is None else ' as a sample'}")
+    _check_masks(listing, split, good, findings)
     return good
+
+
+def _check_masks(
+    listing: "AnyListing", split: str, rows: Sequence[int], findings: Findings
+) -> None:
+    """Masks in which no object is counted, though there is one to be seen."""
+    from dclip.data.segmentation import BACKGROUND, SegmentationListing, read_indices
+
+    if not isinstance(listing, SegmentationListing) or not rows:
+        return
+    has_background = listing.class_names[0] == BACKGROUND
+    files: Sequence[Path] = getattr(listing, "mask_paths", ())
+    kinds: dict[str, list[int]] = {}
+    for row in rows:
+        stored = set(read_indices(files[row]).ravel().tolist()) if files else set()
+        values = set(listing.read_mask(row).ravel().tolist())
+        counted = values - {listing.ignore_index} - ({0} if has_background else set())
+        if stored == {0, 255} or (not files and values == {0, 255} and has_background):
+            kind = "hold only the values 0 and 255"
+        elif values == {listing.ignore_index}:
+            kind = "hold ignored pixels only"
+        else:
+            continue
+        kinds.setdefault(f"{kind}{'' if counted else ', so that no object is counted'}", []).append(
+            row
+        )
+    for kind, held in kinds.items():
+        many = len(held) > _FEW_MASKS * len(rows)
+        hint = "; save class numbers, not black and white" if "255" in kind else ""
+        findings.add(
+            "problem" if many else "note",
+            split,
+            f"{len(held):,} of {len(rows):,} masks {kind}, such as that of"
+            f" {listing.key(held[0])}{hint if many else ''}",
+        )
 
 
 def _check_label_map(
@@ -615,21 +718,140 @@ def _check_label_map(
         findings.add("ok", split, "nothing speaks of a permuted label map")
 
 
-def _check_overlap(listings: "Mapping[str, AnyListing]", findings: Findings) -> None:
-    """Images that are in two splits; a split made of two others is none of ours by default."""
+def _check_names(listings: "Mapping[str, AnyListing]", backbone: str, findings: Findings) -> None:
+    """Class names that cannot be prompts, or are one text to CLIP."""
+    from pipeline.preflight import name_problems, one_text_note
+
+    lists: dict[tuple[str, ...], Sequence[str]] = {}
+    for listing in listings.values():
+        phrasings = getattr(listing, "phrasings", ())
+        every = [name for names in phrasings for name in names]
+        lists[listing.class_names] = every or list(listing.class_names)
+    for class_names, said in lists.items():
+        for problem in name_problems(said, backbone=backbone):
+            findings.add("problem", "", problem)
+        if note := one_text_note(class_names):
+            findings.add("note", "", note)
+        if len(class_names) == 1:
+            findings.add(
+                "note", "", f"one class alone, {class_names[0]!r}: it has no cosine to another"
+            )
+
+
+def _check_classes(
+    found: "Dataset | None", listings: "Mapping[str, AnyListing]", findings: Findings
+) -> None:
+    """Whether all splits have the classes of the training split, in whatever order."""
+    from dclip.data.columns import match_columns
+
     opened = list(listings.items())
+    usual = None if found is None else found.train_split
+    train, first = next(((s, one) for s, one in opened if s in (usual, "train")), (None, None))
+    if first is None and opened:
+        train, first = opened[0]
+    for split, listing in opened:
+        if first is None or train is None or listing.class_names == first.class_names:
+            continue
+        try:
+            match_columns(cast("Listing", listing), first.class_names, of=train)
+            findings.add(
+                "note",
+                split,
+                f"classes are in another order than those of {train!r}: columns are matched by"
+                " name",
+            )
+        except ValueError as error:
+            findings.add("problem", split, _told(error))
+
+
+def _check_pair(
+    name: str,
+    root: AnyPath | None,
+    found: "Dataset | None",
+    splits: Sequence[str],
+    *,
+    is_asked: bool,
+    findings: Findings,
+) -> None:
+    """What a stage has to be told where splits are not one to train on and one to test on."""
+    if is_asked or (found is not None and found.expected):
+        return
+    place = "" if root is None else f" --root {shlex.quote(str(root))}"
+    command = f"python -m pipeline.run --dataset {shlex.quote(name)}{place}"
+    if len(splits) == 1:
+        findings.add("note", "", f"one split alone, {splits[0]!r}; a test needs images of its own")
+        findings.add("remedy", "", f"to part it: {command} --test-fraction 0.2")
+    elif not {"train", "test"} <= set(splits):
+        train = next((split for split in splits if "train" in split), splits[0])
+        test = next(split for split in (*sorted(splits, key=_unlike_test),) if split != train)
+        findings.add("note", "", f"splits are called {', '.join(map(repr, splits))}")
+        findings.add(
+            "remedy",
+            "",
+            f"to use them: {command} --train-split {shlex.quote(train)} --test-split"
+            f" {shlex.quote(test)}",
+        )
+
+
+def _unlike_test(split: str) -> int:
+    """Rank of a split among those that may be the test split, 0 the likeliest."""
+    return next((rank for rank, word in enumerate(("test", "val")) if word in split), 2)
+
+
+def _check_overlap(
+    listings: "Mapping[str, AnyListing]", everything: bool, findings: Findings
+) -> None:
+    """Images that are in two splits, or twice in the only one.
+
+    A split made of two others is none of ours by default.
+    """
+    from pipeline.duplicates import find_overlap
+    from pipeline.preflight import places
+
+    opened = [(split, one) for split, one in listings.items() if len(places(one))]
+    if len(opened) == 1:
+        split, listing = opened[0]
+        overlap = find_overlap(listing, listing, everything=everything)
+        twice = overlap.copies + overlap.alike
+        if twice:
+            first, second = twice[0]
+            findings.add(
+                "note",
+                split,
+                f"{len(twice):,} of the images have the same bytes as another one, such as"
+                f" {listing.key(second)} and {listing.key(first)}",
+            )
     for number, (split, listing) in enumerate(opened):
-        own = {listing.key(row) for row in range(len(listing))}
         for other_split, other in opened[number + 1 :]:
             if {split, other_split} in ({"train", "trainval"}, {"val", "trainval"}):
                 continue
-            shared = sorted(own.intersection(other.key(row) for row in range(len(other))))
-            if shared:
+            overlap = find_overlap(listing, other, everything=everything)
+            count = len(overlap.by_place) + len(overlap.copies)
+            more = "" if overlap.is_whole else "; --full compares all"
+            compared = f"compared {overlap.compared}{more}"
+            if overlap.alike:
+                first, second = overlap.alike[0]
                 findings.add(
-                    "problem",
+                    "note",
                     other_split,
-                    f"{len(shared):,} images are in {split} as well, such as {shared[0]}",
+                    f"{len(overlap.alike):,} small images have the same bytes as images of {split},"
+                    f" such as {other.key(second)} and {listing.key(first)}: drawn or blank ones"
+                    " may be alike by chance",
                 )
+            if not count:
+                which = "no other image" if overlap.alike else "no image"
+                findings.add("ok", other_split, f"{which} is in {split} as well, {compared}")
+                continue
+            if overlap.by_place:
+                shown = other.key(overlap.by_place[0])
+            else:
+                first, second = overlap.copies[0]
+                shown = f"{other.key(second)}, which has the bytes of {listing.key(first)}"
+            findings.add(
+                "problem",
+                other_split,
+                f"{count:,} images are in {split} as well, such as {shown} ({compared})",
+            )
 
 
 def _remedies(found: "Dataset", root: Path, missing: Sequence[str], findings: Findings) -> None:
@@ -781,6 +1003,7 @@ def presence(listing: "AnyListing", limit: int) -> "tuple[tuple[str, ...], np.nd
 
     from dclip.data.segmentation import SegmentationListing, label_names
     from pipeline.listings import labels_of_masks
+    from pipeline.preflight import spread
     from pipeline.progress import progress
 
     listed = getattr(listing, "labels", None)
@@ -797,18 +1020,6 @@ def presence(listing: "AnyListing", limit: int) -> "tuple[tuple[str, ...], np.nd
             drawn.append(listing.read(row).labels)
             bar.advance(1)
     return listing.class_names, np.stack(drawn), 0
-
-
-def spread(total: int, limit: int | None) -> list[int]:
-    """At most ``limit`` positions below ``total``, evenly spread, both ends among them.
-
-    Example:
-        >>> spread(10, 4), spread(3, None)
-        ([0, 3, 6, 9], [0, 1, 2])
-    """
-    if limit is None or limit >= total:
-        return list(range(total))
-    return [position * (total - 1) // max(limit - 1, 1) for position in range(limit)]
 
 
 def _show_stats(report: Mapping[str, Any]) -> str:

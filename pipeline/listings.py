@@ -5,13 +5,12 @@ they follow from: annotation files (path, size, and time of change or the checks
 tells), split, options.
 """
 
-import glob
 import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from glob import escape
+from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -132,15 +131,15 @@ def _splits_of_pattern(place: str) -> list[str]:
     pattern, shape = "", ""
     for part in re.split(r"(\{[^{}]*\}|[*?])", str(path_of(place))):
         if part == SPLIT:
-            pattern, shape = (
-                pattern + "*",
-                shape + (r"(?P<split>[^/]+)" if "?P" not in shape else r"(?P=split)"),
-            )
+            pattern += "*"
+            shape += r"(?P=split)" if "?P" in shape else r"(?P<split>[^/]+)"
         elif part[:1] in ("{", "*", "?"):
-            pattern, shape = pattern + "*", shape + r"[^/]*"
+            pattern += "*"
+            shape += r"[^/]*"
         else:
-            pattern, shape = pattern + glob.escape(part), shape + re.escape(part)
-    matches = (re.fullmatch(shape, path) for path in glob.glob(pattern))  # noqa: PTH207
+            pattern += escape(part)
+            shape += re.escape(part)
+    matches = (re.fullmatch(shape, path) for path in glob(pattern))  # noqa: PTH207
     return sorted({match["split"] for match in matches if match})
 
 
@@ -180,7 +179,7 @@ def open_part(
         have = ", ".join(map(repr, known[:8])) + (", ..." if len(known) > 8 else "")
         raise UsageError(
             f"--test-fraction parts a source of one split; {dataset} has"
-            f" {have or 'none that can be seen'}: leave it out, or name one file"
+            f" {have or 'none that can be seen'}: leave it out, or leave one split there"
         )
     whole = open_listing(dataset, root, known[0], options, cache=cache)
     return take_part(whole, part, fraction=fraction, seed=seed, split=split)

@@ -22,6 +22,9 @@ TEMPLATES = (NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE)
 _NAMED = 5
 """How many examples of a kind a message names."""
 
+_SHOWN = 60
+"""Letters of a name that a message has."""
+
 _LOOKED_FOR = 16
 """How many images of a split are looked for before work begins."""
 
@@ -40,7 +43,9 @@ def name_problems(
     unfit = [(name, problem) for name in names if (problem := name_problem(name))]
     if unfit:
         name, problem = unfit[0]
-        found.append(f"class name {name!r} {problem}{_more(len(unfit) - 1, 'name')}; rename it")
+        found.append(
+            f"class name {_short(name)} {problem}{_more(len(unfit) - 1, 'name')}; rename it"
+        )
     length = context_length(backbone)
     if length is None:  # code of the user's own, which knows it alone
         return found
@@ -48,7 +53,7 @@ def name_problems(
     if long:
         name, tokens = max(long, key=lambda pair: pair[1])
         found.append(
-            f"class name {name!r} takes {tokens} tokens with its prompt, and {backbone} reads"
+            f"class name {_short(name)} takes {tokens} tokens with its prompt, and {backbone} reads"
             f" {length}{_more(len(long) - 1, 'name')}; shorten it"
         )
     return found
@@ -198,13 +203,29 @@ def require_images(listing: "Split", num_images: int | None = None) -> None:
     from pipeline.listings import CHECK
 
     paths = [path for path in image_paths(listing)[:num_images] if isinstance(path, Path)]
-    step = max(len(paths) // _LOOKED_FOR, 1)
-    sample = paths[::step]
+    sample = [paths[row] for row in spread(len(paths), _LOOKED_FOR)]
     if sample and not any(path.is_file() for path in sample):
         raise StageError(
             f"images of split {listing.split!r} are gone: none of {len(sample)} looked for is"
             f" there, such as {sample[0]}; give the --root they are below, or ask {CHECK}"
         )
+
+
+def spread(total: int, limit: int | None) -> list[int]:
+    """At most ``limit`` positions below ``total``, evenly spread, both ends among them.
+
+    Example:
+        >>> spread(10, 4), spread(3, None)
+        ([0, 3, 6, 9], [0, 1, 2])
+    """
+    if limit is None or limit >= total:
+        return list(range(total))
+    return [position * (total - 1) // max(limit - 1, 1) for position in range(limit)]
+
+
+def _short(name: str) -> str:
+    """A name as a message has it."""
+    return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}...")
 
 
 def _more(count: int, what: str) -> str:

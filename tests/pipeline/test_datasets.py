@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -430,9 +431,9 @@ def test_notes_tell_what_is_odd_but_allowed(
     assert main("check", f"folder:{tmp_path}") == 0
     out = capsys.readouterr().out
     assert "2 images, 2 classes; there is no published count" in out
-    assert "1 classes occur in no image: cat" in out
-    assert "1 images have no class" in out
-    assert "1 labels are unknown" in out
+    assert "1 class occurs in no image: cat" in out
+    assert "1 image has no class" in out
+    assert "1 label is unknown" in out
 
 
 def test_the_real_sample_has_its_splits_swapped(
@@ -440,6 +441,194 @@ def test_the_real_sample_has_its_splits_swapped(
 ) -> None:
     out = problems("coco17", "--root", shared_data / "coco_tiny", capsys=capsys)
     assert "instances_train2017.json speaks of images of val2017" in out
+
+
+def photographs(root: Path, *, copies: bool = False, **tables: Sequence[str]) -> str:
+    """A folder with a table a split; every picture is another one, of 5 kB or more."""
+    seed = 0
+    for split, labels in tables.items():
+        lines = ["file,labels"]
+        (root / split).mkdir(parents=True)
+        for number, label in enumerate(labels):
+            seed += 1
+            noise = np.random.default_rng(number if copies else seed)
+            pixels = noise.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / split / f"{split}{number}.png")
+            lines.append(f"{split}/{split}{number}.png,{label}")
+        (root / f"{split}.csv").write_text("\n".join(lines))
+    return f"folder:{root}"
+
+
+def coco_tree(root: Path, files: dict[str, str], **categories: dict[int, str]) -> Path:
+    """Annotations of two pictures a split, ids from 1 in each; ``files`` is a pattern a split."""
+    for split, known in categories.items():
+        images = [{"id": n, "file_name": files[split].format(n)} for n in (1, 2)]
+        for number, image in enumerate(images):
+            place = root / split / str(image["file_name"])
+            if "://" not in str(image["file_name"]):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                noise = np.random.default_rng([number, len(split)])
+                pixels = noise.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place)
+        annotations = [
+            {"id": n, "image_id": 1 + n % 2, "category_id": k, "bbox": [0, 0, 4, 4]}
+            for n, k in enumerate(known, start=1)
+        ]
+        content = {
+            "images": [{**image, "width": 48, "height": 48} for image in images],
+            "annotations": annotations,
+            "categories": [{"id": k, "name": name} for k, name in known.items()],
+        }
+        (root / split).mkdir(parents=True, exist_ok=True)
+        place = root / "annotations" / f"instances_{split}.json"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(json.dumps(content))
+    return root
+
+
+def test_equal_ids_in_each_split_are_no_overlap(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {1: "disc", 2: "box"}
+    root = coco_tree(tmp_path, {"train": "a{}.png", "val": "b{}.png"}, train=names, val=names)
+    assert main("check", "coco", "--root", root) == 0
+    out = capsys.readouterr().out
+    assert "no image is in train as well, compared by place, size and bytes" in out
+    assert "--train-split train --test-split val" in out
+
+
+def test_the_same_pictures_under_other_names_are_an_overlap(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = photographs(tmp_path, copies=True, train=["a", "b"], test=["a", "b", "b"])
+    out = problems(name, capsys=capsys)
+    assert "2 images are in train as well" in out
+    assert "has the bytes of" in out
+
+
+def test_columns_in_another_order_are_a_note_and_other_classes_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {"train": "a{}.png", "val": "b{}.png"}
+    names = {1: "disc", 2: "box"}
+    root = coco_tree(tmp_path / "order", files, train=names, val={4: "box", 9: "disc"})
+    assert main("check", "coco", "--root", root) == 0
+    assert "columns are matched by name" in capsys.readouterr().out
+    root = coco_tree(tmp_path / "other", files, train=names, val={1: "disc", 2: "ring"})
+    out = problems("coco", "--root", root, capsys=capsys)
+    assert "'val' has no 'box'" in out
+    assert "'train' has no 'ring'" in out
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "named"),
+    [
+        (["Dog", "dog"], "note", "one text to CLIP, and share its probability: 'Dog' = 'dog'"),
+        (["disc " * 100, "b"], "PROBLEM", "takes 107 tokens with its prompt, and RN101 reads 77"),
+        (["a", "a"], "note", "one class alone, 'a'"),
+    ],
+)
+def test_class_names_are_looked_at_as_the_stages_do(
+    tmp_path: Path, labels: list[str], kind: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = photographs(tmp_path, train=labels, test=labels)
+    assert main("check", name) == (1 if kind == "PROBLEM" else 0)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if named in line]
+    assert line.strip().startswith(kind)
+
+
+def test_the_context_of_another_backbone_can_be_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ["disc " * 40, "b"]
+    name = photographs(tmp_path, train=labels, test=labels)
+    assert main("check", name, "--backbone", "ViT-B-16") == 0
+    assert "tiny reads 32" in problems(name, "--backbone", "tiny", capsys=capsys)
+
+
+def test_a_test_split_without_a_positive_is_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = problems(photographs(tmp_path, train=["a", "b"], test=["", ""]), capsys=capsys)
+    assert "no image of split 'test' has any class" in out
+
+
+def test_one_split_alone_says_what_is_missing_and_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = photographs(tmp_path / "my photos", data=["a", "b"] * 4, copies=True)
+    assert main("check", name) == 0
+    out = capsys.readouterr().out
+    assert "one split alone, 'data'" in out
+    assert f"--dataset 'folder:{tmp_path}/my photos' --test-fraction 0.2" in out
+    assert main("check", name, "--test-fraction", "0.25", "--full") == 0
+    out = capsys.readouterr().out
+    assert "2 images, 2 classes" in out
+    assert "parted by test fraction 0.25, seed 0" in out
+    assert "one split alone" not in out
+    shutil.copy(tmp_path / "my photos/data/data0.png", tmp_path / "my photos/data/data1.png")
+    assert main("check", name) == 0
+    assert "1 of the images have the same bytes as another one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--test-fraction", "2"], "no number between 0 and 1"),
+        (["--test-fraction", "0.2", "--split", "data"], "leave out --split"),
+        (["--test-fraction", "0.2"], "parts a source of one split"),
+    ],
+)
+def test_what_cannot_be_parted_is_wrong_usage(
+    tmp_path: Path, words: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = photographs(tmp_path, train=["a", "b"], test=["a", "b"])
+    assert main("check", name, *words) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_addresses_and_missing_folders_are_findings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {1: "disc", 2: "box"}
+    address = "http://images.example.org/{}.jpg"
+    files = {"train": address, "val": "deep/er/b{}.png"}
+    root = coco_tree(tmp_path, files, train=names, val=names)
+    shutil.rmtree(tmp_path / "val" / "deep")
+    out = problems("coco", "--root", root, capsys=capsys)
+    assert "Errno" not in out
+    assert "images.example.org" in out
+    assert "2 of 2 images are missing, such as" in out
+
+
+def test_what_cannot_be_read_is_a_finding_with_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = photographs(tmp_path, train=["a", "b"], test=["a", "b"])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "train.csv"))
+
+    monkeypatch.setattr(datasets, "_check_labels", refuse)
+    out = problems(name, capsys=capsys)
+    assert out.count(f"Permission denied: '{tmp_path / 'train.csv'}'") == 2
+
+
+def test_masks_in_black_and_white_and_masks_without_a_counted_pixel_are_named(
+    trees: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(trees, "voc12-seg", tmp_path)
+    masks = sorted((tmp_path / "VOCdevkit/VOC2012/SegmentationClass").iterdir())
+    for number, file in enumerate(masks):
+        with Image.open(file) as opened:
+            size = opened.size
+        pixels = np.full(size[::-1], 255, np.uint8)
+        if number % 2:
+            pixels[: size[1] // 2] = 0
+        Image.fromarray(pixels).save(file)
+    out = problems("voc12-seg", "--root", tmp_path, "--full", capsys=capsys)
+    assert "masks hold only the values 0 and 255, so that no object is counted" in out
+    assert "masks hold ignored pixels only, so that no object is counted" in out
 
 
 # ---------------------------------------------------------------------------------------------
