@@ -728,12 +728,12 @@ def test_a_folder_without_tables_is_put_right(
     (tmp_path / "mine" / "train.csv").write_text("file,labels\na.png,dog\n")
     assert main("check", f"folder:{tmp_path}") == 1
     told = capsys.readouterr().err
-    assert "expected there are train.csv and test.csv" in told
+    assert "neither tables train.csv and test.csv" in told
     assert f"is it folder:{tmp_path}/mine?" in told
 
 
 def test_the_folder_of_the_page_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (table,) = re.findall(r"```csv\n(.*?)```", DOCS.read_text("utf-8"), re.S)
+    table, *_ = re.findall(r"```csv\n(.*?)```", DOCS.read_text("utf-8"), re.S)
     (tmp_path / "train.csv").write_text(table)
     (tmp_path / "photos").mkdir()
     for number in (1, 2, 3):
