@@ -184,6 +184,8 @@ def evaluate(
         "checkpoints": {name: str(path) for name, path in files.items()},
         "trained": {name: described(about) for name, (*_, about) in models.items()},
         "test_on_train": tested_on_train(config),
+        "test_fraction": config.test_fraction,
+        "split_seed": None if config.test_fraction is None else config.split_seed,
         "warnings": warnings_of(config),
         "notes": list(getattr(plan.listing, "notes", ())),
         "commit": git_commit(),
@@ -300,7 +302,9 @@ def _content(config: Config, plan: "FeaturePlan") -> list[Any]:
 def run(config: Config) -> Report:
     """Score the given checkpoints, or the one that these settings train."""
     from pipeline.choice import given_files, take_checkpoint
+    from pipeline.features import plan_features
 
+    plan_features(config, config.test_split)  # what cannot be scored is refused before all else
     return publish(config, given_files(config.evaluate.checkpoint) or [take_checkpoint(config)])
 
 
@@ -394,7 +398,12 @@ def _record(
     from pipeline.tracking import Tracker
 
     tracker = Tracker(config)
-    tags = {"dclip.stage": "evaluate"}
+    tags = {"dclip.stage": "evaluate", "dclip.test_on_train": str(report["test_on_train"]).lower()}
+    if config.test_fraction is not None:
+        tags |= {
+            "dclip.test_fraction": repr(config.test_fraction),
+            "dclip.split_seed": str(config.split_seed),
+        }
     label = "evaluate " + " ".join(report["checkpoints"])
     with tracker.run(label, key=folder.name, tags=tags) as tracked:
         settings = config.model_dump(include={"dataset", "test_split", "backbone", "pretrained"})

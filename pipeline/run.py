@@ -51,6 +51,7 @@ def run(config: Config) -> Report:
         "inter_class_cosine": compared["inter_class_cosine"],
         "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
         "features": features["splits"],
+        **{name: compared[name] for name in ("test_on_train", "warnings", "notes")},
         "checkpoints": compared["checkpoints"],
         "figures": compared["figures"],
         "mlflow": compared["mlflow"],

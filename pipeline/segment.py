@@ -26,6 +26,7 @@ from pipeline.evaluate import remarks
 from pipeline.features import describe_backbone, open_backbone, tested_on_train, warnings_of
 from pipeline.groups import Groups, make_groups, read_arrays
 from pipeline.pages import page
+from pipeline.preflight import TEMPLATES, require_fit_names, require_images
 from pipeline.systems import (
     LABELS,
     SystemPlan,
@@ -162,11 +163,21 @@ def report_name(config: Config, plan: SegmentPlan) -> str:
 
 
 def _open_listing(config: Config) -> "SegmentationListing":
+    from pipeline.features import tested_on_train
     from pipeline.listings import open_segmentation, options_of
 
     split = config.segment.split or config.test_split
+    if split == config.test_split:
+        tested_on_train(config)
     options = options_of(config.dataset, config.images, config.options)
-    return open_segmentation(config.dataset, config.root, split, options)
+    listing = open_segmentation(config.dataset, config.root, split, options)
+    require_fit_names(
+        [name for names in listing.phrasings for name in names],
+        of=f"{config.dataset} {split}",
+        backbone=config.backbone,
+        templates=(*TEMPLATES, *config.segment.templates),
+    )
+    return listing
 
 
 # ---------------------------------------------------------------------------------------------
@@ -321,6 +332,7 @@ def count_all(config: Config, plan: SegmentPlan) -> list[Counts]:
     found = [read_counts(plan, group) for group in range(plan.num_groups)]
     missing = [group for group, counts in enumerate(found) if counts is None]
     if missing:
+        require_images(plan.listing, plan.num_images)
         wanted = config.segment
         make_groups(
             config,
@@ -680,6 +692,8 @@ def describe(config: Config) -> str:
             f"{len(scored_classes(config, listing))} classes\nmissing: {missing}"
         )
     done = sum(read_counts(plan, group) is not None for group in range(plan.num_groups))
+    if done < plan.num_groups:
+        require_images(plan.listing, plan.num_images)
     how = protocol(config, plan)
     lines = [
         f"{plan.num_images} images of {plan.listing.name} {plan.listing.split}, "

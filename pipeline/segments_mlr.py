@@ -28,6 +28,7 @@ from pipeline.features import (
     warnings_of,
 )
 from pipeline.groups import Groups, make_groups, read_arrays
+from pipeline.preflight import require_images, require_labels
 from pipeline.systems import (
     SystemPlan,
     Texts,
@@ -82,13 +83,15 @@ def plan_segments(config: Config) -> SegmentsPlan:
 
     wanted = config.segments_mlr
     split = wanted.split or config.test_split
+    listing = open_dataset(config, split)
+    num_images = min(len(listing), wanted.limit or len(listing))
+    require_labels(listing, num_images)
     backbone = describe_backbone(config)
     if wanted.kind not in backbone.paths:
         raise UsageError(
             f"backbone {backbone.name} has no features of kind {wanted.kind!r}; it has "
             + ", ".join(backbone.paths)
         )
-    listing = open_dataset(config, split)
     checkpoint = wanted.checkpoint or take_checkpoint(config)
     about, trained_kind = read_origin(checkpoint, backbone)
     system = SystemPlan(
@@ -99,7 +102,6 @@ def plan_segments(config: Config) -> SegmentsPlan:
         tuple(about.class_names),
         wanted.only_present,
     )
-    num_images = min(len(listing), wanted.limit or len(listing))
     identity = {
         "format": _FORMAT if wanted.precision in ("auto", "float32") else _FORMAT_HALF,
         "listing": listing.identity(),
@@ -221,6 +223,7 @@ def score_all(config: Config, plan: SegmentsPlan) -> "list[dict[str, np.ndarray]
     found = [_read(plan, group) for group in range(plan.num_groups)]
     missing = [group for group, scores in enumerate(found) if scores is None]
     if missing:
+        require_images(plan.listing, plan.num_images)
         names = [(name,) for name in plan.listing.class_names]
         texts = encode_texts(open_backbone(config), names, (ZERO_SHOT_TEMPLATE,))
         wanted = config.segments_mlr
@@ -359,6 +362,8 @@ def describe(config: Config) -> str:
         count = min(len(listing), wanted.limit or len(listing))
         return f"{count} images of {listing.name} {listing.split}\nmissing: {missing}"
     done = sum(_read(plan, group) is not None for group in range(plan.num_groups))
+    if done < plan.num_groups:
+        require_images(plan.listing, plan.num_images)
     return (
         f"{plan.num_images} images of {plan.listing.name} {plan.listing.split} in "
         f"{plan.num_groups} groups of {plan.group_size}; {done} done, to {plan.folder}\n"
