@@ -34,6 +34,7 @@ from pipeline.config import (
 )
 from pipeline.errors import StageError, UsageError
 from pipeline.preflight import require_backbone, require_checkpoints
+from pipeline.moved import follow_folder
 
 Report = dict[str, Any]
 
@@ -99,6 +100,7 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         if flags.dry_run:
             _print(module.describe(config))
             return 0
+        follow_folder(config.output.absolute())
         if any(config.pending.glob("*.jsonl")):
             import_module("pipeline.tracking").upload_pending(config)
         report: Report = module.run(config)

@@ -139,9 +139,9 @@ def run(config: Config) -> Report:
             },
             description=words,
         )
-    children = tracker.children(name)
     _print_table(config, rows)
     _print_results(config, [*files, checkpoint], words, tracker)
+    children = tracker.children(name, best_by="val/map")
     return {
         "stage": "sweep",
         "name": name,
@@ -151,7 +151,7 @@ def run(config: Config) -> Report:
         "checkpoint": str(checkpoint),
         "evaluate": evaluate_command(config, checkpoint),
         "model": tracker.model_uri(_model(config), name),
-        "compare_url": tracker.compare_url(children) if children else None,
+        "compare_url": tracker.compare_url(children)[0] if children else None,
         "files": [str(path) for path in files],
         "seconds": round(time.perf_counter() - started, 2),
     }
@@ -542,11 +542,17 @@ def _print_table(config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
 def _print_results(config: Config, files: Sequence[Path], words: str, tracker: "Tracker") -> None:
     lines = [str(path) for path in files]
     name = files[0].parent.name
-    model, children = tracker.model_uri(_model(config), name), tracker.children(name)
+    model = tracker.model_uri(_model(config), name)
     if model:
         lines += [f"best trial registered as {model}"]
+    children = tracker.children(name, best_by="val/map")
     if children:
-        lines += [f"compare the trials: {tracker.ui_command}", f"  {tracker.compare_url(children)}"]
+        url, named = tracker.compare_url(children)
+        which = "trials"
+        if named < len(children):
+            everything = tracker.experiment_url()
+            which = f"best {named} of {len(children)} trials (all are on {everything})"
+        lines += [f"compare the {which}: {tracker.ui_command}", f"  {url}"]
     sys.stdout.write("\n".join(["", words, "", *lines]) + "\n")
 
 

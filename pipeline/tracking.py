@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import re
+import shlex
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +26,8 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
     Metric,
     Param,
     Run,
@@ -36,7 +40,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dclip.paths import AnyPath, write_text
 from pipeline.config import Config
-from pipeline.errors import StageError
+from pipeline.errors import StageError, told
+from pipeline.moved import follow_folder, old_output, place_in
 from pipeline.provenance import git_commit
 
 log = logging.getLogger(__name__)
@@ -46,7 +51,14 @@ T = TypeVar("T")
 KEY = "dclip.key"
 # a server that is away, an SQLite file that is locked, a disk that is full
 _TROUBLE = (MlflowException, SQLAlchemyError, OSError)
+# what a line that is no event of ours does to the code that reads it
+_MALFORMED = (AttributeError, LookupError, TypeError, ValueError)
 _REFUSALS = (400, 404)  # HTTP: trying again is no use
+_FORBIDDEN = {  # HTTP: what to do before trying again
+    401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    403: "ask for the permission EDIT on the experiment, or name one of yours with --experiment",
+}
+_LONGEST_URL = 8000  # characters that browsers and terminals take; about 190 runs
 
 Event = dict[str, Any]
 """One call on a run, as a line of its journal: ``call``, ``time`` (ms) and what is logged."""
@@ -154,14 +166,18 @@ class Tracker:
         self.uri, self.experiment = config.tracking_uri, config.experiment_name
         self.is_down = False
         _check_file(self.uri)
-        place = (output / "mlartifacts").as_uri() if self.uri == config.own_store else None
+        self._output = output if self.uri == config.own_store else None
+        if self._output is not None:
+            follow_folder(self._output)
+        place = None if self._output is None else (output / "mlartifacts").as_uri()
         self._store = _Store(self.uri, place)
         try:
             self._store.experiment(self.experiment)
         except _TROUBLE as error:
             if 400 <= _status(error) < 500:
+                remedy = _FORBIDDEN.get(_status(error), "start the server")
                 raise StageError(
-                    f"cannot use the MLflow store {self.uri}: {_reason(error)}; start the server, "
+                    f"cannot use the MLflow store {self.uri}: {_reason(error)}; {remedy}, "
                     "or unset MLFLOW_TRACKING_URI to use a local file"
                 ) from None
             self._give_up(error)
@@ -236,49 +252,77 @@ class Tracker:
             self.upload()
 
     def upload(self) -> None:
-        """Bring to the store what was kept while it was down; what is there already stays as is."""
-        journals = [
-            (events, path)
-            for path in self.pending.glob("*.jsonl")
-            if (events := _read(path)) and events[0]["store"] == self.uri
-        ]
+        """Bring to the store what was kept while it was down; what is there already stays as is.
+
+        A journal that the store refuses or that cannot be read is set aside under another name, so
+        that it does not stand in the way of the others.
+        """
+        journals = []
+        for path in self.pending.glob("*.jsonl"):
+            try:
+                opening = _read(path)[0]
+                if self._is_for(opening["store"]):
+                    journals.append((opening["time"], path))
+            except _MALFORMED as error:
+                _set_aside(path, f"is no journal ({told(error)})")
         if not journals:
             return
         done = 0
         try:
             with FileLock(self.pending / ".lock", timeout=0):
-                for _, path in sorted(journals, key=lambda journal: journal[0][0]["time"]):
+                for _, path in sorted(journals):
                     done += self._replay(path)
         except Timeout:
             log.info("mlflow: another command is uploading what is kept in %s", self.pending)
             return
         except _TROUBLE as error:
-            log.warning("mlflow: %s still does not answer (%s)", self.uri, _reason(error))
+            if _status(error) in _FORBIDDEN:
+                self._give_up(error)
+            else:
+                log.warning("mlflow: %s still does not answer (%s)", self.uri, _reason(error))
             return
         self.is_down = False
         log.info("mlflow: uploaded %d run(s) that were kept in %s", done, self.pending)
 
+    def _is_for(self, store: str) -> bool:
+        """Whether a journal is for this store, where it is now or where it was."""
+        if store == self.uri:
+            return True
+        return self._output is not None and old_output(store, self._output) is not None
+
     def _replay(self, path: Path) -> int:
-        """Upload one journal and delete it; 1, or 0 where the store refuses it."""
+        """Upload one journal and delete it; 1, or 0 where it is set aside."""
         while path.is_file():
             content = path.read_bytes()
-            opening, *events = _read(path)
             try:
+                opening, *events = _read(path)
+                old = self._output and old_output(opening["store"], self._output)
                 run_id = self._store.open(opening)
                 for event in events:
+                    if old and "path" in event:
+                        event["path"] = place_in(event["path"], old, str(self._output))
                     self._store.apply(run_id, event)
             except _TROUBLE as error:
                 if _status(error) not in _REFUSALS:
                     raise
-                log.warning("mlflow: %s refuses %s: %s", self.uri, path, _reason(error))
-                return 0
+                return _set_aside(path, f"is refused by {self.uri}: {_reason(error)}")
+            except _MALFORMED as error:
+                return _set_aside(path, f"is no journal ({told(error)})")
             if path.read_bytes() == content:  # else its run is still going on
                 path.unlink()
         return 1
 
-    def children(self, parent: str) -> list[str]:
-        """Ids of the runs below the run of a key, oldest first; none while the store is down."""
-        return self.attempt(lambda store: store.children(self.experiment, parent)) or []
+    def children(self, parent: str, *, best_by: str | None = None) -> list[str]:
+        """Ids of the runs below the run of a key; none while the store is down.
+
+        Args:
+            parent: Key of the run above.
+            best_by: Metric of which the highest comes first; without it the oldest does.
+        """
+        return (
+            self.attempt(lambda store: store.children(self.experiment, parent, best_by=best_by))
+            or []
+        )
 
     def retire(self, parent: str, keys: Sequence[str]) -> None:
         """Mark runs below the run of a key that are of none of these as killed.
@@ -300,20 +344,31 @@ class Tracker:
     def ui_command(self) -> str:
         """Shell command that shows this store in a browser."""
         if self.uri.startswith(("http://", "https://")):
-            return f"open {self.uri}"
-        return f"mlflow ui --backend-store-uri {self.uri}"
+            return f"open {shlex.quote(self.uri)}"
+        return f"mlflow ui --backend-store-uri {shlex.quote(self.uri)}"
 
     def experiment_url(self) -> str:
-        """Page of the experiment, once the UI runs; of all of them while the store is down."""
+        """Page of the experiment's runs, once the UI runs; of all experiments while it is down."""
         number = self.attempt(lambda store: store.experiment(self.experiment))
-        return f"{self._ui}/#/experiments" + ("" if number is None else f"/{number}")
+        return f"{self._ui}/#/experiments" + ("" if number is None else f"/{number}/runs")
 
-    def compare_url(self, run_ids: Sequence[str]) -> str:
-        """Page that compares runs, parallel coordinates first, once the UI runs."""
+    def compare_url(self, run_ids: Sequence[str]) -> tuple[str, int]:
+        """Page that compares runs, parallel coordinates first, once the UI runs.
+
+        Returns:
+            The URL, and how many of the runs it names: the first ones, as far as its length allows.
+        """
         number = self.attempt(lambda store: store.experiment(self.experiment))
-        quoted = quote("[" + ",".join(f'"{run_id}"' for run_id in run_ids) + "]", safe="")
-        experiments = quote(f'["{number}"]', safe="")
-        return f"{self._ui}/#/compare-runs?runs={quoted}&experiments={experiments}"
+        start = f"{self._ui}/#/compare-runs?runs="
+        end = "&experiments=" + quote(f'["{number}"]', safe="")
+        shown = len(run_ids)
+        while True:
+            named = quote(
+                "[" + ",".join(f'"{run_id}"' for run_id in run_ids[:shown]) + "]", safe=""
+            )
+            if len(start + named + end) <= _LONGEST_URL or not shown:
+                return start + named + end, shown
+            shown -= 1
 
     @property
     def _ui(self) -> str:
@@ -322,11 +377,14 @@ class Tracker:
 
     def _give_up(self, error: Exception) -> None:
         self.is_down = True
+        status = _status(error)
         log.warning(
-            "mlflow: %s does not answer (%s); the work goes on, its record is kept in %s, and the "
+            "mlflow: %s %s (%s)%s; the work goes on, its record is kept in %s, and the "
             "next command with this output folder uploads it",
             self.uri,
+            "does not let us write" if status in _FORBIDDEN else "does not answer",
             _reason(error),
+            f"; {_FORBIDDEN[status]}" if status in _FORBIDDEN else "",
             self.pending,
         )
 
@@ -361,10 +419,26 @@ class _Store:
 
     def find(self, experiment: str, key: str) -> str | None:
         """Id of the run of a key."""
-        found = self._client.search_runs(
-            [self.experiment(experiment)], f"tags.`{KEY}` = '{key}'", max_results=1
-        )
-        return str(found[0].info.run_id) if found else None
+        for run in self._search(experiment, _is(f"tags.`{KEY}`", key)):
+            if run.data.tags.get(KEY) == key:
+                return str(run.info.run_id)
+        return None
+
+    def _search(self, experiment: str, where: str, order: str | None = None) -> Iterator[Run]:
+        """All runs of an experiment that a filter finds, page by page."""
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self.experiment(experiment)],
+                where,
+                max_results=1000,
+                order_by=[order] if order else None,
+                page_token=token,
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
 
     def open(self, event: Event) -> str:
         """Id of the run of the event's key; made if it is not there."""
@@ -385,9 +459,10 @@ class _Store:
         self._new.add(new)
         return new
 
-    def children(self, experiment: str, parent: str) -> list[str]:
-        """Ids of the runs below the run of a key, oldest first."""
-        return [run.info.run_id for run in self._below(experiment, parent)]
+    def children(self, experiment: str, parent: str, *, best_by: str | None = None) -> list[str]:
+        """Ids of the runs below the run of a key, oldest first, or highest in a metric first."""
+        order = f"metrics.`{best_by}` DESC" if best_by else "attributes.start_time ASC"
+        return [run.info.run_id for run in self._below(experiment, parent, order)]
 
     def retire(self, experiment: str, parent: str, keys: Sequence[str]) -> None:
         """Mark runs below the run of a key that are of none of these as killed."""
@@ -398,14 +473,12 @@ class _Store:
                 self._client.set_tag(run.info.run_id, "dclip.error", why)
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
-    def _below(self, experiment: str, parent: str) -> list[Run]:
-        found: list[Run] = self._client.search_runs(
-            [self.experiment(experiment)],
-            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.find(experiment, parent)}'",
-            max_results=1000,
-            order_by=["attributes.start_time ASC"],
-        )
-        return found
+    def _below(
+        self, experiment: str, parent: str, order: str = "attributes.start_time ASC"
+    ) -> list[Run]:
+        above = self.find(experiment, parent)
+        where = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{above}'"
+        return [] if above is None else list(self._search(experiment, where, order))
 
     def apply(self, run_id: str, event: Event) -> None:
         """Write one event of a run; one that the store refuses is left out, and said."""
@@ -415,6 +488,8 @@ class _Store:
             if _status(error) not in _REFUSALS:
                 raise
             log.warning("mlflow: %s refuses %s: %s", self._uri, event["call"], _reason(error))
+        except StageError as error:  # of a file that is gone or damaged
+            log.warning("mlflow: %s is left out: %s", event["call"], error)
 
     def _apply(self, run_id: str, event: Event) -> None:
         client, values = self._client, event.get("values", {})
@@ -458,22 +533,31 @@ class _Store:
 
     def version(self, name: str, key: str) -> str | None:
         """Number of a model's version of a key."""
-        for version in self._client.search_model_versions(f"name = '{name}'"):
-            if version.tags.get(KEY) == key:
-                return str(version.version)
-        return None
+        token = None
+        while True:
+            page = self._client.search_model_versions(_is("name", name), page_token=token)
+            for version in page:
+                if version.name == name and version.tags.get(KEY) == key:
+                    return str(version.version)
+            token = page.token
+            if not token:
+                return None
 
     def _register(self, run_id: str, event: Event) -> None:
         name, client = event["name"], self._client
         number = self.version(name, event["key"])
         if number is None:
-            if not client.search_registered_models(f"name = '{name}'"):
+            try:
+                client.get_registered_model(name)
+            except MlflowException as error:
+                if _status(error) != 404:
+                    raise
                 client.create_registered_model(name)
             tags = {**event["tags"], KEY: event["key"]}
+            model_id = _log_model(client, run_id, Path(event["path"]))
             with _default_store(self._uri):
-                model = _log_model(run_id, Path(event["path"]))
                 number = client.create_model_version(
-                    name, model.model_uri, run_id, tags, model_id=model.model_id
+                    name, f"models:/{model_id}", run_id, tags, model_id=model_id
                 ).version
         words = event.get("description") or None  # None: of a journal of an earlier version
         if words and not client.get_model_version(name, number).description:
@@ -494,52 +578,66 @@ class _Store:
 
 @contextmanager
 def _default_store(uri: str) -> Iterator[None]:
-    """What MLflow's functions for models need: they know a store by the global setting alone.
-
-    Their import warns of MLflow's own types and, where logging has no handler yet, adds one, by
-    which every line of ours would come twice.
-    """
-    root, silent = logging.getLogger(), logging.NullHandler()
+    """The store as MLflow's global setting, by which a local one finds a version's files."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)  # sets the variable, too
-    root.addHandler(silent)
     try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
+        yield
     finally:
-        root.removeHandler(silent)
         mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets both
 
 
-def _log_model(run_id: str, checkpoint: Path) -> Any:
-    """Store a checkpoint with its run as what ``mlflow.pytorch.load_model`` loads.
+def _log_model(client: mlflow.MlflowClient, run_id: str, checkpoint: Path) -> str:
+    """Store a checkpoint as a model of its run; its id.
 
-    It is a traced graph (pt2), not a pickle; batch size and number of locations stay free.
+    It is a traced graph (pt2), not a pickle; batch size and number of locations stay free. Both
+    ``mlflow.pytorch.load_model`` and ``mlflow.pyfunc.load_model`` read it, and servers of models.
     """
-    import mlflow.pytorch
     import numpy as np
     import torch
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
 
-    from pipeline.checkpoints import Scorer, load_checkpoint
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)  # else the imports add one, by which our lines would come twice
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of MLflow's own types
+            import mlflow.pytorch
+            from mlflow.models import Model, ModelSignature
+            from mlflow.types import Schema, TensorSpec
 
-    model, texts, about = load_checkpoint(checkpoint)
-    kind = np.dtype("float32")
-    return Model.log(
-        None,
-        mlflow.pytorch,
-        run_id=run_id,
-        name="projectors",
-        pytorch_model=Scorer(model, texts).eval(),
-        input_example=np.zeros((2, 3, about.embed_dim), kind),
-        signature=ModelSignature(
-            Schema([TensorSpec(kind, (-1, -1, about.embed_dim), "local")]),
-            Schema([TensorSpec(kind, (-1, len(about.class_names)), "probability")]),
-        ),
-        metadata={"class_names": about.class_names, "feature_space": about.feature_space},
-        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-    )
+            from pipeline.checkpoints import Scorer, load_checkpoint
+
+            model, texts, about = load_checkpoint(checkpoint)
+            kind = np.dtype("float32")
+            experiment = client.get_run(run_id).info.experiment_id
+            logged = client.create_logged_model(experiment, "projectors", run_id)
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+            with tempfile.TemporaryDirectory() as folder:
+                mlflow.pytorch.save_model(
+                    Scorer(model, texts).eval(),
+                    f"{folder}/model",
+                    mlflow_model=Model(
+                        artifact_path=logged.artifact_location,
+                        model_uuid=logged.model_id,
+                        model_id=logged.model_id,
+                        run_id=run_id,
+                        metadata={
+                            "class_names": about.class_names,
+                            "feature_space": about.feature_space,
+                        },
+                    ),
+                    input_example=np.zeros((2, 3, about.embed_dim), kind),
+                    # without names: a tensor is given as it is, not as a column of a table
+                    signature=ModelSignature(
+                        Schema([TensorSpec(kind, (-1, -1, about.embed_dim))]),
+                        Schema([TensorSpec(kind, (-1, len(about.class_names)))]),
+                    ),
+                    pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+                )
+                client.log_model_artifacts(logged.model_id, f"{folder}/model")
+            client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    finally:
+        root.removeHandler(silent)
+    return str(logged.model_id)
 
 
 def upload_pending(config: Config) -> None:
@@ -579,6 +677,21 @@ def _read(path: Path) -> list[Event]:
         except json.JSONDecodeError:
             continue
     return events
+
+
+def _set_aside(path: Path, why: str) -> int:
+    """Rename a journal that can never be uploaded, and say so; 0, the runs it brought."""
+    aside = path.with_suffix(".refused")
+    path.replace(aside)
+    log.warning("mlflow: what was kept in %s %s; it is set aside as %s", path.name, why, aside)
+    return 0
+
+
+def _is(field: str, value: str) -> str:
+    """Filter for a text. One with a quote is found roughly: compare what is found with it."""
+    if "'" not in value:
+        return f"{field} = '{value}'"
+    return f"{field} LIKE '{value.replace(chr(39), '_')}'"  # any character for the quote
 
 
 def _check_file(uri: str) -> None:

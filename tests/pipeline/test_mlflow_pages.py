@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import mlflow
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline import extract, sweep
+from pipeline.config import Config
+from pipeline.tracking import Tracker
 
 from .conftest import WITH_RAY, MlflowServer, settings
 
@@ -147,8 +150,11 @@ def swept(
 def test_the_trials_are_listed_as_children_of_the_sweep(
     swept: dict[str, Any], mlflow_server: MlflowServer, browser: Browser
 ) -> None:
-    number = swept["compare_url"].split("experiments=%5B%22")[1].split("%22")[0]
-    page = f"{mlflow_server.uri}/#/experiments/{number}/runs"
+    # the page that a stage prints: not the one for GenAI, which shows no run
+    page = Tracker(
+        Config(experiment="pages", output=Path(swept["checkpoint"]).parent)
+    ).experiment_url()
+    assert page.startswith(mlflow_server.uri)
     trial = "redundancy_weight=0.2 mfi_weight=0.1 output_dim=4"
     folded, _ = browser.see(page, until=swept["name"])
     assert trial not in folded
@@ -160,6 +166,18 @@ def test_the_trials_are_listed_as_children_of_the_sweep(
         f"mfi_weight={row['train.mfi_weight']:g} output_dim={row['train.output_dim']}" in unfolded
         for row in swept["trials"]
     )
+
+
+def test_the_best_trial_shows_its_model(
+    swept: dict[str, Any], mlflow_server: MlflowServer, browser: Browser
+) -> None:
+    store = mlflow.MlflowClient(mlflow_server.uri)
+    name, number = swept["model"].removeprefix("models:/").split("/")
+    version = store.get_model_version(name, number)
+    run = store.get_run(version.run_id)
+    page = f"{mlflow_server.uri}/#/experiments/{run.info.experiment_id}/runs/{version.run_id}"
+    body, _ = browser.see(page, until="projectors")
+    assert f"{name}" in body
 
 
 def test_the_printed_page_shows_lambda_alpha_and_dim_against_val_map(
