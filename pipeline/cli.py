@@ -33,8 +33,8 @@ from pipeline.config import (
     yaml_layers,
 )
 from pipeline.errors import StageError, UsageError
-from pipeline.preflight import require_backbone, require_checkpoints
 from pipeline.moved import follow_folder
+from pipeline.preflight import require_backbone, require_checkpoints
 
 Report = dict[str, Any]
 

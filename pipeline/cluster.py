@@ -3,12 +3,14 @@
 import logging
 import os
 import re
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,12 +23,13 @@ log = logging.getLogger(__name__)
 # elastic training otherwise lets wait a minute for workers of a node it has just lost, quiet
 # start-up. glibc keeps the memory that tensors free: else every large
 # one is mapped and zeroed page by page anew, and a CPU encodes a fifth more slowly.
-# On a busy machine Ray's parts find each other later than the 30 or 60 s it gives them.
+# On a busy machine Ray's parts find each other later than the 30 or 60 s it gives them (what is
+# no setting: _patience).
 _START_SECONDS = 180
 _ENVIRONMENT = {
     "RAY_agent_register_timeout_ms": str(1000 * _START_SECONDS),
     "RAY_gcs_server_port_wait_time_s": str(_START_SECONDS),
-    "RAY_raylet_start_wait_time_s": str(_START_SECONDS),
+    "RAY_raylet_start_wait_time_s": "5",  # of one look; a dead node is noticed between two
     "RAY_worker_register_timeout_seconds": str(_START_SECONDS),
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(_START_SECONDS),
     "MALLOC_ARENA_MAX": "1",
@@ -246,12 +249,26 @@ def _start(**options: Any) -> None:
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """Let Ray wait for its node as long as for all else: its 30 s for this are no setting."""
+    """Let Ray wait longer where its seconds are no setting.
+
+    Its node waits 15 s for the files in which agents write down the ports they chose: they get
+    ports that are free, and the one that the node looks for all the same is written down before.
+    The driver waits 30 s for the node: it waits as long as the process is there.
+    """
     import psutil
+    from ray import _raylet
     from ray._private import services
 
-    ask = services.get_node
+    start, ask = services.start_raylet, services.get_node
     deadline = time.monotonic() + _START_SECONDS
+
+    def start_raylet(*arguments: Any, **options: Any) -> Any:
+        call = signature(start).bind(*arguments, **options)
+        if hasattr(_raylet, "persist_port"):  # older versions of Ray wait for no files
+            call.arguments.update(zip(_AGENT_PORTS, _free_ports(), strict=True))
+            node = call.arguments["session_dir"], call.arguments["node_id"]
+            _raylet.persist_port(*node, _LISTEN, call.arguments[_LISTEN])
+        return start(*call.args, **call.kwargs)
 
     def is_starting() -> bool:
         """Whether the node's process is there; a dead one is waited for in vain."""
@@ -267,11 +284,24 @@ def _patience() -> Iterator[None]:
                     raise
                 time.sleep(0.1)
 
-    services.get_node = get_node
+    services.start_raylet, services.get_node = start_raylet, get_node
     try:
         yield
     finally:
-        services.get_node = ask
+        services.start_raylet, services.get_node = start, ask
+
+
+_LISTEN = "dashboard_agent_listen_port"
+_AGENT_PORTS = (_LISTEN, "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
+
+
+def _free_ports() -> list[int]:
+    """A port for each agent that nothing listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in _AGENT_PORTS]
+        for each in sockets:
+            each.bind(("", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def _end(processes: list[Any]) -> None:

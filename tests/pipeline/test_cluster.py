@@ -1,6 +1,7 @@
 """Addresses where no cluster is are told in seconds; a start that fails is repeated."""
 
 import http.server
+import inspect
 import logging
 import os
 import socket
@@ -259,3 +260,39 @@ def test_ray_waits_for_its_node_as_long_as_the_process_is_there(
         node.kill()
         node.wait()
     assert services.get_node is ask
+
+
+def test_agents_get_ports_for_which_the_node_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from ray._private import services
+    from ray._raylet import wait_for_persisted_port
+
+    calls: list[dict[str, Any]] = []
+    names = set(inspect.signature(services.start_raylet).parameters)
+    assert names >= {"session_dir", "node_id", *cluster._AGENT_PORTS}
+
+    def start(
+        redis_address: str,
+        session_dir: str,
+        node_id: str,
+        dashboard_agent_listen_port: int = 0,
+        metrics_agent_port: int = 0,
+        metrics_export_port: int = 0,
+        runtime_env_agent_port: int = 0,
+    ) -> None:
+        calls.append({key: value for key, value in locals().items() if key in cluster._AGENT_PORTS})
+
+    monkeypatch.setattr(services, "start_raylet", start)
+    node = "ab" * 28
+    with cluster._patience():
+        services.start_raylet("", str(tmp_path), node, metrics_agent_port=0)
+    assert services.start_raylet is start
+    (ports,) = calls
+    assert set(ports) == set(cluster._AGENT_PORTS)
+    assert len(set(ports.values())) == 4
+    assert min(ports.values()) > 1023
+    written = wait_for_persisted_port(
+        str(tmp_path), node, "dashboard_agent_listen_port", timeout_ms=0
+    )
+    assert written == ports["dashboard_agent_listen_port"]
