@@ -399,3 +399,45 @@ def test_a_look_takes_no_torch_and_less_than_a_second_beyond_the_listing(tmp_pat
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     shutil.rmtree(tmp_path / "d")
+
+
+EARLY = """
+import sys
+from pipeline import cli
+
+for words in sys.argv[1:]:
+    stage, *argv = words.split()
+    code = cli.main(stage, argv)
+    loaded = sorted({"torch", "ray", "mlflow", "open_clip"} & sys.modules.keys())
+    print(stage, code, *loaded)
+"""
+
+
+def test_spaces_backbones_and_checkpoints_that_cannot_be_are_refused_before_torch_is_loaded(
+    tmp_path: Path,
+) -> None:
+    missing = f"--checkpoint {tmp_path}/no.safetensors --dataset folder:{tmp_path}"
+    commands = {
+        "sweep --space train.lrr=1": (2, "did you mean 'train.lr'"),
+        "sweep --asha --space train.epochs=5,10": (2, "use --no-asha"),
+        "sweep --space train.mfi_weight=0.1 --train.workers 2": (2, "--sweep.concurrency"),
+        "train --backbone nosuch": (2, "unknown backbone 'nosuch'; give 'tiny'"),
+        "sweep --backbone ViT-B-61": (2, "unknown backbone 'ViT-B-61'"),
+        "run --backbone nosuch --dry-run": (2, "unknown backbone 'nosuch'"),
+        "train --min-workers 3": (2, "--train.min-workers 3 is more than --train.workers 1"),
+        "train --cache device --device cpu": (2, "use ram or none"),
+        f"evaluate {missing}": (1, "no checkpoint at"),
+        f"segment {missing}": (1, "no checkpoint at"),
+        f"segments_mlr {missing}": (1, "no checkpoint at"),
+        f"predict a.jpg --classes dog {missing}": (1, "no checkpoint at"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, *commands],
+        capture_output=True, text=True, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    told = [f"{words.split()[0]} {code}" for words, (code, _) in commands.items()]
+    assert done.stdout.splitlines() == told, done.stderr
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    for line, (words, (_, expected)) in zip(errors, commands.items(), strict=True):
+        assert expected in line, words
+    assert not list(tmp_path.iterdir())

@@ -87,6 +87,7 @@ def test_whole_numbers_that_run_out_end_the_draw() -> None:
         ({"train.lr": [-1]}, "train.lr: input should be greater than 0, got -1"),
         ({DIM: [4, 4.5]}, "train.output_dim: input should be a valid integer"),
         ({"train.optimizer": ["adam"]}, "train.optimizer: input should be 'sgd' or 'adamw'"),
+        ({"seed": [2**63]}, "seed: input should be less than or equal to 9223372036854775807"),
         ({"seed": [-1]}, "seed: input should be greater than or equal to 0, got -1"),
         ({ALPHA: "0.1..1"}, "a grid takes no range"),
         ({"seed": list(range(200)), DIM: list(range(2, 102))}, "a grid of 20000 points"),
@@ -98,6 +99,24 @@ def test_what_the_recipe_refuses_is_named_before_anything_runs(
     with pytest.raises(UsageError) as caught:
         entries(config(space))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("epochs", [[5, 10], "5..10", ["5", "10"]])
+def test_asha_takes_no_trainings_of_different_lengths(epochs: list[Any] | str) -> None:
+    with pytest.raises(
+        UsageError, match=r"take train\.epochs out of sweep\.space, or use --no-asha"
+    ):
+        entries(config({"train.epochs": epochs}, search="random", asha=True))
+    assert entries(config({"train.epochs": epochs}, search="random"))
+
+
+def test_ten_thousand_trials_are_shared_out_in_a_moment_and_more_are_refused() -> None:
+    wide = config({"train.lr": "1e-5..1e-1", "seed": "0..1000"}, search="random", trials=10_000)
+    trials = entries(wide)
+    assert len({tuple(entry.point.values()) for entry in trials}) == 10_000
+    assert sum(map(len, packs(wide, trials, 2))) == 10_000
+    with pytest.raises(UsageError, match="10001 trials, a sweep has at most 10000"):
+        entries(config({"train.lr": "1e-5..1e-1"}, search="random", trials=10_001))
 
 
 def test_both_ends_of_a_range_are_checked() -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import mlflow
@@ -24,9 +24,9 @@ from dclip.batches import hold_out
 from dclip.paths import as_path
 from dclip.shards import MANIFEST, SAMPLES, TEXT, file_digest, read_manifest
 from dclip.training import fit
-from pipeline import cache, extract, train
+from pipeline import cache, cli, extract, train
 from pipeline.cache import cached_features
-from pipeline.checkpoints import load_checkpoint
+from pipeline.checkpoints import load_checkpoint, write_state
 from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.features import open_features, plan_features
@@ -165,6 +165,52 @@ def test_killed_workers_and_drivers_leave_the_weights_of_an_undisturbed_training
     assert run.info.status == "FINISHED"
     steps = store.get_metric_history(run.info.run_id, "train/loss")
     assert [metric.step for metric in steps] == [1, 2, 3, 4]
+
+
+def test_ctrl_c_says_what_is_kept_and_ends_as_an_interruption(
+    tmp_path: Path,
+    features: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = slow(tmp_path, features, epochs=3)
+
+    def stopped_at_once(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def stopped_in_epoch_2(config: Config, settings: Mapping[str, object], folder: Path) -> None:
+        reader = open_features(plan_features(config, "train").folders, config.output)
+        training = train.begin(config.train, reader, seed=config.seed)
+        training.epoch, training.step = 1, 7
+        write_state(folder / train.STATE, training)
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray Train does
+        with train._interruptible():
+            signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+            signal.raise_signal(signal.SIGINT)
+
+    words = ["--backbone", TOY, "--output", str(tmp_path), "--features", str(features)]
+    words += [f"--extract.{name.replace('_', '-')}={value}" for name, value in EXTRACT.items()]
+    words += [f"--train.{name}={value}" for name, value in {**SLOW, "epochs": 3}.items()]
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("pipeline.cluster.ray_session", lambda _: nullcontext())
+    try:
+        for stop, expected in (
+            (stopped_at_once, "train: interrupted after epoch 0 of 3; nothing is kept yet"),
+            (
+                stopped_in_epoch_2,
+                "interrupted after epoch 1 of 3 and step 7 of the next; the state",
+            ),
+        ):
+            monkeypatch.setattr(train, "_fit_on_ray", stop)
+            assert cli.main("train", words) == 130
+            assert expected in capsys.readouterr().err
+    finally:
+        signal.signal(signal.SIGINT, before)
+    store = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = store.search_runs([e.experiment_id for e in store.search_experiments()])
+    assert run.info.status == "KILLED"
+    assert run.info.run_name.startswith("dclip hidden_dim=2048 output_dim=512 epochs=3")
+    assert config.output == tmp_path
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What Ray Tune runs, called by itself: packs whose points fail, damaged shards, going on."""
 
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 from ray import tune
 
 from dclip.shards import read_manifest
-from pipeline import extract, sweep
+from pipeline import cli, extract, sweep
 from pipeline.config import Config
 from pipeline.features import FeaturePlan, plan_features
 from pipeline.space import Entry
@@ -168,3 +169,57 @@ def test_trials_begin_with_the_seeds_of_their_points(tmp_path: Path, features: P
     alone = begin(pack.entries[:1], texts, {**pack.settings, "seed": 9}, "cpu")
     assert both.weights[0][0].equal(alone.weights[0][0])
     assert not both.weights[0][0].equal(both.weights[0][1])
+
+
+# ---------------------------------------------------------------------------------------------
+# The best, in words
+# ---------------------------------------------------------------------------------------------
+
+
+def words_of(points: list[dict[str, Any]], scores: list[float | None], **changes: Any) -> str:
+    """Explanation of a sweep with these scores, best first."""
+    keys = {key: [point[key] for point in points] for key in points[0]}
+    config = Config.model_validate({"sweep": {"space": keys}, "output": "out", **changes})
+    pack = [Entry(number, point) for number, point in enumerate(points)]
+    rows = [
+        {"trial": n, **point, "val_map": score, "pack": pack, "place": n}
+        for n, (point, score) in enumerate(zip(points, scores, strict=True))
+    ]
+    checkpoint = Path("out").absolute() / "sweeps" / "sweep-1" / "trials" / "trial-0000.safetensors"
+    return sweep.explanation(config, "sweep-1", rows, checkpoint)
+
+
+def test_the_best_is_told_with_its_settings_and_the_command_that_evaluates_it() -> None:
+    words = words_of(
+        [{ALPHA: 0.1}, {ALPHA: 0.2}, {ALPHA: 9.0}],
+        [0.5, 0.46, None],
+        dataset="folder:my photos",
+        extract={"limit": 9},
+    )
+    assert "Best of 3 trials (1 failed) of sweep-1: trial 0, " in words
+    assert "train.mfi_weight=0.1" in words
+    assert "val/map 0.5000 on the held-out images" in words
+    assert "trial 1 (train.mfi_weight=0.2), has 0.0400 less. How much of that is chance" in words
+    assert "--space seed=0,1,2" in words
+    command = words.rpartition("Evaluate it: ")[2]
+    assert command == (
+        "python -m pipeline.evaluate --dataset 'folder:my photos' --output out --extract.limit 9 "
+        "--checkpoint out/sweeps/sweep-1/trials/trial-0000.safetensors"
+    )
+    parsed, _ = cli.parse("evaluate", "", shlex.split(command)[3:])
+    assert parsed.extract.limit == 9
+    assert parsed.evaluate.checkpoint is not None
+
+
+def test_the_distance_to_the_next_setting_is_in_deviations_between_seeds() -> None:
+    points = [
+        {ALPHA: 0.1, "seed": 0}, {ALPHA: 0.1, "seed": 1}, {ALPHA: 0.2, "seed": 0},
+        {ALPHA: 0.2, "seed": 1},
+    ]  # fmt: skip
+    # variances 0.0002 and 0.0008, one degree of freedom each: sqrt(0.001 / 2) = 0.0224;
+    # 0.53 - 0.45 = 0.08 is 3.6 of it
+    words = words_of(points, [0.53, 0.51, 0.45, 0.41])
+    assert "The next setting, trial 2 (train.mfi_weight=0.2), has 0.0800 less: 3.6 times" in words
+    only_seeds = words_of([{"seed": 0}, {"seed": 1}], [0.53, 0.51])
+    assert "No other setting was trained; between seeds val/map deviates by 0.0141" in only_seeds
+    assert "No other setting was trained." in words_of([{ALPHA: 0.1}], [0.5])
