@@ -288,15 +288,27 @@ class Training:
     def mean_losses(self) -> list[list[float]]:
         """Means of the losses over the steps of the epoch so far; nan for trials that are out.
 
-        Trials whose objective was not finite in one of these steps are out from now on.
+        Trials whose objective was not finite in one of these steps, or whose weights are not after
+        the last, are out from now on.
         """
         means = (self._sums / self.step).tolist()
+        are_finite = self._are_finite()
         for trial, (objective, _, _) in enumerate(means):
-            if trial not in self.diverged and not math.isfinite(objective):
-                self.diverged[trial] = (self.epoch + 1, int(self._finite[trial]) + 1)
+            is_finite = math.isfinite(objective) and are_finite[trial]
+            if trial not in self.diverged and not is_finite:
+                step = min(int(self._finite[trial]) + 1, self.step)
+                self.diverged[trial] = (self.epoch + 1, step)
             elif trial in self.diverged:
                 means[trial] = [math.nan] * 3
         return means
+
+    def _are_finite(self) -> list[bool]:
+        """Whether all weights of each trial are finite."""
+        found = torch.empty(len(self), dtype=torch.bool)
+        for stack in self._stacks:
+            parts = [weight.flatten(1).isfinite().all(1) for weight in stack.weights.values()]
+            found[stack.trials] = torch.stack(parts).all(0).cpu()
+        return [bool(value) for value in found]
 
     def end_epoch(self, val_maps: Sequence[float]) -> None:
         """Count the epoch as done, and keep what is best so far, where the recipe asks for it."""

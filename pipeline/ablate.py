@@ -13,13 +13,14 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import Report, main
 from pipeline.config import Config, EvaluateConfig
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import StageError, UsageError, told
 
 if TYPE_CHECKING:
     from dclip.recipe import Recipe
@@ -308,9 +309,9 @@ def _fit_all(
             try:
                 results = ray.get(ready)
             except ray.exceptions.RayError as error:
-                reason = " ".join(str(cluster.cause(error)).split())
                 raise StageError(
-                    f"ablation {plan.name} failed: {reason}; the same command goes on"
+                    f"ablation {plan.name} failed: {told(cluster.cause(error))}; the same command "
+                    "goes on"
                 ) from None
             for trial, result in zip(pack, results, strict=True):
                 path = plan.result_path(trial)
@@ -326,7 +327,7 @@ def _fit_pack(settings: Mapping[str, Any], pack: Sequence[Trial]) -> list[dict[s
     import torch
 
     from dclip.batches import hold_out
-    from dclip.training import DivergenceError, EpochReport, fit
+    from dclip.training import DivergenceError, EpochReport, divergence, fit
     from dclip.trials import Training
     from pipeline.cache import cached_features
     from pipeline.evaluate import Scores, measure
@@ -348,8 +349,7 @@ def _fit_pack(settings: Mapping[str, Any], pack: Sequence[Trial]) -> list[dict[s
             device=device,
         )
         rows, val_rows = hold_out(len(reader), settings["val_fraction"], seed=settings["data_seed"])
-        diverged = ""
-        try:
+        with suppress(DivergenceError):  # each training says where it did
             fit(
                 training,
                 features,
@@ -358,8 +358,6 @@ def _fit_pack(settings: Mapping[str, Any], pack: Sequence[Trial]) -> list[dict[s
                 val_rows=val_rows,
                 on_epoch=history.append,
             )
-        except DivergenceError as error:
-            diverged = str(error)
     test = open_features(settings["test"], output, verify=False)
     scores = training.predict(test, np.arange(len(test)))
     results = []
@@ -368,17 +366,19 @@ def _fit_pack(settings: Mapping[str, Any], pack: Sequence[Trial]) -> list[dict[s
             {name: value for name, value in reports[number]._asdict().items() if value == value}
             for reports in history
         ]
-        is_finite = not diverged and bool(scores[number].isfinite().all())
+        diverged = divergence(training, number) if number in training.diverged else ""
+        if not diverged and not scores[number].isfinite().all():
+            diverged = "its scores are no numbers"
         results.append(
             {
                 "recipe": trial.recipe.model_dump(),
                 "seed": trial.seed,
                 "parameters": training.model(number).sizes.parameter_count,
-                "diverged": "" if is_finite else diverged or "the loss is not finite",
+                "diverged": diverged,
                 "history": lines,
                 "threshold": settings["threshold"],
                 "test": measure(Scores(scores[number], True), test.labels, settings["threshold"])
-                if is_finite
+                if not diverged
                 else {},
                 "commit": git_commit(),
             }

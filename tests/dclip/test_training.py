@@ -483,6 +483,17 @@ def test_a_loss_that_leaves_the_numbers_stops_with_a_remedy() -> None:
     assert "epoch 1" in str(caught.value)
 
 
+def test_weights_that_leave_the_numbers_in_the_last_step_are_a_divergence_too() -> None:
+    recipe = Recipe(
+        epochs=1, batch_size=16, optimizer="sgd", warmup_epochs=0, lr=1e38, asl_weight=1e4
+    )
+    rows = np.arange(16)  # one step: its loss is finite, what it leaves is not
+    training = Training([recipe, recipe], texts(), seeds=[0, 1])
+    with pytest.raises(DivergenceError, match="from step 1 of epoch 1 on"):
+        fit(training, Cache(16), np.arange(16), seed=0, val_rows=rows)
+    assert training.diverged == {0: (1, 1), 1: (1, 1)}
+
+
 def test_a_recipe_that_must_diverge_is_refused_before_training() -> None:
     recipe = Recipe(preset="author", mfi_weight=10.0)
     with pytest.raises(ValueError, match="alpha"):
