@@ -17,6 +17,7 @@ from dclip.paths import AnyPath, has_folders
 
 _PREFIX = "instances_"
 _BESIDE = "_annotations.coco.json"
+_SHOWN = 60
 _PARTS = ("images", "annotations", "categories")
 _NUMBER = re.compile(r"([0-9]{1,18})(\.0+)?")
 
@@ -317,43 +318,73 @@ def _follow(document: Mapping[str, list[Any]]) -> Annotations:
     """Bring images, annotations and categories together by their ids."""
     categories = _Ids("categories", document["categories"])
     pictures = _Ids("images", document["images"])
-    objects: list[list[tuple[int, tuple[int, Mapping[str, Any]]]]] = [
-        [] for _ in document["images"]
-    ]
-    used = set()
-    for number, entry in enumerate(document["annotations"], start=1):
-        picture = pictures.find(_value(entry, "image_id", "annotations", number))
-        if picture is None:
-            raise _stranger(document["annotations"], pictures)
-        category = categories.find(_value(entry, "category_id", "annotations", number))
-        if category is None:
-            raise FormatError(
-                f"{entry_name('annotations', number, entry)}: image {entry['image_id']} has an"
-                f" object of category {entry['category_id']!r}, which is not listed"
-            )
-        used.add(category)
-        objects[picture].append((category, (number, entry)))
-    order, names, notes = _classes(document["categories"], categories, used)
+    names = _names(document["categories"])
+    order = sorted(range(len(names)), key=lambda position: _rank(categories.ids, position))
     column = {position: index for index, position in enumerate(order)}
+    objects: list[list[AnnotatedObject]] = [[] for _ in document["images"]]
+    for number, entry in enumerate(document["annotations"], start=1):
+        try:  # the usual way, since there are a million of them
+            image, category = entry["image_id"], entry["category_id"]
+            place, kind = pictures.exact[image], categories.exact[category]
+            is_odd = type(image) is bool or type(category) is bool
+        except (KeyError, TypeError):
+            is_odd = True
+        if is_odd:
+            place, kind = _references(document["annotations"], number, pictures, categories)
+        objects[place].append(AnnotatedObject(column[kind], number, entry))
+    used = {item.column for items in objects for item in items}
+    notes: tuple[str, ...] = ()
+    root = _root(document["categories"], categories.ids, names)
+    if root is not None and column[root] not in used:
+        order.remove(root)
+        kept = {column[position]: index for index, position in enumerate(order)}
+        objects = [[item._replace(column=kept[item.column]) for item in row] for row in objects]
+        column = {position: index for index, position in enumerate(order)}
+        notes = (
+            f"category {shown(names[root])} (id 0) is what the exporter puts above all others, and"
+            " nothing is annotated with it: it is no class",
+        )
+    _refuse_same(order, names, categories.ids)
     images: dict[str, AnnotatedImage] = {}
     for position, entry in enumerate(document["images"]):
         own = pictures.ids[position]
         key = fit_key(f"{own:012d}" if isinstance(own, int) else own)
         if key in images:
             raise FormatError(f"lists image {key} twice")
-        items = [AnnotatedObject(column[place], *rest) for place, rest in objects[position]]
         lists = [
             _listed(entry, name, position + 1, categories, column) for name in (_NEGATIVE, _OPEN)
         ]
-        images[key] = AnnotatedImage(key, position + 1, entry, items, *lists)
+        images[key] = AnnotatedImage(key, position + 1, entry, objects[position], *lists)
     for part, ids in (("images", pictures), ("categories", categories)):
         if ids.respelt:
-            asked, own = next(iter(ids.respelt.items()))
+            asked, own = map(shown, next(iter(ids.respelt.items())))
             notes += (
-                f"{counted(len(ids.respelt), 'id')} of {part} spelt in two ways, such as {asked!r}"
-                f" and {own!r}: ids are compared as numbers",
+                f"{counted(len(ids.respelt), 'id')} of {part} spelt in two ways, such as {asked}"
+                f" and {own}: ids are compared as numbers",
             )
-    return Annotations(names, [images[key] for key in sorted(images)], notes)
+    class_names = tuple(names[position] for position in order)
+    return Annotations(class_names, [images[key] for key in sorted(images)], notes)
+
+
+def _references(
+    annotations: Sequence[Any], number: int, pictures: "_Ids", categories: "_Ids"
+) -> tuple[int, int]:
+    """Positions of the image and category of an annotation that spells them in another way.
+
+    Raises:
+        FormatError: If it has none, or none that is listed.
+    """
+    entry = annotations[number - 1]
+    place = pictures.find(_value(entry, "image_id", "annotations", number))
+    if place is None:
+        raise _stranger(annotations, pictures)
+    kind = categories.find(_value(entry, "category_id", "annotations", number))
+    if kind is None:
+        raise FormatError(
+            f"{entry_name('annotations', number, entry)}: image {shown(entry['image_id'])} has"
+            f" an object of category {shown(entry['category_id'])}, which is not listed"
+        )
+    return place, kind
 
 
 def _listed(
@@ -369,12 +400,12 @@ def _listed(
         return None
     where = entry_name("images", number, entry)
     if not isinstance(values, list):
-        raise FormatError(f"{where} has {name} {values!r}, which is no list of category ids"[:300])
+        raise FormatError(f"{where} has {name} {shown(values)}, which is no list of category ids")
     columns = []
     for value in values:
         place = categories.find(value)
         if place is None:
-            raise FormatError(f"{where} has category {value!r} in {name}, which is not listed")
+            raise FormatError(f"{where} has category {shown(value)} in {name}, which is not listed")
         if place in column:
             columns.append(column[place])
     return columns
@@ -383,13 +414,19 @@ def _listed(
 def entry_name(part: str, number: int, entry: object) -> str:
     """How messages call an entry of a list of the file."""
     own = entry.get("id") if isinstance(entry, Mapping) else None
-    return f"entry {number} of {part}" + ("" if own is None else f" (id {own!r})")
+    return f"entry {number} of {part}" + ("" if own is None else f" (id {shown(own)})")
+
+
+def shown(value: object) -> str:
+    """A value of the file for messages, not longer than a line."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _value(entry: object, key: str, part: str, number: int) -> Any:
     """What an entry has under a key."""
-    if not isinstance(entry, Mapping):
-        raise FormatError(f"{entry_name(part, number, entry)} is {entry!r}, not an object"[:300])
+    if not isinstance(entry, dict):
+        raise FormatError(f"{entry_name(part, number, entry)} is {shown(entry)}, not an object")
     value = entry.get(key)
     if value is None:
         kind = "; panoptic annotations are of another kind" if "segments_info" in entry else ""
@@ -402,13 +439,14 @@ class _Ids:
 
     Attributes:
         ids: Of each entry, numbers as such.
+        exact: Position of the entry with each of them.
         respelt: Ids that were asked for in another spelling, and the ones they were taken for.
     """
 
     def __init__(self, part: str, entries: Sequence[object]) -> None:
         self.ids: list[int | str] = []
         self.respelt: dict[int | str, int | str] = {}
-        self._exact: dict[int | str, int] = {}
+        self.exact: dict[int | str, int] = {}
         self._alike: dict[int, list[int]] = {}
         for position, entry in enumerate(entries):
             value = _value(entry, "id", part, position + 1)
@@ -416,10 +454,10 @@ class _Ids:
             if own is None:
                 where = entry_name(part, position + 1, entry)
                 raise FormatError(f"{where} needs an id that is a whole number or a text")
-            if own in self._exact:
+            if own in self.exact:
                 one = {"images": "an image", "categories": "a category"}[part]
-                raise FormatError(f"lists {one} id twice: {value!r}")
-            self._exact[own] = position
+                raise FormatError(f"lists {one} id twice: {shown(value)}")
+            self.exact[own] = position
             self.ids.append(own)
             number = _number_of(own)
             if number is not None:
@@ -428,8 +466,8 @@ class _Ids:
     def find(self, value: object) -> int | None:
         """Position of the entry with this id; None if none has it, or several that look like it."""
         own = _id_of(value)
-        if own is None or own in self._exact:
-            return None if own is None else self._exact[own]
+        if own is None or own in self.exact:
+            return None if own is None else self.exact[own]
         number = _number_of(own)
         alike = [] if number is None else self._alike.get(number, [])
         if len(alike) != 1:
@@ -460,7 +498,7 @@ def _number_of(own: int | str) -> int | None:
 def _stranger(annotations: Sequence[Any], pictures: _Ids) -> FormatError:
     """The error for annotations of images that are not listed."""
     lost = dict.fromkeys(
-        str(entry["image_id"])
+        shown(entry["image_id"])
         for number, entry in enumerate(annotations, start=1)
         if pictures.find(_value(entry, "image_id", "annotations", number)) is None
     )
@@ -470,27 +508,21 @@ def _stranger(annotations: Sequence[Any], pictures: _Ids) -> FormatError:
     )
 
 
-def _classes(
-    entries: Sequence[Any], categories: _Ids, used: set[int]
-) -> tuple[list[int], tuple[str, ...], tuple[str, ...]]:
-    """Positions of the categories that are classes, ascending by id, their names, and notes."""
+def _names(entries: Sequence[Any]) -> list[str]:
+    """The name of each category."""
     names = []
-    for position, entry in enumerate(entries):
-        name = _value(entry, "name", "categories", position + 1)
+    for number, entry in enumerate(entries, start=1):
+        name = _value(entry, "name", "categories", number)
         is_number = isinstance(name, int | float) and not isinstance(name, bool)
         if not is_number and not (_is_text(name) and name.strip()):
-            where = entry_name("categories", position + 1, entry)
-            raise FormatError(f"{where} needs a name that is a text, not {name!r}")
+            where = entry_name("categories", number, entry)
+            raise FormatError(f"{where} needs a name that is a text, not {shown(name)}")
         names.append(str(name))
-    order = sorted(range(len(names)), key=lambda position: _rank(categories.ids, position))
-    notes: tuple[str, ...] = ()
-    root = next((position for position in order if _number_of(categories.ids[position]) == 0), None)
-    if root is not None and root not in used and _is_root(root, entries, names):
-        order.remove(root)
-        notes = (
-            f"category {names[root]!r} (id 0) is what the exporter puts above all others, and"
-            " nothing is annotated with it: it is no class",
-        )
+    return names
+
+
+def _refuse_same(order: Sequence[int], names: Sequence[str], ids: Sequence[int | str]) -> None:
+    """Refuse a file without a class, or with two of one name."""
     if not order:
         raise FormatError("needs categories, each with an id and a name")
     seen: dict[str, int] = {}
@@ -498,10 +530,9 @@ def _classes(
         other = seen.setdefault(names[position], position)
         if other != position:
             raise FormatError(
-                f"categories {categories.ids[other]!r} and {categories.ids[position]!r} are both"
-                f" called {names[position]!r}; give each a name of its own"
+                f"categories {shown(ids[other])} and {shown(ids[position])} are both called"
+                f" {shown(names[position])}; give each a name of its own"
             )
-    return order, tuple(names[position] for position in order), notes
 
 
 def _rank(ids: Sequence[int | str], position: int) -> tuple[bool, int, str]:
@@ -511,14 +542,15 @@ def _rank(ids: Sequence[int | str], position: int) -> tuple[bool, int, str]:
     return number is None, number or 0, str(own)
 
 
-def _is_root(root: int, entries: Sequence[Any], names: Sequence[str]) -> bool:
-    """Whether a category stands above the others: supercategory "none", and it is theirs."""
-    if str(entries[root].get("supercategory", "")).lower() != "none":
-        return False
-    return any(
-        position != root and names[root] in (names[position], entry.get("supercategory"))
-        for position, entry in enumerate(entries)
-    )
+def _root(entries: Sequence[Any], ids: Sequence[int | str], names: Sequence[str]) -> int | None:
+    """Position of the category above the others: id 0, supercategory "none", and it is theirs."""
+    for root, (entry, own) in enumerate(zip(entries, ids, strict=True)):
+        if _number_of(own) == 0 and str(entry.get("supercategory", "")).lower() == "none":
+            for position, other in enumerate(entries):
+                names_it = names[root] in (names[position], other.get("supercategory"))
+                if position != root and names_it:
+                    return root
+    return None
 
 
 def file_name_of(image: AnnotatedImage) -> str:
@@ -535,7 +567,7 @@ def file_name_of(image: AnnotatedImage) -> str:
     if name is None:
         raise FormatError(f"{where} has no file_name, nor a coco_url")
     if name != "" and not _is_text(name):
-        raise FormatError(f"{where} has file_name {name!r}, which is no text"[:300])
+        raise FormatError(f"{where} has file_name {shown(name)}, which is no text")
     return str(name)
 
 

@@ -16,12 +16,16 @@ from urllib.parse import unquote, urlsplit
 from dclip.data.listing import counted
 from dclip.paths import AnyPath, RemotePath, has_folders
 
+_SIMPLE = re.compile(
+    r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}/){0,9}[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}"
+)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOCAL_FILES = re.compile(r"(?:^|/)local-files/?\?(?:.*&)?d=([^&]*)")
 _UPLOADED = "/data/upload/"
 _SPLIT = re.compile(r"(train|training|trainval|val|valid|validation|dev|test|testing)[-_]?\d*")
 _SHOWN = 120
+_MAX_BYTES = 255  # of a file's name
 
 
 class ImageFiles(NamedTuple):
@@ -125,6 +129,8 @@ def find_image_files(
 
 def _reference(name: str) -> _Reference:
     """A file name taken apart."""
+    if _SIMPLE.fullmatch(name):  # of most of them; there may be a million
+        return _Reference(name, "plain", tuple(name.split("/")))
     local = _LOCAL_FILES.search(name)
     if local:  # Label Studio's addresses of a file on its disk, and of one that was uploaded
         return _checked(name, "url", unquote(local[1]).split("/"))
@@ -158,9 +164,14 @@ def _checked(
 ) -> _Reference:
     """The reference, if its path leads to something and nowhere up."""
     kept = tuple(part for part in parts if part not in ("", "."))
-    if not kept or ".." in kept or any("\0" in part or "\\" in part for part in kept):
+    is_unfit = any("\0" in part or "\\" in part or _is_long(part) for part in kept)
+    if not kept or ".." in kept or is_unfit:
         return _Reference(name, "outside", ())
     return _Reference(name, kind, kept)
+
+
+def _is_long(part: str) -> bool:
+    return len(part.encode("utf-8", "replace")) > _MAX_BYTES
 
 
 # ---------------------------------------------------------------------------------------------
@@ -189,7 +200,8 @@ class _Listed:
 
     def has(self, folder: str, parts: Sequence[str]) -> bool:
         """Whether there is a file of exactly this path."""
-        return self.entries(os.path.join(folder, *parts[:-1])).get(parts[-1]) is False  # noqa: PTH118
+        above = folder if len(parts) == 1 else os.path.join(folder, *parts[:-1])  # noqa: PTH118
+        return self.entries(above).get(parts[-1]) is False
 
     def alike(self, folder: str, parts: Sequence[str]) -> str | None:
         """The path of the one file whose path differs in case, percent signs or Unicode form."""
@@ -374,9 +386,10 @@ def _together(
 
 
 def _not_inside(key: str, reference: _Reference, folder: AnyPath, source: AnyPath) -> ValueError:
+    is_long = any(map(_is_long, re.split(r"[\\/]", reference.name)))
+    reason = "too long for a file" if is_long else f"not inside the image folder {folder}"
     return ValueError(
-        f"{source}: image {key} has file name {reference.name[:_SHOWN]!r}, which is not inside the"
-        f" image folder {folder}"
+        f"{source}: image {key} has file name {reference.name[:_SHOWN]!r}, which is {reason}"
     )
 
 

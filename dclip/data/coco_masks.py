@@ -1,6 +1,5 @@
 """COCO 2017 as a segmentation data set: instances painted into a mask, or stuff-thing maps."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from dclip.data.coco import (
     file_name_of,
     find_coco_split,
     read_annotations,
+    shown,
     told_of,
 )
 from dclip.data.coco_files import find_image_files
@@ -229,7 +229,7 @@ def _size(image: AnnotatedImage) -> tuple[int, int]:
         if side is None:
             raise FormatError(f"{where} has no {key}, which masks need")
         if not _is_number(side) or side <= 0 or not float(side).is_integer():
-            raise FormatError(f"{where} has {key} {_short(side)}, which is no number of pixels")
+            raise FormatError(f"{where} has {key} {shown(side)}, which is no number of pixels")
         sides.append(int(side))
     width, height = sides
     if width * height > MAX_PIXELS:
@@ -265,19 +265,19 @@ def _runs(outline: object, width: int, height: int) -> bytes:
     if isinstance(outline, list):
         return _polygon_runs(_polygons(outline), width, height)
     if not isinstance(outline, Mapping):
-        raise ValueError(f"segmentation is {_short(outline)}, no polygons and no run lengths")
+        raise ValueError(f"segmentation is {shown(outline)}, no polygons and no run lengths")
     for key in ("size", "counts"):
         if outline.get(key) is None:
             raise ValueError(f"its run lengths have no {key!r}")
     if outline["size"] != [height, width]:
-        raise ValueError(f"of size {_short(outline['size'])}, its image has {[height, width]}")
+        raise ValueError(f"of size {shown(outline['size'])}, its image has {[height, width]}")
     counts = outline["counts"]
     if isinstance(counts, str):
         if not counts.isascii():
-            raise ValueError(f"compressed run lengths {_short(counts)} are damaged")
+            raise ValueError(f"compressed run lengths {shown(counts)} are damaged")
         return counts.encode("ascii")
     if not isinstance(counts, list) or not all(map(_is_count, counts)):
-        raise ValueError(f"its counts are {_short(counts)}, no numbers of pixels and no text")
+        raise ValueError(f"its counts are {shown(counts)}, no numbers of pixels and no text")
     return bytes(run_lengths.frPyObjects(dict(outline), height, width)["counts"])
 
 
@@ -298,11 +298,11 @@ def _polygons(outline: list[Any]) -> list[list[float]]:
     polygons = []
     for polygon in outline:
         if not isinstance(polygon, list):
-            raise ValueError(f"{_short(polygon)} among its polygons is none")
+            raise ValueError(f"{shown(polygon)} among its polygons is none")
         is_paired = bool(polygon) and all(map(_is_pair, polygon))
         numbers = [value for pair in polygon for value in pair] if is_paired else polygon
         if not all(map(_is_number, numbers)):
-            raise ValueError(f"polygon {_short(polygon)} is no list of numbers")
+            raise ValueError(f"polygon {shown(polygon)} is no list of numbers")
         polygons.append(numbers)
     return polygons
 
@@ -315,12 +315,6 @@ def _is_pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
-def _short(value: object) -> str:
-    """A value of the file, as JSON writes it, not longer than a line."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def _polygon_runs(polygons: list[list[float]], width: int, height: int) -> bytes:
     """The union of polygons as compressed run lengths.
 
@@ -330,7 +324,7 @@ def _polygon_runs(polygons: list[list[float]], width: int, height: int) -> bytes
     for polygon in polygons:
         if len(polygon) % 2 or not all(-reach <= value <= 2 * reach for value in polygon):
             raise ValueError(
-                f"polygon {_short(polygon)}: a polygon needs pairs of coordinates, all about the"
+                f"polygon {shown(polygon)}: a polygon needs pairs of coordinates, all about the"
                 " image"
             )
     closed = [polygon for polygon in polygons if len(polygon) >= 6]

@@ -71,6 +71,14 @@ def found(dataset: str, root: Path | None, split: str) -> dict[int, set[str]]:
     return result
 
 
+def test_the_page_has_a_command_for_each_tool() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "own_data.md").read_text(encoding="utf-8")
+    own = page.partition("## Tools that write COCO's format")[2]
+    for tool in ("Roboflow", "supervision", "labelme2coco", "Label Studio"):
+        section = own.partition(f"### {tool}")[2].partition("###")[0]
+        assert "python -m pipeline.datasets check" in section, tool
+
+
 EXPECTED = {10: {"cat"}, 20: {"cat", "dog"}, 30: set[str]()}
 
 
@@ -100,7 +108,7 @@ def test_roboflow(roboflow: Path, tmp_path: Path) -> None:
         assert found("coco", roboflow, split) == EXPECTED
     same = [open_listing(name, roboflow, "valid") for name in (pattern, "coco")]
     assert same[0].identity() == same[1].identity()
-    assert default_splits("coco", roboflow) == ["test", "train", "valid"]
+    assert sorted(default_splits("coco", roboflow)) == ["test", "train", "valid"]
     told = check("coco", roboflow, splits=["train"])
     assert not told.problems
     assert any("category 'pets' (id 0)" in text for _, _, text in told.lines)

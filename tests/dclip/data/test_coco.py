@@ -1,5 +1,6 @@
 import json
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_an_unknown_split_is_refused_with_those_there(root: Path) -> None:
             r"entry 1 of annotations \(id 4\) has no category_id$",
         ),
         ({"annotations": [{"category_id": 1}]}, "entry 1 of annotations has no image_id$"),
-        ({"annotations": [None]}, "entry 1 of annotations is None, not an object"),
+        ({"annotations": [None]}, "entry 1 of annotations is null, not an object"),
         (
             {"annotations": [{"image_id": 7, "segments_info": []}]},
             "has no category_id; panoptic annotations are of another kind",
@@ -237,6 +238,37 @@ def test_images_without_an_object_are_counted(root: Path) -> None:
     )
 
 
+ODD: list[Any] = [
+    *(None, True, 0, -1, 1.5, float("nan"), float("inf"), 10**30, "", " ", "1", "x" * 5000),
+    *("\ud800", "a\0b", "../x", "/", "http://[", "data:image/png;base64,xx", "C:\\", "?d=x"),
+    *([], [1], [[1]], [None], ["x"], {}, {"a": 1}, {"size": [4, 4], "counts": "5"}),
+]
+
+
+def test_whatever_a_file_holds_is_read_or_refused_in_words(root: Path) -> None:
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(400):
+        content = lvis(neg_category_ids={7: [44]}, not_exhaustive_category_ids={3: [18]})
+        content = json.loads(json.dumps(content))
+        entry = rng.choice(content[rng.choice(list(content))])
+        key = rng.choice(list(entry))
+        entry[key] = rng.choice(ODD)
+        write(root, content)
+        try:
+            listing = read(root, images="all")
+            listing.identity()
+        except ValueError as error:
+            refused += 1
+            text = str(error)
+            assert text.startswith(str(root)), text
+            assert len(text) < 400 + len(str(root)), text
+            assert "\n" not in text
+            for word in ("NoneType", "object is not", "argument", "KeyError", "codec"):
+                assert word not in text
+    assert 100 < refused < 400
+
+
 # ---------------------------------------------------------------------------------------------
 # Partial labels, as in LVIS
 # ---------------------------------------------------------------------------------------------
@@ -288,7 +320,7 @@ def test_contradictions_and_images_without_lists_are_told(root: Path) -> None:
             [9],
             r"entry 1 of images \(id 7\) has category 9 in neg_category_ids, which is not listed",
         ),
-        ([None], "has category None in neg_category_ids"),
+        ([None], "has category null in neg_category_ids"),
         ("44", "has neg_category_ids '44', which is no list of category ids"),
     ],
 )

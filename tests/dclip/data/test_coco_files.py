@@ -100,6 +100,12 @@ def test_what_leads_out_or_to_nothing_is_refused(tmp_path: Path, name: str) -> N
         find(["pic1.jpg", name], root / "train")
 
 
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    for name in ("x" * 256, "a/" + "\u00e9" * 128 + ".jpg", "http://host/" + "x" * 5000):
+        with pytest.raises(ValueError, match=r"image k0 .*, which is too long for a file$"):
+            find([name], tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "what"),
     [
