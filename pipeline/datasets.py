@@ -133,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument(
             "--option",
+            "--options",
             action="append",
             default=[],
             metavar="KEY=VALUE",

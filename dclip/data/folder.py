@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,7 @@ from dclip.data.open_images import (
     display_names,
     find_images,
     is_descriptions,
+    is_there,
     read_descriptions,
     split_of,
 )
@@ -41,6 +43,7 @@ CLASS_NAMES_FILE = "class_names.txt"
 MAX_FILES = 100_000
 """Of a folder with more files, the rest is not looked at to find images that no table lists."""
 
+_FILES_TO_TRY = 20
 _BETWEEN_PHRASINGS = "|"
 
 # A name made of other names by one of these is a list, unless class_names.txt has it as a name.
@@ -68,7 +71,8 @@ def read_folder(
 
     The table is ``<folder>/<split>.csv`` (or ``.jsonl``, ``.parquet``, ``.tsv``); else the one that
     has the split in its column ``split``; else Open Images' own of that split. It has a column
-    ``file``, the path of an image relative to the folder, and one of
+    ``file``, the path of an image relative to the folder (or to the one folder in it where the
+    images lie), and one of
 
     * a column ``labels``: class names, as a list or a string joined by the separator;
     * one column per class with 1 (occurs), 0 (does not) or -1 (unknown);
@@ -114,6 +118,8 @@ def read_folder(
     tables = [first, *(other for other in others if other is not None)]
     if any(table.shape == "open images" for table in tables):
         tables = _name_open_images(folder, tables, split, known)
+    if isinstance(folder, Path):
+        tables = [_placed(folder, table, split, notes) for table in tables]
     listing = _listing(
         folder,
         split,
@@ -237,6 +243,7 @@ def find_splits(folder: AnyPath) -> dict[str, AnyPath]:
     label table; `find_tables` tells what files there are.
 
     Raises:
+        ValueError: If a table has a column ``split`` and rows that cannot be read.
         OSError: If a table cannot be read.
     """
     splits: dict[str, AnyPath] = {}
@@ -621,6 +628,47 @@ def _insider(folder: AnyPath) -> Callable[[str, str], str]:
         return str(path)
 
     return inside
+
+
+def _placed(folder: Path, table: LabelTable, split: str, notes: list[str]) -> LabelTable:
+    """A table with its paths relative to the folder, where they were to a folder in it."""
+    inside = _insider(folder)
+    rows_of: dict[str, list[int]] = {}
+    for row in range(len(table.files)):
+        rows_of.setdefault(table.splits[row] if table.splits else "", []).append(row)
+    files = list(table.files)
+    for name, rows in rows_of.items():
+        tried = []
+        for row in rows[:_FILES_TO_TRY]:
+            with suppress(ValueError):  # told when that split is opened
+                tried.append(inside(files[row], table.where(row)))
+        place = _find_place(folder, name or table.path.stem, tried)
+        if not place:
+            continue
+        for row in rows:
+            files[row] = f"{place}{files[row]}"
+        if (name or table.path.stem.casefold()) == split.casefold():
+            notes.append(f"images of {table.path.name} lie in {place}, which its paths leave out")
+    return replace(table, files=tuple(files))
+
+
+def _find_place(folder: Path, split: str, files: Sequence[str]) -> str:
+    """Where some images lie if not in the folder itself: ``""``, or a folder in it with a slash.
+
+    That is one called after the split, or else the only one that has all of them.
+    """
+    if not files or any(is_there(folder / file) for file in files):
+        return ""
+
+    def has_all(place: str) -> bool:
+        return all(is_there(folder / place / file) for file in files)
+
+    own = next((place for place in (split, f"images/{split}") if has_all(place)), None)
+    if own is not None:
+        return f"{own}/"
+    below = (path.name for path in folder.iterdir() if path.is_dir())
+    found = [name for name in below if not name.startswith(".") and has_all(name)]
+    return f"{found[0]}/" if len(found) == 1 else ""
 
 
 def _tell_unlisted(

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from dclip.paths import AnyPath, RemotePath, has_folders
+from dclip.paths import AnyPath, RemotePath, has_folders, is_remote
 
 _HEAD_BYTES = 4096
 _CLASS_ID = re.compile(r"/[a-z]/[a-z0-9_]+")
@@ -90,6 +90,20 @@ def find_images(folder: AnyPath, split: str, ids: Sequence[str]) -> str:
     for place in places:
         if has_folders(folder) and place and not (folder / place.rstrip("/")).is_dir():
             continue
-        if any((folder / f"{place}{one}.jpg").is_file() for one in ids[:_IMAGES_TO_TRY]):
+        if any(is_there(folder / f"{place}{one}.jpg") for one in ids[:_IMAGES_TO_TRY]):
             return place
     return ""
+
+
+def is_there(path: AnyPath) -> bool:
+    """Whether there is a file; not so where its name is too long for one.
+
+    Raises:
+        OSError: If a remote store cannot be reached, or refuses.
+    """
+    try:
+        return path.is_file()
+    except OSError:
+        if is_remote(path):
+            raise
+        return False

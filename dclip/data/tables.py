@@ -5,6 +5,7 @@ import itertools
 import json
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -614,25 +615,27 @@ def _open_parquet(path: AnyPath, data: _Data) -> _Opened:
     except ImportError:
         raise ValueError(f"{path} needs pyarrow: pip install pyarrow") from None
 
+    @contextmanager
+    def damage_told() -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path} is not Parquet, or damaged: {reason}") from error
+
     def read(wanted: Sequence[str]) -> Iterator[tuple[int, Sequence[object]]]:
         number = 0
         keys = [names[columns.index(name)] for name in wanted]
-        try:
-            with data() as file, pq.ParquetFile(file) as table:
-                size = 16 if is_heavy else 1024  # rows with whole images in them
-                for batch in table.iter_batches(batch_size=size, columns=keys):
-                    parts: list[list[Any]] = [batch.column(key).to_pylist() for key in keys]
-                    for cells in zip(*parts, strict=True):
-                        number += 1
-                        yield number, cells
-        except pa.ArrowException as error:
-            raise ValueError(f"{path} is not Parquet, or damaged: {error}") from error
+        with data() as file, damage_told(), pq.ParquetFile(file) as table:
+            size = 16 if is_heavy else 1024  # rows with whole images in them
+            for batch in table.iter_batches(batch_size=size, columns=keys):
+                parts: list[list[Any]] = [batch.column(key).to_pylist() for key in keys]
+                for cells in zip(*parts, strict=True):
+                    number += 1
+                    yield number, cells
 
-    try:
-        with data() as file, pq.ParquetFile(file) as table:
-            schema = table.schema_arrow
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} is not Parquet, or damaged: {error}") from error
+    with data() as file, damage_told(), pq.ParquetFile(file) as table:
+        schema = table.schema_arrow
     names = [name for name in schema.names if name != _PANDAS_INDEX]
     columns = [name.strip() for name in names]
     _refuse_twice(path, columns)

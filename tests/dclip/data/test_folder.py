@@ -126,11 +126,15 @@ def test_other_columns_may_stand_beside_labels(folder: Path) -> None:
 
 
 def test_a_missing_image_is_found_when_it_is_read(folder: Path) -> None:
-    write_csv(folder, "file,labels\nnowhere.png,dog\na.png,dog\n")
+    write_csv(folder, f"file,labels\nnowhere.png,dog\na.png,dog\n{'x' * 300}.png,dog\n")
     listing = read_folder(folder, "train")
     assert listing.read(1).labels.tolist() == [1]
-    with pytest.raises(ImageError, match=r"nowhere\.png"):
-        listing.read(0)
+    for row, name in ((0, r"nowhere\.png"), (2, "xxx")):
+        with pytest.raises(ImageError, match=name):
+            listing.read(row)
+    write_csv(folder, f"file,labels\n{'x' * 300}.png,dog\n")
+    with pytest.raises(ImageError, match="xxx"):
+        read_folder(folder, "train").read(0)
 
 
 BAD_CSV: list[tuple[str, str]] = [
@@ -579,6 +583,32 @@ def test_images_that_no_table_lists_are_counted(folder: Path) -> None:
     images = images_of(folder, folder / "outputs" / "listings")
     notes = read_folder(folder, "train", images=images).notes
     assert notes == ("1 image file is listed by no table: 'sub/b.png'",)
+
+
+def test_images_that_lie_together_in_a_folder_are_found_there(tmp_path: Path) -> None:
+    for file in ("photos/1.png", "photos/2.png", "test/1.png", "other/9.png"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (3, 2)).save(tmp_path / file)
+    write_csv(tmp_path, "filename,tags\n1.png,dog\n2.png,cat\n")
+    write_csv(tmp_path, "filename,tags\n1.png,dog\n", "test.csv")
+    train = read_folder(tmp_path, "train", images=images_of(tmp_path))
+    assert train.file_names == ("photos/1.png", "photos/2.png")
+    assert train.notes == (
+        "images of train.csv lie in photos/, which its paths leave out",
+        "1 image file is listed by no table: 'other/9.png'",
+    )
+    assert read_folder(tmp_path, "test").file_names == ("test/1.png",)  # not photos/1.png
+    write_csv(tmp_path, "filename,tags,split\n9.png,dog,all\n1.png,dog,test\n", "one.csv")
+    (tmp_path / "test.csv").unlink()
+    for split, file in (("test", "test/1.png"), ("all", "other/9.png")):
+        listing = read_folder(tmp_path, split, images=images_of(tmp_path))
+        assert listing.file_names == (file,)
+        assert not any("no table" in note for note in listing.notes)
+    write_csv(tmp_path, "filename,tags\n1.png,dog\n", "val.csv")
+    listing = read_folder(tmp_path, "val")  # may be in either folder
+    assert listing.file_names == ("1.png",)
+    with pytest.raises(ImageError, match=r"1\.png"):
+        listing.read(0)
 
 
 def test_looking_for_images_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
