@@ -663,9 +663,10 @@ def _find_place(folder: Path, split: str, files: Sequence[str]) -> str:
     def has_all(place: str) -> bool:
         return all(is_there(folder / place / file) for file in files)
 
-    own = next((place for place in (split, f"images/{split}") if has_all(place)), None)
-    if own is not None:
-        return f"{own}/"
+    if PurePosixPath(split).name == split and split != "..":
+        own = next((place for place in (split, f"images/{split}") if has_all(place)), None)
+        if own is not None:
+            return f"{own}/"
     below = (path.name for path in folder.iterdir() if path.is_dir())
     found = [name for name in below if not name.startswith(".") and has_all(name)]
     return f"{found[0]}/" if len(found) == 1 else ""
