@@ -162,7 +162,7 @@ def _warn_of_untrained(trained: Bool[Tensor, " classes"]) -> None:
     if count:
         warnings.warn(
             f"the projectors were not trained on {count} of {len(trained)} classes, which are "
-            "scored by CLIP itself (Prediction.cosine); see docs/untrained_names.md",
+            "scored by CLIP itself: Prediction.cosine, which is no probability",
             UntrainedWarning,
             stacklevel=3,
         )

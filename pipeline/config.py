@@ -319,7 +319,7 @@ class PredictConfig(BaseModel):
     untrained_probability: bool = Field(
         False,
         description="also tell what the projectors say of classes they were not trained on; it is "
-        "confident and means little (docs/untrained_names.md)",
+        f"confident and means little ({page('untrained_names')})",
     )
     threshold: float = Field(
         0.5,

@@ -19,6 +19,7 @@ from pipeline.cli import Report, main
 from pipeline.config import TOY_DATASET, Config, usual_backbone
 from pipeline.errors import UsageError, told
 from pipeline.features import describe_backbone, open_backbone, warnings_of
+from pipeline.pages import page
 
 if TYPE_CHECKING:
     import numpy as np
@@ -505,7 +506,7 @@ def _cautions(plan: PredictPlan) -> list[str]:
         found.append(
             f"the projectors were not trained on {len(untrained)} of {len(plan.classes)} classes "
             f"({shown}): CLIP itself scores them, on its own scale, which is no probability "
-            "(docs/untrained_names.md)"
+            f"({page('untrained_names')})"
         )
     if len(plan.classes) == 1:
         found.append("with one class alone CLIP's share is always 1; name others beside it")
