@@ -273,6 +273,7 @@ def _run_trials(
         space = {PACK: tune.grid_search(packs)} if packs else {}
         if tune.Tuner.can_restore(str(folder)):
             log.info("sweep: %s was begun before; finished trials are kept", folder.name)
+            runs.may_have_failed = True
             tuner = tune.Tuner.restore(
                 str(folder), trainable=trainable, param_space=space, resume_errored=True
             )

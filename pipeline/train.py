@@ -161,6 +161,7 @@ def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / STATE).is_file():
         read_state(folder / STATE, training)
+        _require_history(folder / _HISTORY, training.epoch)
         log.info("train: %s goes on after epoch %d, step %d", name, training.epoch, training.step)
     settings = {
         "train": config.train.model_dump(),
@@ -441,6 +442,25 @@ def _read_history(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
+def _require_history(path: Path, epochs: int) -> None:
+    """Refuse a state whose history is damaged or gone: a checkpoint could not be told from it.
+
+    Raises:
+        StageError: It does not tell of that many epochs.
+    """
+    try:
+        count = len(_read_history(path))
+    except ValueError as error:
+        raise StageError(
+            f"{path} is damaged ({told(error)}); delete {path.parent} to train from the start"
+        ) from None
+    if count < epochs:
+        raise StageError(
+            f"{path} tells of {count} of {epochs} epochs; delete {path.parent} to train from the "
+            "start"
+        )
+
+
 @contextmanager
 def _follow(
     path: Path, epochs: int, done: int, label: str, tracked: "TrackedRun"
@@ -456,7 +476,7 @@ def _follow(
             tracked.metrics(metric_names(line), step=int(line["epoch"]))
             seen += 1
             if seen > done:
-                note = f"loss {line['loss']:.4f} val/map {_percent(line.get('val_map'))}"
+                note = f"loss {line['loss']:.4f}, val/map {_percent(line.get('val_map'))}"
                 bar.advance(1, note)
 
     with (

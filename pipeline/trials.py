@@ -219,6 +219,7 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         self._runs: dict[int, TrackedRun] = {}
         self._closed: set[int] = set()
         self.apart: set[int] = set()
+        self.may_have_failed = False  # before: runs that go on may tell of it
         self._resumed: dict[str, int] = {}
         self._epochs: dict[str, int] = {}
 
@@ -279,6 +280,7 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
     def part(self, entries: Sequence[Entry]) -> None:
         """Let points whose pack failed go on, each by itself."""
         self.apart |= {entry.number for entry in entries}
+        self.may_have_failed |= bool(entries)
         for number in self.apart:
             self._runs.pop(number, None)
             self._closed.discard(number)
@@ -327,9 +329,12 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         self._close(entry, "FAILED")
 
     def _close(self, entry: Entry, status: str) -> None:
-        if entry.number not in self._closed:
-            self._closed.add(entry.number)
-            self.run(entry).close(status)
+        if entry.number in self._closed:
+            return
+        self._closed.add(entry.number)
+        if status == "FINISHED" and self.may_have_failed:
+            self.run(entry).tags({"dclip.error": ""})
+        self.run(entry).close(status)
 
 
 def reason(error: object) -> str:

@@ -443,6 +443,25 @@ def test_a_damaged_state_is_named_before_ray_starts(
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "tells of 0 of 1 epochs; delete"), ('{"epoch": ', "is damaged .*; delete")],
+)
+def test_a_history_that_is_gone_or_damaged_is_named_before_ray_starts(
+    own: Config, content: str | None, words: str
+) -> None:
+    reader = open_features(folders(own), own.output)
+    training = train.begin(own.train, reader, seed=own.seed)
+    training.epoch = 1
+    folder = own.output / "train" / train.run_name(own, plan_features(own, "train"))
+    folder.mkdir(parents=True)
+    write_state(folder / train.STATE, training)
+    if content is not None:
+        (folder / "history.jsonl").write_text(content)
+    with pytest.raises(StageError, match=words):
+        train.run(own)
+
+
 def test_a_checkpoint_that_cannot_be_read_is_to_be_deleted(own: Config) -> None:
     path = train.checkpoint_path(own, plan_features(own, "train"))
     path.parent.mkdir()

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlflow
 import pytest
 from ray import tune
 
@@ -14,7 +15,8 @@ from pipeline import cli, extract, sweep
 from pipeline.config import Config
 from pipeline.features import FeaturePlan, plan_features
 from pipeline.space import Entry
-from pipeline.trials import PACK, begin, trial
+from pipeline.tracking import Tracker
+from pipeline.trials import PACK, TrialRuns, begin, trial
 
 from .conftest import settings
 from .test_extract import make_here
@@ -169,6 +171,59 @@ def test_trials_begin_with_the_seeds_of_their_points(tmp_path: Path, features: P
     alone = begin(pack.entries[:1], texts, {**pack.settings, "seed": 9}, "cpu")
     assert both.weights[0][0].equal(alone.weights[0][0])
     assert not both.weights[0][0].equal(both.weights[0][1])
+
+
+def test_runs_of_points_say_what_became_of_them(tmp_path: Path, features: Path) -> None:
+    """Two points fail together and are then trained apart; one of another pack diverges."""
+    pack = Pack(tmp_path, features, [{ALPHA: 0.1}, {ALPHA: 0.2}, {ALPHA: 0.3}, {ALPHA: 0.4}])
+    tracker = Tracker(pack.config)
+    runs = TrialRuns(pack.config, pack.plan, "sweep-1", tracker)
+
+    def given(*numbers: int, error: Exception | None = None) -> Any:
+        return SimpleNamespace(
+            trial_id="-".join(map(str, numbers)),
+            config={PACK: [pack.entries[number] for number in numbers]},
+            get_pickled_error=lambda: error,
+            get_error=lambda: None,
+        )
+
+    def told(errors: list[str]) -> dict[str, Any]:
+        line = {"epoch": 1, "loss": 0.5}
+        outcomes = [{"error": error, "line": {} if error else line} for error in errors]
+        return {"outcomes": outcomes, "epoch": 1, "score": 0.5, "resumed": 0}
+
+    def states() -> dict[str, tuple[str, str]]:
+        store = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        found = store.search_runs([store.get_experiment_by_name("dclip-shapes").experiment_id])
+        tags = {run.info.run_id: run.data.tags for run in found}
+        return {
+            tags[run.info.run_id]["dclip.key"]: (
+                run.info.status, tags[run.info.run_id].get("dclip.error", ""),
+            )
+            for run in found
+        }  # fmt: skip
+
+    large, mixed = given(0, 1, error=RuntimeError("too large")), given(2, 3)
+    for trial_ in (large, mixed):
+        runs.on_trial_start(0, [], trial_)
+    runs.on_trial_error(0, [], large)
+    runs.on_trial_result(0, [], mixed, told(["", "the loss is not a finite number"]))
+    runs.on_trial_complete(0, [], mixed)
+    assert states() == {
+        "sweep-1/0": ("FAILED", "too large"),
+        "sweep-1/1": ("FAILED", "too large"),
+        "sweep-1/2": ("FINISHED", ""),
+        "sweep-1/3": ("FAILED", "the loss is not a finite number"),
+    }
+    runs.part(pack.entries[:2])
+    runs.on_trial_start(0, [], large)  # which leaves its points to others
+    runs.on_trial_complete(0, [], large)
+    runs.on_trial_start(0, [], given(0))
+    runs.on_trial_result(0, [], given(0), told([""]))
+    runs.on_trial_complete(0, [], given(0))
+    assert states()["sweep-1/0"] == ("FINISHED", "")
+    assert states()["sweep-1/1"] == ("FAILED", "too large")
+    assert states()["sweep-1/3"][0] == "FAILED"
 
 
 # ---------------------------------------------------------------------------------------------
