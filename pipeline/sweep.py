@@ -96,7 +96,8 @@ def run(config: Config) -> Report:
     folder = config.output.absolute() / "sweeps" / name
     tracker = Tracker(config)
     tags = {"dclip.stage": "sweep", "dclip.sweep_id": name}
-    with tracker.run(f"sweep {label_of_space(config)}", key=name, tags=tags) as tracked:
+    title = f"sweep {label_of_space(config)} {name[-12:][:6]}"
+    with tracker.run(title, key=name, tags=tags) as tracked:
         space = config.sweep.model_dump(exclude={"concurrency", "gpus_per_trial"})
         tracked.params({f"sweep.{key}": value for key, value in space.items()})
         tracked.dataset(
