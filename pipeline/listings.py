@@ -419,6 +419,8 @@ def labels_of_masks(
 def _open_folder(
     folder: AnyPath, split: str, options: Mapping[str, str], cache: Path | None
 ) -> "Listing":
+    from dataclasses import replace
+
     from dclip.data.folder import find_tables, images_of, label_files, read_folder
     from dclip.data.tool_tables import METADATA
     from dclip.shards import digest
@@ -437,9 +439,13 @@ def _open_folder(
             )
         if "separator" in options and tree.format != METADATA:
             raise UsageError(f"option separator is for tables of labels, not format={tree.format}")
-        return _cached(
-            lambda: tree.read(split), "folder", folder, split, options, tree.sources(), cache
-        )
+
+        def make() -> "Listing":
+            listing = tree.read(split)
+            how = f"read as format={tree.format}: {tree.evidence}"
+            return replace(listing, notes=(how, *listing.notes))
+
+        return _cached(make, "folder", folder, split, options, tree.sources(), cache)
     if has_folders(folder) and not find_tables(folder):
         raise UsageError(no_labels(folder))
     separator = separator_of(options)

@@ -15,6 +15,7 @@ from dclip.data.trees import (
     in_split_order,
     list_folder,
     make_listing,
+    names_below,
     settle_class_names,
     split_kind,
 )
@@ -134,7 +135,7 @@ def read_class_folders(folder: Path, split: str, *, splits: Sequence[str]) -> Im
         if not images:
             empty += 1
             continue
-        files += [(top / name / image).relative_to(folder).as_posix() for image in images]
+        files += names_below(top / name, folder, images)
         columns += [class_names.index(name)] * len(images)
     labels = np.zeros((len(files), len(class_names)), np.uint8)
     labels[np.arange(len(files)), columns] = 1

@@ -95,20 +95,19 @@ def list_folder(
                 if limit < MAX_ENTRIES:
                     break
                 raise ValueError(f"{folder} has more than {MAX_ENTRIES:,} entries")
-            path = Path(entry.path).relative_to(top).as_posix()
             if entry.is_symlink() and not _is_below(Path(entry.path), top):
                 if rest is not None:
-                    rest.away.append(path)
+                    rest.away.append(_shown(entry.path, top))
                 continue
             if entry.is_dir():
                 if not entry.name.startswith("."):
                     folders.append(_text(entry.name, folder))
                 elif rest is not None:
-                    rest.others.append(ascii(path)[1:-1])
+                    rest.others.append(_shown(entry.path, top))
             elif is_image_name(entry.name):
                 images.append(_text(entry.name, folder))
             elif rest is not None and entry.name != CLASS_NAMES_FILE:
-                rest.others.append(ascii(path)[1:-1])
+                rest.others.append(_shown(entry.path, top))
     return sorted(folders), sorted(images)
 
 
@@ -127,6 +126,12 @@ def has_image(folder: Path, top: Path, *, limit: int = MAX_ENTRIES) -> bool:
             if not entry.is_symlink() or _is_below(Path(entry.path), top):
                 return True
     return False
+
+
+def names_below(folder: Path, top: Path, names: Sequence[str]) -> list[str]:
+    """Paths relative to ``top`` of files that lie directly in a folder."""
+    place = folder.relative_to(top).as_posix()
+    return list(names) if place == "." else [f"{place}/{name}" for name in names]
 
 
 def find_below(folder: Path, place: str) -> Path | None:
@@ -218,6 +223,11 @@ def make_listing(
         labels=labels,
         notes=tuple(notes),
     )
+
+
+def _shown(path: str, top: Path) -> str:
+    """A path relative to the tree, in letters that can be printed."""
+    return ascii(Path(path).relative_to(top).as_posix())[1:-1]
 
 
 def _is_below(path: Path, top: Path) -> bool:

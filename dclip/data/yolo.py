@@ -9,7 +9,7 @@ import numpy as np
 
 from dclip.data.images import is_image_name
 from dclip.data.listing import ImageListing, counted
-from dclip.data.trees import Rest, find_below, list_folder, make_listing
+from dclip.data.trees import Rest, find_below, list_folder, make_listing, names_below
 
 FORMAT = "yolo"
 
@@ -75,7 +75,7 @@ def label_file(image: str) -> str:
     """
     before, found, after = f"/{image}".rpartition("/images/")
     path = f"{before}/labels/{after}" if found else f"/{image}"
-    return str(PurePosixPath(path[1:]).with_suffix(".txt"))
+    return f"{os.path.splitext(path[1:])[0]}.txt"  # noqa: PTH122 - ten times as fast
 
 
 def yolo_sources(folder: Path, places: Sequence[str]) -> list[Path]:
@@ -91,7 +91,7 @@ def yolo_sources(folder: Path, places: Sequence[str]) -> list[Path]:
     """
     images = [image for place in places for image in _images(folder, place, Rest())]
     texts = [folder / label_file(image) for image in images]
-    parents = {path.parent for path in (*texts, *(folder / image for image in images))}
+    parents = {path.parent for path in texts} | {folder / place for place in _folders_of(images)}
     lists = [folder / place for place in places]
     return [path for path in (*lists, *sorted(parents), *texts) if path.exists()]
 
@@ -112,7 +112,7 @@ def _images(folder: Path, place: str, rest: Rest) -> list[str]:
             continue
         seen.add(way.resolve())
         folders, images = list_folder(way, folder, rest)
-        found += [(way / image).relative_to(folder).as_posix() for image in images]
+        found += names_below(way, folder, images)
         if depth < _MAX_DEPTH:
             ways += [(way / name, depth + 1) for name in folders]
     return sorted(found)
@@ -186,13 +186,17 @@ def _columns(text: str, file: Path, column: Mapping[int, int]) -> list[int]:
 def _spare(files: Sequence[str], folder: Path) -> list[str]:
     """Files of labels beside which there is no image."""
     spare = []
-    for place in sorted({str(PurePosixPath(file).parent) for file in files}):
+    for place in _folders_of(files):
         _, images = list_folder(folder / place, folder)
-        texts = (folder / label_file(f"{place}/x")).parent
-        stems = {PurePosixPath(image).stem for image in images}
+        texts = (folder / label_file(f"{place}/x".lstrip("/"))).parent
+        stems = {"classes", *(PurePosixPath(image).stem for image in images)}
         found = texts.glob("*.txt") if texts.is_dir() and texts != folder / place else ()
-        spare += [path for path in found if path.stem not in {*stems, "classes"}]
+        spare += [path for path in found if path.stem not in stems]
     return sorted(path.relative_to(folder).as_posix() for path in spare)
+
+
+def _folders_of(files: Sequence[str]) -> list[str]:
+    return sorted({file.rpartition("/")[0] for file in files})
 
 
 def _note(files: Sequence[str], what: str, how: str, taken: str) -> list[str]:

@@ -314,6 +314,7 @@ def test_a_folder_per_class_says_what_is_taken_for_what(tmp_path: Path) -> None:
     image(tmp_path / "train/stray.jpg")
     (tmp_path / "train/empty").mkdir()
     assert opened(tmp_path, "train").notes == (
+        "read as format=class-folders: 3 folders of images, such as test/dog",
         "the folder of an image is its one class; it counts as without the others",
         "1 image in no folder of a class, such as stray.jpg: passed over",
         "1 folder without images: passed over",
@@ -414,6 +415,7 @@ def test_a_yolo_tree_says_what_is_taken_for_what(tmp_path: Path) -> None:
     (tmp_path / "labels/train/gone.txt").write_text(f"0 {BOX}")
     (tmp_path / "images/train/notes.md").write_text("")
     assert opened(tmp_path, "train").notes == (
+        "read as format=yolo: data.yaml with 3 class names",
         "an image has the classes of its objects; it counts as without the others",
         "1 image without a file of labels, such as images/train/2.jpg: taken for background,"
         " without class",
@@ -496,6 +498,7 @@ def test_a_tree_that_may_be_read_in_two_ways_is_refused_with_both(tmp_path: Path
 def test_a_label_studio_export_says_what_is_taken_for_what(tmp_path: Path) -> None:
     label_studio_json(tmp_path)
     assert opened(tmp_path, "train").notes == (
+        "read as format=label-studio: project-1-at-2026-01-01.json, an export of Label Studio",
         "an image has the classes that were chosen; it counts as without the others",
         "1 task without an answer, such as 's3://bucket/in/3.jpg': passed over",
     )
