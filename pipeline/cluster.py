@@ -251,9 +251,9 @@ def _start(**options: Any) -> None:
 def _patience() -> Iterator[None]:
     """Let Ray wait longer where its seconds are no setting.
 
-    Its node waits 15 s for the files in which agents write down the ports they chose: they get
-    ports that are free, and the one that the node looks for all the same is written down before.
-    The driver waits 30 s for the node: it waits as long as the process is there.
+    Its node waits 15 s for the files in which agents write down the ports they chose: they are
+    given ports that are free, and the files are there before. The driver waits 30 s for the node:
+    it waits as long as the process is there.
     """
     import psutil
     from ray import _raylet
@@ -265,9 +265,10 @@ def _patience() -> Iterator[None]:
     def start_raylet(*arguments: Any, **options: Any) -> Any:
         call = signature(start).bind(*arguments, **options)
         if hasattr(_raylet, "persist_port"):  # older versions of Ray wait for no files
-            call.arguments.update(zip(_AGENT_PORTS, _free_ports(), strict=True))
-            node = call.arguments["session_dir"], call.arguments["node_id"]
-            _raylet.persist_port(*node, _LISTEN, call.arguments[_LISTEN])
+            for name, port in zip(_AGENT_PORTS, _free_ports(), strict=True):
+                call.arguments[name] = port
+                node = call.arguments["session_dir"], call.arguments["node_id"]
+                _raylet.persist_port(*node, name, port)
         return start(*call.args, **call.kwargs)
 
     def is_starting() -> bool:
@@ -291,8 +292,12 @@ def _patience() -> Iterator[None]:
         services.start_raylet, services.get_node = start, ask
 
 
-_LISTEN = "dashboard_agent_listen_port"
-_AGENT_PORTS = (_LISTEN, "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
+_AGENT_PORTS = (
+    "dashboard_agent_listen_port",
+    "metrics_agent_port",
+    "metrics_export_port",
+    "runtime_env_agent_port",
+)
 
 
 def _free_ports() -> list[int]:
