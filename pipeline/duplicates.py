@@ -2,10 +2,10 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from dclip.data.listing import Split
@@ -63,66 +63,75 @@ def find_overlap(one: "Split", other: "Split", *, everything: bool) -> Overlap:
     is_same = one is other
     held = set() if is_same else set(places(one))
     by_place = [row for row, place in enumerate(places(other)) if place in held]
-    if len(by_place) == len(other) or not (_is_local(one) and _is_local(other)):
+    ours, theirs = _files(one), _files(other)
+    if len(by_place) == len(other) or not ours or not theirs:
         return Overlap(by_place, [], [], "by place", is_whole=len(by_place) == len(other))
     most = None if everything else _MOST_SIZES
-    ours, theirs = _by_size(one, most), _by_size(other, most)
-    if is_same:
-        shared = sorted(size for size, rows in ours.items() if len(rows) > 1)
-    else:
-        shared = sorted(ours.keys() & theirs.keys())
-    chosen = shared if everything else _within(shared, ours, theirs)
+    our_rows = _by_size(ours, most)
+    their_rows = our_rows if is_same else _by_size(theirs, most)
+    shared = sorted(
+        size
+        for size, rows in our_rows.items()
+        if (len(rows) > 1 if is_same else size in their_rows)
+    )
+    chosen = shared if everything else _within(shared, our_rows, their_rows)
     seen = set(by_place)
     copies: list[tuple[int, int]] = []
     alike: list[tuple[int, int]] = []
     for size in chosen:
-        for first, second in _alike(one, ours[size], other, theirs[size], is_same):
-            if second not in seen:
-                is_copy = size >= _SMALL or _name(one, first) == _name(other, second) != ""
-                (copies if is_copy else alike).append((first, second))
+        first = [(row, ours[row]) for row in our_rows[size]]
+        second = [(row, theirs[row]) for row in their_rows[size] if row not in seen]
+        for twin, row in _alike(first, second, is_same=is_same):
+            is_copy = size >= _SMALL or ours[twin].name == theirs[row].name != ""
+            (copies if is_copy else alike).append((twin, row))
     is_whole = chosen == shared and (everything or max(len(one), len(other)) <= _MOST_SIZES)
     how = "by place, size and bytes" if is_whole else "by place, and by the bytes of a part of them"
     return Overlap(by_place, copies, alike, how, is_whole)
 
 
-def _is_local(listing: Any) -> bool:
-    """Whether each image has bytes on this machine."""
-    return next(iter(_files(listing, range(1))), None) is not None
+class _File(NamedTuple):
+    """Where the bytes of an image are.
+
+    Attributes:
+        path: The file, or the tar that holds it.
+        name: What the image is called; empty in a tar, where it may be a mere number.
+        start: First byte.
+        size: Number of bytes; None for a whole file.
+    """
+
+    path: Path
+    name: str
+    start: int
+    size: int | None
 
 
-def _files(listing: Any, rows: Iterable[int]) -> Iterator[tuple[Path, int, int | None]]:
-    """File, first byte and number of bytes of some images; the number is None for a whole file."""
+def _files(listing: Any) -> list[_File]:
+    """Where each image of a split is; none where images are drawn, or one is remote."""
     from dclip.data.webdataset_listing import WebdatasetListing
     from dclip.paths import as_path
     from pipeline.preflight import image_paths
 
     if isinstance(listing, WebdatasetListing):
-        for row in rows:
-            tar = as_path(listing.tars[listing.tar_of[row]])
-            if isinstance(tar, Path):
-                yield tar, int(listing.offsets[row]), int(listing.sizes[row])
-        return
+        tars = [as_path(tar) for tar in listing.tars]
+        local = [tar for tar in tars if isinstance(tar, Path)]
+        if len(local) < len(tars):
+            return []
+        places = zip(
+            listing.tar_of.tolist(), listing.offsets.tolist(), listing.sizes.tolist(), strict=True
+        )
+        return [_File(local[tar], "", start, size) for tar, start, size in places]
     paths = image_paths(listing)
-    for row in rows:
-        if row < len(paths) and isinstance(path := paths[row], Path):
-            yield path, 0, None
+    found = [_File(path, path.name, 0, None) for path in paths if isinstance(path, Path)]
+    return found if len(found) == len(paths) else []
 
 
-def _name(listing: Any, row: int) -> str:
-    """File name of an image; empty in a tar, where it may be a mere number."""
-    from pipeline.preflight import image_paths
-
-    paths = image_paths(listing)
-    return paths[row].name if row < len(paths) else ""
-
-
-def _by_size(listing: "Split", most: int | None) -> dict[int, list[int]]:
+def _by_size(files: Sequence[_File], most: int | None) -> dict[int, list[int]]:
     """Rows by the number of their bytes; images that are missing are left out."""
     from pipeline.preflight import spread
 
-    rows = spread(len(listing), most)
     sizes: dict[int, list[int]] = defaultdict(list)
-    for row, (path, _, size) in zip(rows, _files(listing, rows), strict=True):
+    for row in spread(len(files), most):
+        path, _, _, size = files[row]
         try:
             sizes[path.stat().st_size if size is None else size].append(row)
         except FileNotFoundError:
@@ -131,7 +140,7 @@ def _by_size(listing: "Split", most: int | None) -> dict[int, list[int]]:
 
 
 def _within(
-    sizes: Sequence[int], ours: dict[int, list[int]], theirs: dict[int, list[int]]
+    sizes: Sequence[int], ours: Mapping[int, list[int]], theirs: Mapping[int, list[int]]
 ) -> list[int]:
     """As many sizes, evenly spread, as have few enough files."""
     from pipeline.preflight import spread
@@ -143,40 +152,30 @@ def _within(
 
 
 def _alike(
-    one: "Split", ours: Sequence[int], other: "Split", theirs: Sequence[int], is_same: bool
-) -> list[tuple[int, int]]:
+    ours: Sequence[tuple[int, _File]], theirs: Sequence[tuple[int, _File]], *, is_same: bool
+) -> Iterator[tuple[int, int]]:
     """Pairs of rows whose files, all of one size, have the same bytes; each second row once."""
-    ends: dict[bytes, list[int]] = defaultdict(list)
-    for row, end in zip(ours, _tails(one, ours), strict=True):
-        ends[end].append(row)
-    pairs = []
-    whole: dict[int, str] = {}
-    for row, end in zip(theirs, _tails(other, theirs), strict=True):
-        for twin in ends.get(end, ()):
+    ends: dict[bytes, list[tuple[int, _File]]] = defaultdict(list)
+    for row, file in ours:
+        ends[_read(file, last=_TAIL)].append((row, file))
+    whole: dict[int, bytes] = {}
+    for row, file in theirs:
+        own = None
+        for twin, other in ends.get(_read(file, last=_TAIL), ()):
             if is_same and twin >= row:
                 continue
+            own = own or hashlib.sha256(_read(file)).digest()
             if twin not in whole:
-                whole[twin] = _digest(one, twin)
-            if whole[twin] == _digest(other, row):
-                pairs.append((twin, row))
+                whole[twin] = hashlib.sha256(_read(other)).digest()
+            if whole[twin] == own:
+                yield twin, row
                 break
-    return pairs
 
 
-def _tails(listing: "Split", rows: Sequence[int]) -> Iterator[bytes]:
-    for path, start, size in _files(listing, rows):
-        with path.open("rb") as file:
-            end = file.seek(0, 2) if size is None else start + size
-            begin = max(start, end - _TAIL)
-            file.seek(begin)
-            yield file.read(end - begin)
-
-
-def _digest(listing: "Split", row: int) -> str:
-    """Hash of all bytes of an image."""
-    path, start, size = next(_files(listing, [row]))
-    with path.open("rb") as file:
-        if size is None:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(start)
-        return hashlib.sha256(file.read(size)).hexdigest()
+def _read(file: _File, *, last: int | None = None) -> bytes:
+    """The bytes of an image, all of them or the last ones."""
+    with file.path.open("rb") as opened:
+        end = opened.seek(0, 2) if file.size is None else file.start + file.size
+        begin = file.start if last is None else max(file.start, end - last)
+        opened.seek(begin)
+        return opened.read(end - begin)
