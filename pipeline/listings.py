@@ -421,7 +421,8 @@ def _open_folder(
 ) -> "Listing":
     from dataclasses import replace
 
-    from dclip.data.folder import find_tables, images_of, label_files, read_folder
+    from dclip.data.folder import find_tables, label_files, read_folder
+    from dclip.data.image_files import images_of
     from dclip.data.tool_tables import METADATA
     from dclip.shards import digest
     from pipeline.trees import find_tree, no_labels, separator_of

@@ -1,7 +1,6 @@
 """Your own images: a folder of them, and tables of labels."""
 
 import difflib
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,20 +9,18 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-from urllib.parse import unquote
 
 import numpy as np
 from jaxtyping import Int8
 
 from dclip.data.dataset import parse_class_names
-from dclip.data.images import is_image_name
+from dclip.data.image_files import find_place, paths_inside
 from dclip.data.label_text import MARKS, parts_of, short
 from dclip.data.listing import ImageListing, check_key
 from dclip.data.open_images import (
     display_names,
     find_images,
     is_descriptions,
-    is_there,
     read_descriptions,
     split_of,
 )
@@ -35,18 +32,14 @@ from dclip.data.tables import (
     read_table,
     splits_of,
 )
-from dclip.paths import AnyPath, has_folders, is_remote
+from dclip.paths import AnyPath, has_folders
 
 CLASS_NAMES_FILE = "class_names.txt"
 """Optional file beside the tables: one class a line, in column order."""
 
-MAX_FILES = 100_000
-"""Of a folder with more files, the rest is not looked at to find images that no table lists."""
-
 _FILES_TO_TRY = 20
 _BETWEEN_PHRASINGS = "|"
 
-# A name made of other names by one of these is a list, unless class_names.txt has it as a name.
 SEPARATORS = {
     "comma": ",",
     "semicolon": ";",
@@ -57,6 +50,7 @@ SEPARATORS = {
 }
 """Separators by their names, for command lines."""
 
+# A name made of other names by one of these is a list, unless class_names.txt has it as a name.
 _JOINTS = (*MARKS, "/", "+", "&")
 
 
@@ -131,7 +125,7 @@ def read_folder(
     )
     if images is None or None in others:
         return listing
-    unlisted = _tell_unlisted(images, tables, _insider(folder))
+    unlisted = _tell_unlisted(images, tables, paths_inside(folder))
     return replace(listing, notes=(*listing.notes, *unlisted))
 
 
@@ -202,7 +196,7 @@ def _listing(
     notes += table.notes
     rows = rows_of(table, notes)
     labels = _labels(table, rows, class_names, notes)
-    inside = _insider(folder)
+    inside = paths_inside(folder)
     seen: dict[str, int] = {}
     for row in rows:
         file = inside(table.files[row], table.where(row))
@@ -264,38 +258,6 @@ def label_files(folder: AnyPath, split: str) -> list[AnyPath]:
     ]
     names = folder / CLASS_NAMES_FILE
     return [*tables, names] if names.is_file() else tables
-
-
-def images_of(folder: Path, leave_out: Path | None = None) -> tuple[str, ...]:
-    """Image files below a folder, relative to it; hidden ones and links to folders are left out.
-
-    Args:
-        folder: Local.
-        leave_out: A folder of results, not to be searched; nor what else is in the first folder
-            on the way to it.
-
-    Returns:
-        At most as many as are among the first `MAX_FILES` files, in order of their names.
-    """
-    skipped = None
-    if leave_out is not None and leave_out.absolute().is_relative_to(folder.absolute()):
-        way = leave_out.absolute().relative_to(folder.absolute()).parts
-        skipped = folder / way[0] if way else None
-    found: list[str] = []
-    looked = 0
-    for top, folders, files in os.walk(folder):
-        here = Path(top)
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and here / name != skipped
-        )
-        inside = here.relative_to(folder)
-        for name in sorted(files):
-            looked += 1
-            if looked > MAX_FILES:
-                return tuple(found)
-            if is_image_name(name):
-                found.append((inside / name).as_posix())
-    return tuple(found)
 
 
 def file_keys(files: Sequence[str]) -> tuple[str, ...]:
@@ -607,32 +569,9 @@ def _name_open_images(
 # ---------------------------------------------------------------------------------------------
 
 
-def _insider(folder: AnyPath) -> Callable[[str, str], str]:
-    """A function from what a table has for a path, and where, to the path in the folder."""
-    if isinstance(folder, Path):
-        tops = [
-            f"{place.as_posix().rstrip('/')}/" for place in (folder.absolute(), folder.resolve())
-        ]
-    else:
-        tops = [f"{str(folder).rstrip('/')}/"]
-
-    def inside(written: str, where: str) -> str:
-        file = written if is_remote(folder) else str(PurePosixPath(written.replace("\\", "/")))
-        top = next((top for top in tops if file.startswith(top)), None)
-        if top is not None:
-            file = file.removeprefix(top)
-            file = file if has_folders(folder) else unquote(file)
-        path = PurePosixPath(file.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or "\0" in file or re.match(r"\w+:/", file):
-            raise ValueError(f"{where}: {short(written)} is not inside the folder {folder}")
-        return str(path)
-
-    return inside
-
-
 def _placed(folder: Path, table: LabelTable, split: str, notes: list[str]) -> LabelTable:
     """A table with its paths relative to the folder, where they were to a folder in it."""
-    inside = _insider(folder)
+    inside = paths_inside(folder)
     rows_of: dict[str, list[int]] = {}
     for row in range(len(table.files)):
         rows_of.setdefault(table.splits[row] if table.splits else "", []).append(row)
@@ -642,7 +581,7 @@ def _placed(folder: Path, table: LabelTable, split: str, notes: list[str]) -> La
         for row in rows[:_FILES_TO_TRY]:
             with suppress(ValueError):  # told when that split is opened
                 tried.append(inside(files[row], table.where(row)))
-        place = _find_place(folder, name or table.path.stem, tried)
+        place = find_place(folder, name or table.path.stem, tried)
         if not place:
             continue
         for row in rows:
@@ -650,26 +589,6 @@ def _placed(folder: Path, table: LabelTable, split: str, notes: list[str]) -> La
         if (name or table.path.stem.casefold()) == split.casefold():
             notes.append(f"images of {table.path.name} lie in {place}, which its paths leave out")
     return replace(table, files=tuple(files))
-
-
-def _find_place(folder: Path, split: str, files: Sequence[str]) -> str:
-    """Where some images lie if not in the folder itself: ``""``, or a folder in it with a slash.
-
-    That is one called after the split, or else the only one that has all of them.
-    """
-    if not files or any(is_there(folder / file) for file in files):
-        return ""
-
-    def has_all(place: str) -> bool:
-        return all(is_there(folder / place / file) for file in files)
-
-    if PurePosixPath(split).name == split and split != "..":
-        own = next((place for place in (split, f"images/{split}") if has_all(place)), None)
-        if own is not None:
-            return f"{own}/"
-    below = (path.name for path in folder.iterdir() if path.is_dir())
-    found = [name for name in below if not name.startswith(".") and has_all(name)]
-    return f"{found[0]}/" if len(found) == 1 else ""
 
 
 def _tell_unlisted(

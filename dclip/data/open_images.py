@@ -5,7 +5,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from dclip.paths import AnyPath, RemotePath, has_folders, is_remote
+from dclip.data.image_files import is_there
+from dclip.paths import AnyPath, RemotePath, has_folders
 
 _HEAD_BYTES = 4096
 _CLASS_ID = re.compile(r"/[a-z]/[a-z0-9_]+")
@@ -93,17 +94,3 @@ def find_images(folder: AnyPath, split: str, ids: Sequence[str]) -> str:
         if any(is_there(folder / f"{place}{one}.jpg") for one in ids[:_IMAGES_TO_TRY]):
             return place
     return ""
-
-
-def is_there(path: AnyPath) -> bool:
-    """Whether there is a file; not so where its name is too long for one.
-
-    Raises:
-        OSError: If a remote store cannot be reached, or refuses.
-    """
-    try:
-        return path.is_file()
-    except OSError:
-        if is_remote(path):
-            raise
-        return False

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dclip.data.folder import find_splits, images_of, read_folder
+from dclip.data.folder import find_splits, read_folder
+from dclip.data.image_files import images_of
 from dclip.data.images import ImageError
 from dclip.data.listing import Listing, check_key
 
@@ -614,7 +615,7 @@ def test_images_that_lie_together_in_a_folder_are_found_there(tmp_path: Path) ->
 def test_looking_for_images_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "sub" / "again").symlink_to(folder)  # a circle
     assert len(images_of(folder)) == 3
-    monkeypatch.setattr("dclip.data.folder.MAX_FILES", 2)
+    monkeypatch.setattr("dclip.data.image_files.MAX_FILES", 2)
     assert images_of(folder) == ("a.png", "c d.png")
 
 
