@@ -188,7 +188,7 @@ def open_part(
 def open_segmentation(
     dataset: str, root: AnyPath | None, split: str, options: Mapping[str, str] | None = None
 ) -> "SegmentationListing":
-    """Images and masks of one split of a registered data set.
+    """Images and masks of one split of a registered data set, or of a COCO file with outlines.
 
     Raises:
         UsageError: An unknown data set, split or option, or no root; or the data set has no masks.
@@ -196,6 +196,13 @@ def open_segmentation(
     """
     from dataclasses import replace
 
+    if dataset.endswith(".json"):
+        from dclip.data.coco import OWN_OPTIONS
+        from dclip.data.coco_masks import open_own_masks
+
+        _settle(OWN_OPTIONS, options or {})
+        file, _, folders = _coco_places(dataset, root, split)
+        return open_own_masks(file, folders, split=split)
     if is_own(dataset):
         raise _no_masks(dataset)
     found = find_dataset(dataset)
@@ -213,7 +220,10 @@ def _no_masks(dataset: str) -> UsageError:
     from dclip.data.registry import DATASETS
 
     have = [d.name for d in DATASETS.values() if d.task == "segmentation" or d.open_masks]
-    return UsageError(f"dataset {dataset!r} has label vectors, no masks; {', '.join(have)} have")
+    return UsageError(
+        f"dataset {dataset!r} has label vectors, no masks; {', '.join(have)} have, and your own "
+        "files in COCO's format with outlines (PATH.json)"
+    )
 
 
 def is_own(dataset: str) -> bool:
@@ -511,15 +521,8 @@ def _open_coco_file(
 
     from dclip.data.coco import OWN_OPTIONS, read_coco, with_own_options
 
-    file = path_of(pattern.replace("{split}", split))
-    if not file.is_file():
-        raise UsageError(f"no annotation file {file}")
+    file, top, there = _coco_places(pattern, root, split)
     chosen = _settle(OWN_OPTIONS, options)
-    top = (root or file.parent).absolute()
-    if has_folders(top) and not top.is_dir():
-        raise UsageError(f"no image folder {top}; give the folder of the images to --root")
-    folders = (top / split, top, top / "images" / split, top / "images")
-    there = [folder for folder in folders if not has_folders(top) or folder.is_dir()]
 
     def make() -> "Listing":
         images: Any = chosen["images"]
@@ -527,6 +530,20 @@ def _open_coco_file(
         return with_own_options(replace(listing, split=split, options=chosen))
 
     return _cached(make, "coco", top, split, chosen, [file], cache)
+
+
+def _coco_places(
+    pattern: str, root: AnyPath | None, split: str
+) -> tuple[AnyPath, AnyPath, list[AnyPath]]:
+    """The annotation file of a split, the folder of the images, and where in it they may lie."""
+    file = path_of(pattern.replace("{split}", split))
+    if not file.is_file():
+        raise UsageError(f"no annotation file {file}")
+    top = (root or file.parent).absolute()
+    if has_folders(top) and not top.is_dir():
+        raise UsageError(f"no image folder {top}; give the folder of the images to --root")
+    folders = (top / split, top, top / "images" / split, top / "images")
+    return file, top, [folder for folder in folders if not has_folders(top) or folder.is_dir()]
 
 
 def _refuse_root(dataset: str, root: AnyPath | None) -> None:

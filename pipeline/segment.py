@@ -87,6 +87,13 @@ class SegmentPlan(Groups):
     view: dict[str, int]
     systems: list[SystemPlan]
 
+    @property
+    def has_many_classes(self) -> bool:
+        """Whether a matrix of all classes for each group and system would be large."""
+        from dclip.data.segmentation import IGNORE_INDEX
+
+        return self.listing.ignore_index != IGNORE_INDEX
+
 
 def plan_segment(config: Config) -> SegmentPlan:
     """What the settings ask for.
@@ -163,8 +170,9 @@ def report_name(config: Config, plan: SegmentPlan) -> str:
 
 
 def _open_listing(config: Config) -> "SegmentationListing":
-    from pipeline.features import tested_on_train
-    from pipeline.listings import open_segmentation, options_of
+    from dclip.data.coco_masks import PaintedListing
+    from pipeline.features import open_dataset, tested_on_train
+    from pipeline.listings import is_own, open_segmentation, options_of
 
     split = config.segment.split or config.test_split
     if split == config.test_split:
@@ -177,6 +185,10 @@ def _open_listing(config: Config) -> "SegmentationListing":
         backbone=config.backbone,
         templates=(*TEMPLATES, *config.segment.templates),
     )
+    if isinstance(listing, PaintedListing) and is_own(config.dataset):
+        # the images that are trained on or scored: a part of them, or those with an object
+        labelled = open_dataset(config, split)
+        listing = listing.only([labelled.key(row) for row in range(len(labelled))])
     return listing
 
 
@@ -190,7 +202,8 @@ class Counts:
     """What was counted on some images, for each system.
 
     Attributes:
-        confusion: Pixels by true and predicted class, summed over the images.
+        confusion: Pixels by true and predicted class, summed over the images: a matrix, or, where
+            that would be large, a row for each of its cells that is not 0: place, and pixels.
         per_image: ``miou_paper`` and ``miou_paper_positive`` of every image.
     """
 
@@ -208,10 +221,27 @@ def read_counts(plan: SegmentPlan, group: int) -> Counts | None:
         per_image = arrays.get(f"per_image/{system.name}")
         if confusion is None or per_image is None:
             return None
-        if confusion.shape != (classes, classes) or per_image.shape != (images, 2):
+        shape = (len(confusion), 2) if plan.has_many_classes else (classes, classes)
+        if confusion.shape != shape or per_image.shape != (images, 2):
             return None
         found.confusion[system.name], found.per_image[system.name] = confusion, per_image
     return found
+
+
+def confusion_of(plan: SegmentPlan, groups: Sequence[Counts], system: str) -> "Tensor":
+    """The confusion matrix of a system over all groups."""
+    import numpy as np
+    import torch
+
+    classes = len(plan.listing.class_names)
+    total = np.zeros((classes, classes), np.int64)
+    for group in groups:
+        counts = group.confusion[system]
+        if plan.has_many_classes:
+            np.add.at(total.reshape(-1), counts[:, 0], counts[:, 1])
+        else:
+            total += counts
+    return torch.from_numpy(total)
 
 
 class Segmenter:
@@ -254,13 +284,16 @@ class Segmenter:
         try:
             for masks, target in self.segment(self._plan.rows(group)):
                 for name, mask in masks.items():
-                    matrix, paper = self.compare(mask, target)
-                    confusion[name] = matrix + confusion.get(name, 0)
+                    counted, paper = self.compare(mask, target)
+                    if self._plan.has_many_classes and name in confusion:
+                        confusion[name] = _merged(confusion[name], counted)
+                    else:
+                        confusion[name] = counted + confusion.get(name, 0)
                     per_image[name].append(paper)
                 self.done[group] = self.done.get(group, 0) + 1
         finally:
             self.done.pop(group, None)
-        return {f"confusion/{name}": matrix.cpu().numpy() for name, matrix in confusion.items()} | {
+        return {f"confusion/{name}": counts.cpu().numpy() for name, counts in confusion.items()} | {
             f"per_image/{name}": np.array(rows, np.float64) for name, rows in per_image.items()
         }
 
@@ -303,7 +336,10 @@ class Segmenter:
         return mask + self._plan.scored.start if self._rule.background is None else mask
 
     def compare(self, mask: "Tensor", target: "Tensor") -> "tuple[Tensor, tuple[float, float]]":
-        """Confusion matrix and the paper's measures of one image's label map."""
+        """Counts and the paper's measures of one image's label map.
+
+        Of many classes only those that the image or the map shows are compared.
+        """
         import torch
 
         from dclip.metrics import confusion_matrix, image_miou_paper
@@ -313,9 +349,33 @@ class Segmenter:
         mask = self.positions(mask)
         if self._rule.background is None and first:
             target = torch.where(target == 0, ignored, target)
-        matrix = confusion_matrix(mask, target, num_classes=classes, ignore_index=ignored)
-        predicted = torch.bincount(mask.flatten().long(), minlength=classes) > 0
-        return matrix, image_miou_paper(matrix, predicted, background=plan.background)
+        if not plan.has_many_classes:
+            matrix = confusion_matrix(mask, target, num_classes=classes, ignore_index=ignored)
+            predicted = torch.bincount(mask.flatten().long(), minlength=classes) > 0
+            return matrix, image_miou_paper(matrix, predicted, background=plan.background)
+        true, mask = target.long(), mask.long()
+        shown = torch.unique(torch.cat([mask.flatten(), true[true != ignored]]))  # ascending
+        own = shown.new_full((ignored + 1,), len(shown))
+        own[shown] = torch.arange(len(shown), device=shown.device)
+        matrix = confusion_matrix(
+            own[mask], own[true], num_classes=len(shown), ignore_index=len(shown)
+        )
+        predicted = torch.bincount(own[mask].flatten(), minlength=len(shown)) > 0
+        has_background = plan.background is not None and int(shown[0]) == plan.background
+        paper = image_miou_paper(matrix, predicted, background=0 if has_background else None)
+        rows, columns = matrix.nonzero(as_tuple=True)
+        cells = shown[rows] * classes + shown[columns]
+        return torch.stack([cells, matrix[rows, columns]], dim=1), paper
+
+
+def _merged(one: "Tensor", other: "Tensor") -> "Tensor":
+    """The sum of two counts that are given by their cells."""
+    import torch
+
+    both = torch.cat([one, other])
+    cells, places = torch.unique(both[:, 0], return_inverse=True)
+    pixels = torch.zeros_like(cells).index_add_(0, places, both[:, 1])
+    return torch.stack([cells, pixels], dim=1)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -370,7 +430,6 @@ def measure(config: Config, plan: SegmentPlan, groups: Sequence[Counts]) -> dict
         groups: Counts of all groups.
     """
     import numpy as np
-    import torch
 
     from dclip.metrics import Leakage, class_iou, confusion_pairs, cosine_matrix, leakage, miou
     from dclip.metrics import pixel_accuracy as accuracy
@@ -383,8 +442,7 @@ def measure(config: Config, plan: SegmentPlan, groups: Sequence[Counts]) -> dict
     similarity = cosine_matrix(display.features.float())
     result = {}
     for system in plan.systems:
-        counted = sum(torch.from_numpy(group.confusion[system.name]) for group in groups)
-        assert isinstance(counted, torch.Tensor)
+        counted = confusion_of(plan, groups, system.name)
         paper = np.concatenate([group.per_image[system.name] for group in groups])
         positive = paper[:, 1][~np.isnan(paper[:, 1])]
         leaked = (  # needs another class to leak to
@@ -607,7 +665,7 @@ def draw(
             systems = more(len(shown), len(plan.systems), "systems, CLIP and the best two")
             figure = mask_figures.comparison(
                 drawn, titles, plan.listing.class_names, background,
-                title=heading(subject, what, systems),
+                ignore=plan.listing.ignore_index, title=heading(subject, what, systems),
             )  # fmt: skip
             save(figure, folder / name)
             paths.append(folder / name)

@@ -1,12 +1,11 @@
 """COCO 2017 as a segmentation data set: instances painted into a mask, or stuff-thing maps."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from jaxtyping import UInt8
 from pycocotools import mask as run_lengths
 
 from dclip.data.coco import (
@@ -27,10 +26,12 @@ from dclip.data.images import MAX_PIXELS, ImageError, read_image
 from dclip.data.listing import digest
 from dclip.data.segmentation import (
     IGNORE_INDEX,
+    Mask,
     MaskFolderListing,
     Phrased,
     SegmentationSample,
     check_sizes,
+    ignore_index_of,
 )
 from dclip.data.stuff import THING_IDS, find_stuff_maps, pixel_map
 from dclip.paths import AnyPath
@@ -106,16 +107,33 @@ class PaintedListing(Phrased):
         check_sizes(image, mask, f"painted for {path}")
         return SegmentationSample(image, mask)
 
-    def read_mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
+    def read_mask(self, index: int) -> Mask:
         """The painted mask alone."""
         width, height = self.sizes[index]
         first = int(self.with_background)
-        mask = np.full((height, width), 0 if first else self.ignore_index, np.uint8)
+        kept = np.uint8 if self.ignore_index == IGNORE_INDEX else np.int32
+        mask = np.full((height, width), 0 if first else self.ignore_index, kept)
         for item in self.objects[index]:
             runs = decode_runs(item.counts)  # down the columns, in turns outside and inside
             inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
             mask[inside] = first + item.column
         return mask
+
+    def only(self, keys: Collection[str]) -> "PaintedListing":
+        """The images of some keys."""
+        kept = set(keys)
+        rows = [row for row, key in enumerate(self.keys) if key in kept]
+
+        def of(values: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(values[row] for row in rows)
+
+        return replace(
+            self,
+            keys=of(self.keys),
+            file_names=of(self.file_names),
+            sizes=of(self.sizes),
+            objects=of(self.objects),
+        )
 
     def identity(self) -> dict[str, str | int]:
         """Split, options, and a hash of class names, keys, sizes and instances."""
@@ -176,8 +194,41 @@ def open_coco17_seg(
     )
 
 
+def open_own_masks(
+    annotation_file: AnyPath, folders: Sequence[AnyPath], *, split: str
+) -> PaintedListing:
+    """The user's own annotation file with outlines: background, then its categories.
+
+    Args:
+        annotation_file: As for `paint_instances`; large instances are painted first.
+        folders: Where images may lie.
+        split: Name of the split.
+
+    Raises:
+        ValueError: As `paint_instances`; or a category is called background.
+    """
+    listing = paint_instances(annotation_file, folders[0], split=split, also=folders[1:])
+    (background,) = _BACKGROUND
+    if background[0] in listing.class_names:
+        raise ValueError(
+            f"{annotation_file} has a category {background[0]!r}, which is what pixels without an "
+            "instance are called; rename it"
+        )
+    return replace(
+        listing,
+        phrasings=(background, *listing.phrasings),
+        with_background=True,
+        ignore_index=ignore_index_of(1 + len(listing.class_names)),
+    )
+
+
 def paint_instances(
-    annotation_file: AnyPath, image_dir: AnyPath, *, split: str, by: str = "area"
+    annotation_file: AnyPath,
+    image_dir: AnyPath,
+    *,
+    split: str,
+    by: str = "area",
+    also: Sequence[AnyPath] = (),
 ) -> PaintedListing:
     """All images of an annotation file with their instances, crowds included.
 
@@ -187,6 +238,7 @@ def paint_instances(
         split: Name of the split.
         by: ``"area"`` paints large instances first, so that small ones stay visible (equal ones in
             the order of the file); ``"file"`` paints in the order of the file, as the authors do.
+        also: More folders where images may lie.
 
     Raises:
         ValueError: If the file is not in COCO's format, or an outline cannot be read.
@@ -204,7 +256,7 @@ def paint_instances(
     if by == "area":
         for items in objects:
             items.sort(key=lambda item: -item.area)
-    places = find_image_files(names, [image_dir], split=split, source=annotation_file)
+    places = find_image_files(names, [image_dir, *also], split=split, source=annotation_file)
     return PaintedListing(
         name="coco",
         split=split,
@@ -216,6 +268,7 @@ def paint_instances(
         objects=tuple(map(tuple, objects)),
         with_background=False,
         options={"masks": by},
+        ignore_index=ignore_index_of(len(found.class_names)),
         notes=(*found.notes, *places.notes),
     )
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int8, UInt8
+from jaxtyping import Int8, Int32, UInt8
 from PIL import Image
 
 from dclip.data import shapes
@@ -15,6 +15,12 @@ from dclip.data.listing import ImageListing, Keyed, ShapesListing, Split, check_
 
 IGNORE_INDEX = 255
 """Value of the pixels of a mask that no measure counts."""
+
+WIDE_IGNORE_INDEX = 65_535
+"""The same of a mask of more classes than 8 bits hold."""
+
+Mask: TypeAlias = UInt8[np.ndarray, "height width"] | Int32[np.ndarray, "height width"]
+"""The class of every pixel: in 8 bits, or in 32 where there are more than 255 classes."""
 
 BACKGROUND = "background"
 """Name of the class of pixels that belong to no other; where there is one, it is the first."""
@@ -27,11 +33,11 @@ class SegmentationSample(NamedTuple):
 
     Attributes:
         image: RGB.
-        mask: Position in ``class_names`` of every pixel's class, or `IGNORE_INDEX`.
+        mask: Position in ``class_names`` of every pixel's class, or the listing's ``ignore_index``.
     """
 
     image: Image.Image
-    mask: UInt8[np.ndarray, "height width"]
+    mask: Mask
 
 
 @runtime_checkable
@@ -50,7 +56,7 @@ class SegmentationListing(Split, Protocol):
 
     @property
     def ignore_index(self) -> int:
-        """Value of the pixels that are not counted, 255."""
+        """Value of the pixels that are not counted: 255, or 65535 where classes are many."""
         ...
 
     @property
@@ -62,7 +68,7 @@ class SegmentationListing(Split, Protocol):
         """Image and mask of sample ``index``; an unreadable one of them is an ``ImageError``."""
         ...
 
-    def read_mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
+    def read_mask(self, index: int) -> Mask:
         """The mask alone; the image is not looked at."""
         ...
 
@@ -221,6 +227,17 @@ class ShapesMaskListing:
         return {**self.scenes.identity(), "masks": "drawn"}
 
 
+def ignore_index_of(num_classes: int) -> int:
+    """Value of the pixels that are not counted in masks of so many classes, background included.
+
+    Raises:
+        ValueError: If no mask holds so many.
+    """
+    if num_classes > WIDE_IGNORE_INDEX:
+        raise ValueError(f"a mask holds {WIDE_IGNORE_INDEX} classes, not {num_classes}")
+    return IGNORE_INDEX if num_classes <= IGNORE_INDEX else WIDE_IGNORE_INDEX
+
+
 def label_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """The classes of masks that can be labels of an image: all but background.
 
@@ -231,9 +248,7 @@ def label_names(class_names: Sequence[str]) -> tuple[str, ...]:
     return tuple(class_names[int(class_names[0] == BACKGROUND) :])
 
 
-def mask_labels(
-    mask: UInt8[np.ndarray, "height width"], class_names: Sequence[str]
-) -> Int8[np.ndarray, " classes"]:
+def mask_labels(mask: Mask, class_names: Sequence[str]) -> Int8[np.ndarray, " classes"]:
     """Label vector of a mask: 1 for a class that has a pixel, be it one, and 0 for the others.
 
     Args:

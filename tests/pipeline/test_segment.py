@@ -21,6 +21,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from dclip.backbones import load_backbone
 from dclip.data import shapes
 from dclip.data.windows import whole_view
+from dclip.metrics import confusion_matrix, image_miou_paper, miou
 from dclip.recipe import Recipe
 from dclip.segmentation import Rule, System, encode_class_texts, segment_images
 from dclip.shards import digest
@@ -30,6 +31,7 @@ from pipeline.checkpoints import write_checkpoint
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
 from pipeline.features import describe_backbone, plan_features
+from pipeline.groups import write_arrays
 from pipeline.origin import FORMAT, About
 from pipeline.train import checkpoint_path
 
@@ -302,7 +304,7 @@ def test_of_one_class_and_of_no_pixel_there_are_no_numbers(tmp_path: Path) -> No
     config = wanted(tmp_path, segment={"systems": ["clip_vv"]})
     plan = segment.plan_segment(config)
     scenes = plan.listing.scenes  # type: ignore[attr-defined]
-    one = type("One", (), {"class_names": ("background", "disc"), "split": "test", "name": "one"})()
+    one = type("One", (), {"class_names": ("background", "disc"), "ignore_index": 255})()
     plan = replace(plan, listing=one, scored=range(1, 2))
     for counted in (np.array([[0, 0], [0, 9]]), np.zeros((2, 2), np.int64)):
         counts = segment.Counts({"clip_vv": counted}, {"clip_vv": np.array([[0.0, np.nan]])})
@@ -325,6 +327,75 @@ def test_of_one_class_and_of_no_pixel_there_are_no_numbers(tmp_path: Path) -> No
         assert "note: two passed over" in segment.table(report)
         assert segment.metrics(report).keys() >= {"test/miou_paper/clip_vv"}
     assert len(scenes)
+
+
+def write_own(root: Path, classes: int, images: int = 3) -> str:
+    """The user's own annotation file with boxes as outlines; the pattern of its path."""
+    generator = np.random.default_rng(0)
+    categories = [{"id": number, "name": f"thing {number}"} for number in range(classes)]
+    for split in ("train", "test"):
+        (root / split).mkdir(parents=True)
+        content: dict[str, list[dict[str, object]]] = {
+            "images": [], "annotations": [], "categories": list(categories),
+        }  # fmt: skip
+        for number in range(images):
+            pixels = generator.integers(256, size=(64, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / split / f"{split}{number}.png")
+            about = {"id": number, "file_name": f"{split}{number}.png", "width": 64, "height": 64}
+            content["images"].append(about)
+            for place, category in enumerate(generator.integers(classes, size=4).tolist()):
+                x, y = 30 * (place % 2), 30 * (place // 2)
+                content["annotations"].append({
+                    "id": len(content["annotations"]), "image_id": number, "area": 400,
+                    "category_id": category, "iscrowd": 0, "bbox": [x, y, 20, 20],
+                    "segmentation": [[x, y, x + 20, y, x + 20, y + 20, x, y + 20]],
+                })  # fmt: skip
+        (root / f"{split}.json").write_text(json.dumps(content))
+    return str(root / "{split}.json")
+
+
+@pytest.mark.parametrize("classes", [9, 254, 300])
+def test_counts_of_many_classes_are_those_of_the_whole_matrix(
+    classes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = write_own(tmp_path / "own", classes)
+    asked = {"systems": ["clip_vv"], "scenes": 1}
+    config = settings(tmp_path, dataset=dataset, segment={**asked, "workers": 1})
+    plan = segment.plan_segment(config)
+    assert (plan.num_images, len(plan.listing.class_names)) == (3, classes + 1)
+    assert plan.has_many_classes == (classes > 254)
+    maker = segment.Segmenter(config, plan, segment.scored_texts(config, plan), "cpu", 1)
+    arrays = maker.make(0)
+    assert arrays["confusion/clip_vv"].size <= max((classes + 1) ** 2, 2 * 64 * 64)
+    write_arrays(plan.path(0), arrays)  # so that there is no work for Ray
+
+    ignored, total, paper = plan.listing.ignore_index, 0, []
+    for maps, target in maker.segment(range(3)):
+        mask = maker.positions(maps["clip_vv"])
+        target = torch.where(target == 0, ignored, target)
+        matrix = confusion_matrix(mask, target, num_classes=classes + 1, ignore_index=ignored)
+        predicted = torch.bincount(mask.flatten().long(), minlength=classes + 1) > 0
+        paper.append(image_miou_paper(matrix, predicted, background=0).miou_paper)
+        total = total + matrix
+    counts = segment.read_counts(plan, 0)
+    assert counts is not None
+    assert torch.equal(segment.confusion_of(plan, [counts], "clip_vv"), total)
+    assert counts.per_image["clip_vv"][:, 0].tolist() == paper
+    report = segment.run(config)
+    assert report["systems"]["clip_vv"]["miou"] == miou(total)
+    maker.close()
+
+
+def test_an_own_file_without_outlines_is_told_so(tmp_path: Path) -> None:
+    dataset = write_own(tmp_path / "own", 4)
+    for path in (tmp_path / "own").glob("*.json"):
+        content = json.loads(path.read_text())
+        for annotation in content["annotations"]:
+            del annotation["segmentation"]
+        path.write_text(json.dumps(content))
+    config = settings(tmp_path, dataset=dataset, segment={"systems": ["clip_vv"]})
+    with pytest.raises(ValueError, match="masks need one"):
+        segment.plan_segment(config)
 
 
 def test_what_run_trains_is_taken_as_far_as_it_is_there(
