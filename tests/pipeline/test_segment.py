@@ -367,6 +367,7 @@ def test_counts_of_many_classes_are_those_of_the_whole_matrix(
     maker = segment.Segmenter(config, plan, segment.scored_texts(config, plan), "cpu", 1)
     arrays = maker.make(0)
     assert arrays["confusion/clip_vv"].size <= max((classes + 1) ** 2, 2 * 64 * 64)
+    plan.folder.mkdir(parents=True)
     write_arrays(plan.path(0), arrays)  # so that there is no work for Ray
 
     ignored, total, paper = plan.listing.ignore_index, 0, []
