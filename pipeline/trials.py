@@ -243,6 +243,8 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
         **info: Any,
     ) -> None:
         """Log one epoch of each point, unless it was logged before an interruption."""
+        if "outcomes" not in result:  # it left its points to others
+            return
         for entry, outcome in zip(self._pack(trial), result["outcomes"], strict=True):
             if outcome["error"]:
                 self._fail(entry, outcome["error"])

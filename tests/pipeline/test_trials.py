@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from ray import tune
 from dclip.shards import read_manifest
 from pipeline import cli, extract, sweep
 from pipeline.config import Config
+from pipeline.errors import StageError
 from pipeline.features import FeaturePlan, plan_features
 from pipeline.space import Entry
 from pipeline.tracking import Tracker
@@ -224,6 +226,86 @@ def test_runs_of_points_say_what_became_of_them(tmp_path: Path, features: Path) 
     assert states()["sweep-1/0"] == ("FINISHED", "")
     assert states()["sweep-1/1"] == ("FAILED", "too large")
     assert states()["sweep-1/3"][0] == "FAILED"
+
+
+class TunerHere:
+    """Runs trials in this process, one after the other, with the callbacks; keeps nothing."""
+
+    def __init__(self, trainable: Any, *, param_space: Any, run_config: Any, **_: Any) -> None:
+        self.trainable, self.packs = trainable, param_space[PACK]["grid_search"]
+        self.callbacks = run_config.callbacks[0]
+
+    @staticmethod
+    def can_restore(_: str) -> bool:
+        return False
+
+    def fit(self) -> list[SimpleNamespace]:
+        return list(map(self._fit, self.packs))
+
+    def _fit(self, pack: list[Entry]) -> SimpleNamespace:
+        told: list[dict[str, Any]] = []
+        error: Exception | None = None
+        given = SimpleNamespace(
+            trial_id=f"{pack[0].number}", config={PACK: pack},
+            get_pickled_error=lambda: error, get_error=lambda: None,
+        )  # fmt: skip
+        self.callbacks.on_trial_start(0, [], given)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tune, "report", told.append)
+            try:
+                self.trainable({PACK: pack})
+            except (RuntimeError, ValueError) as caught:
+                error = caught
+        for result in told:
+            self.callbacks.on_trial_result(0, [], given, result)
+        (self.callbacks.on_trial_error if error else self.callbacks.on_trial_complete)(0, [], given)
+        return SimpleNamespace(config={PACK: pack}, metrics=told[-1] if told else None, error=error)
+
+
+def test_a_sweep_of_good_wild_and_impossible_points_ends_as_far_as_it_can(
+    tmp_path: Path, features: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(tune, "Tuner", TunerHere)
+    monkeypatch.setattr("pipeline.cluster.ray_session", lambda _: nullcontext())
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 1})
+    shutil.copytree(features, tmp_path / "features")
+
+    def settled(space: dict[str, Any]) -> Config:
+        return settings(
+            tmp_path, features=tmp_path / "features", extract=EXTRACT,
+            train={"val_fraction": 0.25, "preset": "author", "output_dim": 8},
+            sweep={"epochs": 2, "space": space},
+        )  # fmt: skip
+
+    report = sweep.run(settled({ALPHA: [7e-5, 100.0], "seed": [0, 1]}))
+    assert [row["val_map"] is None for row in report["trials"]] == [False, False, True, True]
+    assert report["failed"] == 2
+    assert "No other setting was trained; between seeds val/map deviates by" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(StageError, match=r"1 of 2 trials .*the same command trains them then"):
+        sweep.run(settled({DIM: [8, 10**12]}))
+    assert "failed: " in capsys.readouterr().out
+    folder = Path(plan_features(settled({DIM: [8]}), "train").folder)
+    shard = folder / read_manifest(folder).shards[0].name
+    whole = shard.read_bytes()
+    shard.chmod(0o644)
+
+    def damaged(*_: Any) -> nullcontext[None]:  # after the sweep has verified it
+        shard.write_bytes(whole.replace(b"\x93NUMPY", b"\x93NUMBY"))
+        return nullcontext()
+
+    last = settled({ALPHA: [1e-5, 2e-5]})
+    monkeypatch.setattr("pipeline.cluster.ray_session", damaged)
+    with pytest.raises(
+        StageError, match=r"2 of 2 trials .*run python -m pipeline\.extract --repair"
+    ):
+        sweep.run(last)
+    shard.write_bytes(whole)
+    monkeypatch.setattr("pipeline.cluster.ray_session", lambda _: nullcontext())
+    assert sweep.run(last)["failed"] == 0
+    store = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert len(store.search_model_versions("name = 'dclip-shapes'")) == 2  # of whole sweeps only
 
 
 # ---------------------------------------------------------------------------------------------
