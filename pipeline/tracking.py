@@ -713,7 +713,7 @@ def _status(error: Exception) -> int:
 
 def _reason(error: Exception) -> str:
     """The gist of an error that MLflow wraps in paragraphs."""
-    text = " ".join(str(error).split())
+    text = told(error)
     short = re.search(r"\[Errno -?\d+\] [\w ]+|timed out|database is locked|disk is full", text)
     return short[0] if short else text[:300]
 
