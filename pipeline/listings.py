@@ -34,6 +34,9 @@ FORMAT = 3
 CHECK = "python -m pipeline.datasets check"
 """The program that tells more of a data set that cannot be opened."""
 
+_CACHED = {"positives": 1, "unknown": -1, "absent": 0}
+"""Columns of a cached listing that hold the classes of a label; what neither says is the third."""
+
 _NAMED_SOURCES = 100
 """Of more files than that a cache keeps a hash, not names."""
 
@@ -684,8 +687,10 @@ def _write_cache(path: Path, listing: "Listing", about: Mapping[str, Any]) -> No
             "offset": pa.array(listing.offsets),
             "size": pa.array(listing.sizes),
         }
-    for column, value in (("positives", 1), ("unknown", -1)):
-        rows, places = np.nonzero(labels == value)
+    # what most labels are is not listed: of LVIS's nearly all are unknown, 120 million of them
+    other = "absent" if 2 * np.count_nonzero(labels == -1) > labels.size else "unknown"
+    for column in ("positives", other):
+        rows, places = np.nonzero(labels == _CACHED[column])
         ends = np.searchsorted(rows, np.arange(len(labels) + 1)).astype(np.int32)
         columns[column] = pa.ListArray.from_arrays(ends, pa.array(places.astype(np.int32)))
     table = pa.table(columns).replace_schema_metadata({"listing": json.dumps(head)})
@@ -719,8 +724,11 @@ def _load_cache(path: Path) -> "Listing | None":
     with pq.ParquetFile(path) as file:
         table = file.read()
     head = json.loads((table.schema.metadata or {})[b"listing"])
-    labels = np.zeros((table.num_rows, len(head["class_names"])), head["labels"])
-    for column, value in (("positives", 1), ("unknown", -1)):
+    rest = 0 if "unknown" in table.column_names else -1
+    labels = np.full((table.num_rows, len(head["class_names"])), rest, head["labels"])
+    for column, value in _CACHED.items():
+        if column not in table.column_names:
+            continue
         lists = table[column].combine_chunks()
         counts = np.diff(np.from_dlpack(lists.offsets))
         rows = np.repeat(np.arange(table.num_rows), counts)

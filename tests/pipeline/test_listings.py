@@ -478,18 +478,39 @@ def test_a_cached_listing_is_made_anew_when_its_images_are_found_elsewhere(
     assert second.identity() == first.identity()
 
 
-def test_unknown_labels_survive_the_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "rows", [[[1, -1, 0], [0, 0, 0], [-1, 1, 1]], [[-1, -1, 1], [0, -1, -1]], [[-1, -1, -1]]]
+)
+def test_unknown_labels_survive_the_cache(tmp_path: Path, rows: list[list[int]]) -> None:
     from pipeline.listings import _read_cache, _write_cache
 
-    labels = np.array([[1, -1, 0], [0, 0, 0], [-1, 1, 1]], np.int8)
+    labels = np.array(rows, np.int8)
     names = ("a", "b", "c")
-    listing = ImageListing("x", "train", names, tmp_path, names, names, labels, {"k": "v"})
+    keys = names[: len(rows)]
+    listing = ImageListing("x", "train", names, tmp_path, keys, keys, labels, {"k": "v"})
     _write_cache(tmp_path / "x.parquet", listing, {})
     again = _read_cache(tmp_path / "x.parquet")
     assert isinstance(again, ImageListing)
     assert again.labels.dtype == np.int8
     assert again.labels.tolist() == labels.tolist()
     assert again.identity() == listing.identity()
+
+
+def test_partial_labels_of_many_classes_take_little_room_in_the_cache(tmp_path: Path) -> None:
+    from pipeline.listings import _read_cache, _write_cache
+
+    count, classes = 500, 1203
+    labels = np.full((count, classes), -1, np.int8)
+    for row in range(count):
+        labels[row, row % classes], labels[row, (row * 7 + 1) % classes] = 1, 0
+    keys = tuple(f"{row:06d}" for row in range(count))
+    names = tuple(f"class {column}" for column in range(classes))
+    listing = ImageListing("x", "train", names, tmp_path, keys, keys, labels)
+    _write_cache(tmp_path / "x.parquet", listing, {})
+    assert (tmp_path / "x.parquet").stat().st_size < 50_000  # not 600,000 numbers
+    again = _read_cache(tmp_path / "x.parquet")
+    assert isinstance(again, ImageListing)
+    assert (again.labels == labels).all()
 
 
 def test_the_cache_holds_what_a_reader_expects(coco: Path, tmp_path: Path) -> None:
