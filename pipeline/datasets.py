@@ -284,7 +284,8 @@ def table() -> str:
             *lines,
             "",
             f"Your own data, without code ({page('datasets')}):",
-            "  folder:PATH       images and <split>.csv, .jsonl or .parquet with labels",
+            "  folder:PATH       images and <split>.csv, .jsonl or .parquet with labels; or another"
+            " tool's tree",
             "  webdataset:URLS   tars of images and labels; {split}, {000..009} and * are expanded",
             "  PATH.json         annotations in COCO's format; --root is the folder of the images",
             "PATH, and --root of coco, coco14 and coco17, may be s3://, gs://, http:// or https://.",

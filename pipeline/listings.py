@@ -436,9 +436,10 @@ def _open_folder(
 
     from dclip.data.folder import find_tables, label_files, read_folder
     from dclip.data.image_files import images_of
+    from dclip.data.listing import counted
     from dclip.data.tool_tables import METADATA
     from dclip.shards import digest
-    from pipeline.trees import find_tree, no_labels, separator_of
+    from pipeline.trees import find_tree, no_labels, own_tables, separator_of
 
     _known_options("folder:", options, ("separator", "format"))
     if has_folders(folder) and not folder.is_dir():
@@ -456,8 +457,12 @@ def _open_folder(
 
         def make() -> "Listing":
             listing = tree.read(split)
-            how = f"read as format={tree.format}: {tree.evidence}"
-            return replace(listing, notes=(how, *listing.notes))
+            how = [f"read as format={tree.format}: {tree.evidence}"]
+            tables = [table.name for table in own_tables(folder)]
+            if tables:
+                many = f"{counted(len(tables), 'table')}, such as {tables[0]}"
+                how.append(f"passed over, as no labels of a split: {many}")
+            return replace(listing, notes=(*how, *listing.notes))
 
         return _cached(make, "folder", folder, split, options, tree.sources(), cache)
     if has_folders(folder) and not find_tables(folder):

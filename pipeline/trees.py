@@ -145,11 +145,18 @@ def _finders(separator: str) -> "dict[str, Callable[[Path, bool], Tree | None]]"
 
 
 def _has_tables(folder: Path) -> bool:
-    """Whether there are tables of labels of our own in a folder."""
-    from dclip.data.folder import find_tables
+    """Whether there are tables of labels of our own in a folder, or tables called after splits."""
     from dclip.data.tables import is_label_table
+    from dclip.data.trees import split_kind
 
-    return any(is_label_table(path) and not _is_of_a_tool(path) for path in find_tables(folder))
+    return any(split_kind(path.stem) or is_label_table(path) for path in own_tables(folder))
+
+
+def own_tables(folder: AnyPath) -> list[AnyPath]:
+    """Tables in a folder that are not another tool's."""
+    from dclip.data.folder import find_tables
+
+    return [path for path in find_tables(folder) if not _is_of_a_tool(path)]
 
 
 def _is_of_a_tool(path: AnyPath) -> bool:

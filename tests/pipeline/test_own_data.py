@@ -386,6 +386,17 @@ def test_tables_of_the_folder_go_before_its_folders(tmp_path: Path) -> None:
     assert len(opened(tmp_path, "train", format="class-folders")) == 2
 
 
+def test_a_broken_table_is_told_and_not_replaced_by_folders(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    (tmp_path / "styles.csv").write_text("name,colour\na,b\n")
+    assert "passed over, as no labels of a split: 1 table, such as styles.csv" in (
+        opened(tmp_path, "train").notes
+    )
+    (tmp_path / "train.csv").write_text("photo,labels\ntrain/dog/1.jpg,dog\n")
+    with pytest.raises(ValueError, match=r"train\.csv: no column 'file'"):
+        opened(tmp_path, "train")
+
+
 def test_links_are_followed_inside_of_the_tree_and_no_further(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     class_folders(root)
