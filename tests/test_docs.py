@@ -52,6 +52,13 @@ def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("tensor([[")
 
 
+@pytest.mark.parametrize("document", PAGES[1:], ids=lambda path: path.stem)
+def test_every_page_opens_with_whom_it_is_for(document: Path) -> None:
+    title, first = document.read_text(encoding="utf-8").split("\n\n")[:2]
+    assert title.startswith("# ")
+    assert first.startswith("For whoever ")
+
+
 def test_messages_name_documents_that_are_there() -> None:
     named = re.compile(r"page\('(\w+)'\)|page\(\"(\w+)\"\)")
     found = set()
