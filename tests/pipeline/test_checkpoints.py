@@ -19,6 +19,7 @@ from pipeline.checkpoints import (
 )
 from pipeline.config import Config
 from pipeline.errors import StageError
+from pipeline.features import plan_features
 from pipeline.origin import FORMAT, About, Encoder
 
 from ..dclip.test_shards import (  # noqa: TID252 - tests have no name to import them by
@@ -94,12 +95,13 @@ def test_a_checkpoint_of_before_says_that_it_is_unknown(tmp_path: Path) -> None:
         check_features(path, about, read_manifest(tmp_path / "features"))
 
 
-def test_an_encoder_comes_from_settings_and_features() -> None:
-    spec = {
-        "resolution": 448, "include_global_token": True, "kind": "value",
-        "prompts": [*ENCODER["templates"], "a photo of a {}"],
+def test_an_encoder_comes_from_settings_and_the_manifest_of_features(tmp_path: Path) -> None:
+    config = Config(output=tmp_path, pretrained="random")
+    plan = plan_features(config, "train")
+    encoder = Encoder.of(config, {**plan.space, **plan.source})  # what a manifest keeps
+    assert encoder.model_dump() == {
+        **ENCODER, "backbone": "tiny", "pretrained": "random", "resolution": 192,
     }  # fmt: skip
-    assert Encoder.of(Config(backbone="RN101"), spec).model_dump() == ENCODER
 
 
 def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path: Path) -> None:
