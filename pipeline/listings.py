@@ -637,11 +637,12 @@ def _cached(
 
 def _is_astray(listing: "Listing") -> bool:
     """Whether the first image of a cached listing is not there; another place may have it now."""
+    from dclip.data.image_files import is_there
     from dclip.data.listing import ImageListing
 
     if not isinstance(listing, ImageListing) or not isinstance(listing.image_dir, Path):
         return False
-    return not (listing.image_dir / listing.file_names[0]).is_file()
+    return not is_there(listing.image_dir / listing.file_names[0])
 
 
 def _state(path: AnyPath) -> list[str | int] | None:

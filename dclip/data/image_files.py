@@ -13,6 +13,9 @@ from dclip.paths import AnyPath, has_folders, is_remote
 MAX_FILES = 100_000
 """Of a folder with more files, the rest is not looked at to find images that no table lists."""
 
+# A path that is inside as it is written: no part begins with a dot, none is empty.
+_PLAIN = re.compile(r"[^\\/\0:.][^\\/\0:]*(?:/[^\\/\0:.][^\\/\0:]*)*")
+
 
 def images_of(folder: Path, leave_out: Path | None = None) -> tuple[str, ...]:
     """Image files below a folder, relative to it; hidden ones and links to folders are left out.
@@ -60,6 +63,8 @@ def paths_inside(folder: AnyPath) -> Callable[[str, str], str]:
         tops = [f"{str(folder).rstrip('/')}/"]
 
     def inside(written: str, where: str) -> str:
+        if _PLAIN.fullmatch(written):
+            return written
         file = written if is_remote(folder) else str(PurePosixPath(written.replace("\\", "/")))
         top = next((top for top in tops if file.startswith(top)), None)
         if top is not None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dclip.data import shapes
+from dclip.data.images import ImageError
 from dclip.data.listing import ImageListing, Listing
 from dclip.data.registry import DATASETS
 from dclip.data.segmentation import SegmentationListing, mask_labels
@@ -387,6 +388,16 @@ def test_tables_of_a_folder_are_cached_with_their_class_names(tmp_path: Path) ->
     third = opened()
     assert third.class_names == ("dog", "cat", "cow, brown")
     assert third.notes == opened().notes != ()
+
+
+def test_a_file_name_too_long_for_a_file_is_a_missing_image_of_a_cached_listing(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "train.csv").write_text(f"file,labels\n{'x' * 300}.png,dog\n")
+    for _ in range(2):
+        listing = open_listing(f"folder:{tmp_path}", None, "train", cache=tmp_path / "cache")
+        with pytest.raises(ImageError, match="xxx"):
+            listing.read(0)
 
 
 def test_class_names_of_tars_say_how_they_were_read(tmp_path: Path) -> None:
