@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dclip.data import registry
-from pipeline import cli, figures
+from pipeline import cli, datasets, figures
 
 from .conftest import IMAGE_SETS, TOY, WITH_RAY, write_tree
 
@@ -146,3 +147,40 @@ def test_one_command_leads_from_a_tree_to_an_evaluated_dclip(
     assert dclip["map"] == pytest.approx(np.mean(found), abs=1e-5)
     assert told["map"]["dclip"] == dclip["map"]
     assert all(Path(picture).is_file() for picture in told["figures"])
+
+
+@pytest.mark.usefixtures("ray_session", "_quick")
+@pytest.mark.parametrize("name", ["one table"])
+def test_photographs_and_one_table_lead_to_an_evaluated_model_in_two_commands(
+    trees: ModuleType,
+    tmp_path: Path,
+    output: Path,
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photos = tmp_path / "photos"
+    rows = ["file,labels"]
+    for row in range(12):
+        trees.write_image(photos / f"{row}.jpg", trees.scene(row, "train").image)
+        rows.append(f"{row}.jpg,{';'.join(drawn(trees, row, 'train'))}")
+    trees.write_lines(photos / "labels.csv", rows)
+    words = ["--output", str(output)]
+    assert datasets.main(["check", f"folder:{photos}", *words]) == 0
+    (advice,) = [
+        line for line in capsys.readouterr().out.splitlines() if "--test-fraction 0.2" in line
+    ]
+    command = shlex.split(advice.partition("python -m pipeline.run ")[2])
+    assert cli.main("run", [*command, *words, *COMMAND]) == 0, capsys.readouterr()
+    out = capsys.readouterr().out
+    told = json.loads(out.splitlines()[-1])
+    report = json.loads((Path(told["figures"][0]).parent / "report.json").read_text())
+    assert report["images"] == 2
+    assert (report["test_fraction"], report["split_seed"]) == (0.2, 0)
+    assert not report["test_on_train"]
+    assert told["notes"] == report["notes"]
+    assert "2 of the 12 images of 'labels': parted by test fraction 0.2, seed 0" in report["notes"]
+    assert f"note: {report['notes'][-1]}" in out
+    folder = Path(told["features"]["test"]["folder"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["spec"]["listing"]["test_fraction"] == "0.2"
+    assert manifest["notes"] == report["notes"]
