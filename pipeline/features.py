@@ -237,11 +237,23 @@ def _open_if_there(source: _Source, split: str) -> "Listing | None":
 @lru_cache(maxsize=4)
 def _open_split(source: _Source, split: str) -> "Listing":
     """A split as it is on disk, or the part of the one there that is called so."""
-    from pipeline.listings import open_listing, open_part
+    from pipeline.listings import known_splits, open_listing, open_part
 
     options = dict(source.options)
     if source.fraction is None:
-        return open_listing(source.dataset, source.root, split, options, cache=source.cache)
+        try:
+            return open_listing(source.dataset, source.root, split, options, cache=source.cache)
+        except ValueError:
+            only = (
+                [] if source.is_published() else known_splits(source.dataset, source.root, options)
+            )
+            if len(only) != 1 or split in only:
+                raise
+            raise UsageError(
+                f"{source.dataset} has one split, {only[0]!r}, and no {split!r}; part it with"
+                f" --test-fraction 0.2, or use it for both, --train-split {only[0]} --test-split"
+                f" {only[0]} --test-on-train, which the report will say"
+            ) from None
     if source.train == source.test:
         raise UsageError(
             f"--test-fraction makes two splits, and both are called {source.train!r}; give"

@@ -284,8 +284,20 @@ def test_a_training_split_alone_can_be_used(tmp_path: Path) -> None:
     dataset = folder(tmp_path / "d", train=rows("train", ["a", "b"]))
     config = settings(tmp_path, dataset)
     assert len(open_dataset(config, "train")) == 2
-    with pytest.raises(ValueError, match="no split 'test'"):
+    with pytest.raises(UsageError, match="has one split, 'train', and no 'test'; part it with"):
         open_dataset(config, "test")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_says_how_one_table_is_parted(
+    tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--dataset", one_split(tmp_path / "d", "table"), "--backbone", TOY]
+    assert cli.main(stage, [*words, "--output", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "has one split, 'data', and no 't" in told
+    assert "--test-fraction 0.2" in told
+    assert "--test-on-train" in told
 
 
 LONG = "a very particular and long-winded description of one kind of disc " * 8
