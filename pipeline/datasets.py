@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from dclip.paths import AnyPath, as_path, has_folders, is_remote, remote_errors
 from pipeline.errors import StageError, UsageError, told
 from pipeline.pages import page
+from pipeline.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -1036,10 +1037,10 @@ def _show_stats(report: Mapping[str, Any]) -> str:
         return ", ".join(f"{name} {counts[name]:,}" for name in names)
 
     lines = [
-        f"{report['dataset']} {report['split']}: {report['images']:,} images{looked},"
-        f" {report['classes']} classes",
+        f"{report['dataset']} {report['split']}: {counted(report['images'], 'image')}{looked},"
+        f" {counted(report['classes'], 'class', 'classes')}",
         f"  labels per image  mean {each['mean']:.2f}, {each['min']} to {each['max']};"
-        f" {each['none']:,} images without",
+        f" {counted(each['none'], 'image')} without",
         f"  most frequent     {named(order[:_NAMED])}",
         f"  least frequent    {named(order[::-1][:_NAMED])}",
     ]

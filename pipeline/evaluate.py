@@ -18,6 +18,7 @@ from pipeline.cli import Report, main
 from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.pages import page
+from pipeline.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -233,7 +234,8 @@ def table(report: Report) -> str:
             + f"{'-' if between is None else f'{between:.3f}':>9}"
         )
     lines += [
-        f"{report['dataset']} {report['split']}, {report['images']} images; scores in percent",
+        f"{report['dataset']} {report['split']}, {counted(report['images'], 'image')}; scores in "
+        "percent",
         "CF1, OF1: F1 from means over classes and from pooled counts; C-P: mean precision of "
         f"classes; predicted above {report['threshold']:g}",
         "cosine: mean between classes, positive prompts, raw, BatchNorm in evaluation mode, "

@@ -29,6 +29,7 @@ from pipeline.features import (
     plan_features,
 )
 from pipeline.preflight import one_text_note, require_images, untrained_note
+from pipeline.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -406,7 +407,7 @@ def _earlier(config: Config, plan: FeaturePlan) -> dict[str, Source]:
             if sidecar is not None and wanted in ("auto", *sidecar.compute.split()):
                 found |= dict.fromkeys(sidecar.keys, Source(folder, number, sidecar))
     if found:
-        log.info("extract: %s: up to %d images are taken over", plan.name, len(found))
+        log.info("extract: %s: taken over: up to %s", plan.name, counted(len(found), "image"))
     return found
 
 
@@ -443,9 +444,9 @@ def _make_shards(
             # the manifest speaks of shards that are about to change
             _remove(plan, range(plan.num_shards) if config.extract.mode == "overwrite" else ())
         log.info(
-            "extract: %d shards to make by %d workers on %s (%s)",
-            len(tasks),
-            min(place.count(), len(tasks)),
+            "extract: %s to make by %s on %s (%s)",
+            counted(len(tasks), "shard"),
+            counted(min(place.count(), len(tasks)), "worker"),
             place.device,
             place.why,
         )
@@ -731,7 +732,7 @@ def run(config: Config) -> Report:
         verify(plans, repair=config.extract.repair)
         if not config.extract.repair:
             shards = sum(plan.num_shards for plan in plans)
-            sys.stdout.write(f"{shards} shards are as they were written\n")
+            sys.stdout.write(f"as written: {counted(shards, 'shard')}\n")
             return {**report, "verified": shards}
     results = extract(config, plans)
     for plan, manifest, made, _ in results:
@@ -748,7 +749,7 @@ def run(config: Config) -> Report:
         report["splits"][plan.name] = row
         lost = f", {row['unreadable']} unreadable" if row["unreadable"] else ""
         sys.stdout.write(
-            f"{plan.name}: {manifest.num_images} images{lost}, {manifest.locations} x "
+            f"{plan.name}: {counted(manifest.num_images, 'image')}{lost}, {manifest.locations} x "
             f"{manifest.dim} {manifest.storage}, {made} of {len(manifest.shards)} shards made now, "
             f"at {plan.folder}\n"
         )
@@ -819,9 +820,11 @@ def describe(config: Config) -> str:
             require_images(plan.listing, plan.num_images)
         lines += [f"{plan.name}: {note}" for note in plan.notes if not plan.view]
         lines.append(
-            f"{plan.name}: {plan.num_images} images in {plan.num_shards} shards, about "
-            f"{plan.num_images * per_image / 1e6:.0f} MB; {len(there) - len(to_make)} shards "
-            f"done, {len(to_make)} to do ({left} images), to {plan.folder}"
+            f"{plan.name}: {counted(plan.num_images, 'image')} in "
+            f"{counted(plan.num_shards, 'shard')}, about "
+            f"{plan.num_images * per_image / 1e6:.0f} MB; shards: "
+            f"{len(there) - len(to_make)} done, {len(to_make)} to do "
+            f"({counted(left, 'image')}), to {plan.folder}"
         )
     if config.extract.mode == "overwrite":
         lines.append("--mode overwrite: all of these shards are deleted and made anew")
@@ -842,11 +845,11 @@ def _estimate(
 
     if os.environ.get("RAY_ADDRESS"):
         workers = config.extract.workers or 1
-        per = "a worker" if config.extract.workers is None else f"{workers} workers"
+        per = "a worker" if config.extract.workers is None else counted(workers, "worker")
     else:
         device, _ = cluster.choose_device(config.device)
         workers = config.extract.workers or (1 if device == "cuda" else os.cpu_count() or 1)
-        per = f"{workers} workers"
+        per = counted(workers, "worker")
     spent = sum(sidecar.seconds.get("total", 0.0) for sidecar in known)
     count = sum(sidecar.count for sidecar in known)
     source = "the shards that are done"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.config import Config
 from pipeline.errors import StageError
+from pipeline.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -153,11 +154,11 @@ def make_groups(
 
         place = cluster.place_workers(config, workers)
         log.info(
-            "%s: %d images in %d groups by %d workers on %s (%s)",
+            "%s: %s in %s by %s on %s (%s)",
             label,
-            left,
-            len(missing),
-            min(place.count(), len(missing)),
+            counted(left, "image"),
+            counted(len(missing), "group"),
+            counted(min(place.count(), len(missing)), "worker"),
             place.device,
             place.why,
         )

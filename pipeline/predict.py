@@ -20,6 +20,7 @@ from pipeline.config import TOY_DATASET, Config, usual_backbone
 from pipeline.errors import UsageError, told
 from pipeline.features import describe_backbone, open_backbone, warnings_of
 from pipeline.pages import page
+from pipeline.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -384,7 +385,7 @@ def run(config: Config) -> Report:
     plan = plan_predict(config)
     config = plan.config
     device, why = choose_device(config.device)
-    log.info("predict: %d images, %s (%s)", len(plan.sources), device, why)
+    log.info("predict: %s, %s (%s)", counted(len(plan.sources), "image"), device, why)
     log.info("predict: taken: %s", plan.taken)
     for place, beside in plan.passed_over.items():
         log.info("predict: %s: passed over %s", place, beside)
@@ -692,7 +693,8 @@ def describe(config: Config) -> str:
     plan = plan_predict(config)
     return "\n".join(
         [
-            f"{len(plan.sources)} images, {len(plan.classes)} classes, to {plan.folder}",
+            f"{counted(len(plan.sources), 'image')}, "
+            f"{counted(len(plan.classes), 'class', 'classes')}, to {plan.folder}",
             f"taken: {plan.taken}",
             *(f"warning: {caution}" for caution in _cautions(plan)),
             *(f"passed over in {place}: {what}" for place, what in plan.passed_over.items()),

@@ -39,6 +39,7 @@ from pipeline.systems import (
     view_of,
     view_settings,
 )
+from pipeline.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -503,8 +504,9 @@ def table(report: Report) -> str:
         )
     how = report["protocol"]
     lines += [
-        f"{report['dataset']} {report['split']}, {report['images']} images, "
-        f"{report['classes_scored']} classes; {how['view']}; scores {how['scores']};",
+        f"{report['dataset']} {report['split']}, {counted(report['images'], 'image')}, "
+        f"{counted(report['classes_scored'], 'class', 'classes')}; {how['view']}; scores "
+        f"{how['scores']};",
         f"background: {how['background']}",
         *_LEGEND,
         f"(all explained in {page('method')}, Metrics)",

@@ -36,6 +36,7 @@ from pipeline.systems import (
     encode_texts,
     read_origin,
 )
+from pipeline.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -344,7 +345,7 @@ def table(report: Report) -> str:
         title = titles.get(weight, f"CLIP + segments, w = {weight}")
         lines.append(f"{title:40}{'-' if value is None else f'{100 * value:.1f}':>8}")
     lines.append(
-        f"{report['dataset']} {report['split']}, {report['images']} images, "
+        f"{report['dataset']} {report['split']}, {counted(report['images'], 'image')}, "
         f"{report['segments_per_image']:.1f} segments an image ({report['candidates']}, "
         f"from {report['area']:.1%} of its pixels)"
     )

@@ -240,7 +240,7 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_set(
     home = tmp_path
     assert (config.root, config.features, config.output) == (home / "r", home / "f", home / "o")
     assert config.segment.checkpoint == [home / "c"]
-    assert config.evaluate.checkpoint == home / "e"
+    assert config.evaluate.checkpoint == [home / "e"]
     assert config.pretrained == str(home / "w.pt")
     assert parse("--output", "./~").output == Path("~")
     with pytest.raises(UsageError, match="no home folder ~nobody-here"):

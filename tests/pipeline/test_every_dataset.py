@@ -175,11 +175,11 @@ def test_photographs_and_one_table_lead_to_an_evaluated_model_in_two_commands(
     out = capsys.readouterr().out
     told = json.loads(out.splitlines()[-1])
     report = json.loads((Path(told["figures"][0]).parent / "report.json").read_text())
-    assert report["images"] == 2
+    assert report["images"] == 4  # 0.2 of 12, and more so that each class is in both parts
     assert (report["test_fraction"], report["split_seed"]) == (0.2, 0)
     assert not report["test_on_train"]
     assert told["notes"] == report["notes"]
-    assert "2 of the 12 images of 'labels': parted by test fraction 0.2, seed 0" in report["notes"]
+    assert "4 of the 12 images of 'labels': parted by test fraction 0.2, seed 0" in report["notes"]
     assert f"note: {report['notes'][-1]}" in out
     folder = Path(told["features"]["test"]["folder"])
     manifest = json.loads((folder / "manifest.json").read_text())
