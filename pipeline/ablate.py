@@ -148,8 +148,9 @@ class _Plan:
 
     def __init__(self, config: Config) -> None:
         from dclip.shards import digest
-        from pipeline.features import describe_backbone, plan_features
+        from pipeline.features import describe_backbone, open_labelled, plan_features
 
+        open_labelled(config, config.test_split)  # before a backbone is loaded
         self.train: FeaturePlan = plan_features(config, config.train_split)
         self.test: FeaturePlan = plan_features(config, config.test_split)
         self.rows = rows(config, describe_backbone(config).embed_dim)

@@ -25,6 +25,7 @@ from pipeline.features import (
     describe_backbone,
     finished,
     open_backbone,
+    open_labelled,
     own_manifest,
     plan_features,
 )
@@ -712,6 +713,8 @@ def all_plans(config: Config) -> list[FeaturePlan]:
     """Plans of all splits that the settings ask for, views of the training split after the rest."""
     if config.extract.verify and config.extract.mode == "overwrite":
         raise UsageError("--verify looks at what is there, --mode overwrite deletes it; choose one")
+    for split in splits(config):  # before a backbone is loaded for any
+        open_labelled(config, split)
     plans = [plan_features(config, split) for split in splits(config)]
     return plans + [view for plan in plans for view in plan.views]
 

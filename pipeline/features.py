@@ -467,6 +467,22 @@ def _stamp(path: Path) -> str:
     return f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
 
 
+def open_labelled(config: Config, split: str) -> "Listing":
+    """Images and labels of one split, which has a positive unless only features are wanted.
+
+    No backbone is loaded for that.
+
+    Raises:
+        UsageError: No image has a class; or as for `open_dataset`.
+    """
+    from pipeline.preflight import require_labels
+
+    listing = open_dataset(config, split)
+    if config.extract.split is None:
+        require_labels(listing, min(len(listing), config.extract.limit or len(listing)))
+    return listing
+
+
 def plan_features(config: Config, split: str) -> FeaturePlan:
     """Identity and place of the features of a split, whether they exist yet or not.
 
@@ -480,16 +496,13 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
     from dclip.data.augment import VERSION
     from dclip.shards import FORMAT, digest
     from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
-    from pipeline.preflight import require_labels
 
     wanted = config.extract
-    listing = open_dataset(config, split)
+    listing = open_labelled(config, split)
     backbone = describe_backbone(config)
     space = backbone.space(wanted.kind)
     feature_space = digest(space)
     num_images = min(len(listing), wanted.limit or len(listing))
-    if wanted.split is None:
-        require_labels(listing, num_images)
     clean: dict[str, Any] = {
         "format": FORMAT,
         "listing": listing.identity(),
