@@ -407,7 +407,8 @@ def _record(
             "dclip.split_seed": str(config.split_seed),
         }
     label = "evaluate " + " ".join(report["checkpoints"])
-    with tracker.run(label, key=folder.name, tags=tags) as tracked:
+    spent = report["seconds"]
+    with tracker.run(label, key=folder.name, tags=tags, seconds=spent) as tracked:
         settings = config.model_dump(include={"dataset", "test_split", "backbone", "pretrained"})
         own = {"features": report["features"][:12], "threshold": report["threshold"]}
         tracked.params({**settings, **own})

@@ -758,11 +758,11 @@ def run(config: Config) -> Report:
         )
     report["seconds"] = round(time.perf_counter() - started, 2)
     if new := [result for result in results if result.is_new]:
-        _track(config, new)
+        _track(config, new, report["seconds"])
     return report
 
 
-def _track(config: Config, results: Sequence[Extracted]) -> None:
+def _track(config: Config, results: Sequence[Extracted], seconds: float) -> None:
     """Record what was made in MLflow; features that are complete do not depend on it."""
     from dclip.shards import FAILURES
     from pipeline.tracking import Tracker
@@ -774,7 +774,8 @@ def _track(config: Config, results: Sequence[Extracted]) -> None:
         return
     for plan, manifest, *_ in results:
         tags = {"dclip.stage": "extract", "dclip.compute": ", ".join(manifest.compute)}
-        with tracker.run(f"extract {plan.name}", key=plan.fingerprint, tags=tags) as run:
+        name = f"extract {plan.name}"
+        with tracker.run(name, key=plan.fingerprint, tags=tags, seconds=seconds) as run:
             run.params(
                 {
                     "dataset": config.dataset,

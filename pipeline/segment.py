@@ -602,7 +602,7 @@ def run(config: Config) -> Report:
     tracker = Tracker(config)
     tags = {"dclip.stage": "segment"}
     label = f"segment {plan.listing.split}"
-    with tracker.run(label, key=name, tags=tags) as tracked:
+    with tracker.run(label, key=name, tags=tags, seconds=report["seconds"]) as tracked:
         tracked.params(
             {
                 **config.model_dump(include={"dataset", "backbone", "pretrained"}),

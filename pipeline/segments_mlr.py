@@ -320,7 +320,8 @@ def run(config: Config) -> Report:
     write_text(path, json.dumps(report, indent=1))
     tracker = Tracker(config)
     tags = {"dclip.stage": "segments_mlr"}
-    with tracker.run(f"segments_mlr {plan.listing.split}", key=name, tags=tags) as tracked:
+    label = f"segments_mlr {plan.listing.split}"
+    with tracker.run(label, key=name, tags=tags, seconds=report["seconds"]) as tracked:
         settings = config.model_dump(include={"dataset", "backbone", "pretrained"})
         tracked.params({**settings, **{key: report[key] for key in ("images", "area", "features",
             "candidates", "checkpoint")}})  # fmt: skip

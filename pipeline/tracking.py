@@ -200,6 +200,7 @@ class Tracker:
         parent: str | None = None,
         tags: Mapping[str, str] | None = None,
         goes_on: bool = True,
+        seconds: float = 0.0,
     ) -> TrackedRun:
         """Start a run, or go on with the unfinished or earlier one of the same key.
 
@@ -209,12 +210,13 @@ class Tracker:
             parent: Key of the run it is a child of.
             tags: Tags of a new run.
             goes_on: Whether a run that is there is running again; otherwise it is only added to.
+            seconds: How long its work has taken already, for the duration of a new run.
         """
         labels = {"mlflow.source.git.commit": (git_commit() or "").rstrip("+"), **(tags or {})}
         labels["mlflow.source.name"] = f"pipeline {labels.get('dclip.stage', name)}"
         opening = {
             "call": "open",
-            "time": _now(),
+            "time": _now() - round(1000 * seconds),
             "store": self.uri,
             "experiment": self.experiment,
             "name": name,
@@ -233,12 +235,13 @@ class Tracker:
         key: str,
         parent: str | None = None,
         tags: Mapping[str, str] | None = None,
+        seconds: float = 0.0,
     ) -> Iterator[TrackedRun]:
         """A run that is closed at the end of the block: FINISHED, FAILED, or KILLED by the user.
 
         If the store went down meanwhile, it is asked once more at the end.
         """
-        run = self.open(name, key=key, parent=parent, tags=tags)
+        run = self.open(name, key=key, parent=parent, tags=tags, seconds=seconds)
         try:
             yield run
         except KeyboardInterrupt:

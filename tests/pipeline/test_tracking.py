@@ -569,3 +569,13 @@ def test_a_store_that_cannot_be_changed_is_told_and_stays_whole(
     with sqlite3.connect(new / "mlflow.db") as database:
         assert database.execute("SELECT artifact_uri FROM runs").fetchall() == before
     database.close()
+
+
+def test_a_run_lasts_as_long_as_its_work(output: Path) -> None:
+    """Also where it is recorded after the work: 90 s here."""
+    tracker = Tracker(Config(output=output))
+    with tracker.run("extract train", key="a", seconds=90.0) as tracked:
+        pass
+    assert tracked.run_id is not None
+    info = store_of(output).get_run(tracked.run_id).info
+    assert info.end_time - info.start_time >= 90_000
