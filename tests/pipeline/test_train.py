@@ -191,7 +191,8 @@ def test_ctrl_c_says_what_is_kept_and_ends_as_an_interruption(
     words = ["--backbone", TOY, "--output", str(tmp_path), "--features", str(features)]
     words += [f"--extract.{name.replace('_', '-')}={value}" for name, value in EXTRACT.items()]
     words += [f"--train.{name}={value}" for name, value in {**SLOW, "epochs": 3}.items()]
-    before = signal.getsignal(signal.SIGINT)
+    # a process that was started in the background ignores the signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr("pipeline.cluster.ray_session", lambda _: nullcontext())
     try:
         for stop, expected in (
