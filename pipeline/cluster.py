@@ -261,6 +261,7 @@ def _patience() -> Iterator[None]:
 
     start, ask = services.start_raylet, services.get_node
     deadline = time.monotonic() + _START_SECONDS
+    others = {child.pid for child in psutil.Process().children()}
 
     def start_raylet(*arguments: Any, **options: Any) -> Any:
         call = signature(start).bind(*arguments, **options)
@@ -273,8 +274,8 @@ def _patience() -> Iterator[None]:
 
     def is_starting() -> bool:
         """Whether the node's process is there; a dead one is waited for in vain."""
-        children = psutil.Process().children()
-        return any(c.name() == "raylet" and c.status() != psutil.STATUS_ZOMBIE for c in children)
+        new = [child for child in psutil.Process().children() if child.pid not in others]
+        return any(c.name() == "raylet" and c.status() != psutil.STATUS_ZOMBIE for c in new)
 
     def get_node(*place: Any) -> Any:
         while True:
