@@ -156,7 +156,8 @@ def test_the_trials_are_listed_as_children_of_the_sweep(
     ).experiment_url()
     assert page.startswith(mlflow_server.uri)
     trial = "redundancy_weight=0.2 mfi_weight=0.1 output_dim=4"
-    folded, _ = browser.see(page, until=swept["name"])
+    short_hash = swept["name"][-12:][:6]  # the name of its run ends with it
+    folded, _ = browser.see(page, until=short_hash)
     assert trial not in folded
     unfolded, _ = browser.see(
         page, "document.querySelector('[col-id*=\"Run Name\"] button')", until=trial
