@@ -646,7 +646,7 @@ def test_stats_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (report,) = json.loads(out.splitlines()[-1])
     assert report["images_of_class"] == {"cat": 2, "cow": 1, "dog": 3, "owl": 0}
     assert report["labels_per_image"] == {"mean": 1.5, "min": 0, "max": 3, "none": 1}
-    assert "mean 1.50, 0 to 3; 1 images without" in out
+    assert "mean 1.50, 0 to 3; 1 image without" in out
     assert "dog 3, cat 2, cow 1, owl 0" in out
     for file in report["files"]:
         with Image.open(file) as picture:
