@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dclip.words import counted
 from pipeline.cli import Report, main
 from pipeline.config import Config, EvaluateConfig
 from pipeline.errors import StageError, UsageError, told
@@ -452,7 +453,7 @@ def as_text(config: Config, table: Sequence[Mapping[str, Any]]) -> str:
             f"  {line['row']:24}{cells[0]:>15}{cells[1]:>15}{cells[2]:>17}{line['parameters']:>12,}"
             + note
         )
-    seeds = f"{config.ablate.seeds} seed{'s' if config.ablate.seeds > 1 else ''}"
+    seeds = counted(config.ablate.seeds, "seed")
     lines.append(
         f"{config.dataset} {config.test_split}, weights of the last epoch; mAP in percent;\n"
         f"mean ± standard deviation over {seeds} of the initial weights"

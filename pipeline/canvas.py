@@ -13,6 +13,7 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from matplotlib.text import Text
 
 from dclip.paths import atomic_write
+from dclip.words import short
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +59,9 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=dpi)
 
 
-def short(text: str, most: int = 24) -> str:
-    """A text of at most so many characters, on one line; what is left out is an ellipsis."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}\u2026"
+def one_line(text: str, most: int = 24) -> str:
+    """A text on one line of at most so many characters; what is left out is an ellipsis."""
+    return short(" ".join(text.split()), most)
 
 
 def heading(*parts: str) -> str:

@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -23,6 +22,7 @@ from pydantic_settings import CliSettingsSource, SettingsError
 
 from pipeline.config import (
     Config,
+    Layer,
     check_environment,
     conf_folder,
     explain,
@@ -30,6 +30,7 @@ from pipeline.config import (
     known_keys,
     merge,
     named_dataset,
+    read_layer,
     yaml_layers,
 )
 from pipeline.errors import StageError, UsageError
@@ -44,6 +45,11 @@ Flags may be written in any YAML file too (--config FILE), or as an environment 
 its own section need no prefix: {short}
 Ready-made settings: {conf}
 """
+
+
+def remarks(report: Report) -> list[str]:
+    """What a reader of a report's numbers has to know, for the end of its table."""
+    return [f"{kind}: {text}" for kind in ("warning", "note") for text in report[f"{kind}s"]]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -161,8 +167,8 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
     else:
         flags = parser.parse_args(words)
     check_environment()
-    files = [find_config_file(name) for name in flags.config]
-    layers = yaml_layers(_dataset(flags, files), files)
+    given_layers = [read_layer(find_config_file(name)) for name in flags.config]
+    layers = yaml_layers(_dataset(flags, given_layers), given_layers)
     merged: dict[str, Any] = {}
     for _, content in layers:
         merged = merge(merged, content)
@@ -194,12 +200,12 @@ _POSITIONAL = {"predict": ("paths", "IMAGE")}
 _CONTROL = ("config", "dry_run", "print_config", "json")
 
 
-def _dataset(flags: argparse.Namespace, files: Sequence[Path]) -> str:
+def _dataset(flags: argparse.Namespace, layers: Sequence[Layer]) -> str:
     """The data set in force, whose own settings lie below all others: flag, variable, files."""
     named: str | None = getattr(flags, "dataset", None)
     variable = os.environ.get("DCLIP_DATASET")
     default = str(Config.model_fields["dataset"].default)
-    return named or variable or named_dataset(files) or default
+    return named or variable or named_dataset(layers) or default
 
 
 def _long_form(word: str, section: Sequence[str], stage: str) -> str:

@@ -14,6 +14,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dclip.words import counted
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError, told
 
@@ -72,7 +73,7 @@ def _gpus() -> str:
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         count = int(sys.modules["ray"].cluster_resources().get("GPU", 0))
         if count:
-            return f"{count} GPU{'s' if count > 1 else ''} of the cluster"
+            return f"{counted(count, 'GPU')} of the cluster"
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 

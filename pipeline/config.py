@@ -727,18 +727,20 @@ def find_config_file(name: str) -> Path:
     return path
 
 
-def yaml_layers(dataset: str, files: Sequence[Path]) -> "list[tuple[Path, dict[str, Any]]]":
-    """Settings of ``conf/<dataset>.yaml``, if there is one, and of the given files, weakest first.
+Layer = tuple[Path, dict[str, Any]]
+"""A config file and the settings in it."""
+
+
+def yaml_layers(dataset: str, given: Sequence[Layer]) -> list[Layer]:
+    """Settings of ``conf/<dataset>.yaml``, if there is one, and of given files, weakest first.
 
     Raises:
-        UsageError: A file is missing, is not a YAML mapping, or holds an unknown key; or it has
-            splits or a root of another data set than the chosen one.
+        UsageError: A file has splits or a root of another data set than the chosen one.
     """
     default = conf_folder() / f"{dataset}.yaml"
     is_shipped = Path(dataset).name == dataset and default.is_file()
-    layers = []
-    for path in [*([default] if is_shipped else []), *files]:
-        content = _read_yaml(path)
+    layers = [*([read_layer(default)] if is_shipped else []), *given]
+    for path, content in layers:
         other = content.get("dataset", dataset)
         foreign = sorted(content.keys() & _OF_ONE_DATASET) if dataset and other != dataset else []
         if foreign:
@@ -746,7 +748,6 @@ def yaml_layers(dataset: str, files: Sequence[Path]) -> "list[tuple[Path, dict[s
                 f"config file {path} is for dataset {other!r}, but {dataset!r} was chosen; its "
                 f"{', '.join(foreign)} would be mixed in: leave out the file, the choice, or these"
             )
-        layers.append((path, content))
     return layers
 
 
@@ -754,10 +755,10 @@ def yaml_layers(dataset: str, files: Sequence[Path]) -> "list[tuple[Path, dict[s
 _OF_ONE_DATASET = {"root", "train_split", "test_split", "images", "options"}
 
 
-def named_dataset(files: Sequence[Path]) -> str | None:
+def named_dataset(layers: Sequence[Layer]) -> str | None:
     """The data set that the last of some config files with one names."""
-    for path in reversed(files):
-        dataset = _read_yaml(path).get("dataset")
+    for _, content in reversed(layers):
+        dataset = content.get("dataset")
         if dataset is not None:
             return str(dataset)
     return None
@@ -794,7 +795,7 @@ def _all_keys() -> list[str]:
     ]
 
 
-def explain(error: ValidationError, layers: "Sequence[tuple[Path, Mapping[str, Any]]]" = ()) -> str:
+def explain(error: ValidationError, layers: Sequence[Layer] = ()) -> str:
     """One line per problem, in the words of the command line, with the file that has the value."""
     lines = []
     for problem in error.errors():
@@ -813,11 +814,7 @@ def explain(error: ValidationError, layers: "Sequence[tuple[Path, Mapping[str, A
     return "\n".join(lines)
 
 
-def _origin(
-    place: Sequence[str | int],
-    value: object,
-    layers: "Sequence[tuple[Path, Mapping[str, Any]]]",
-) -> str:
+def _origin(place: Sequence[str | int], value: object, layers: Sequence[Layer]) -> str:
     """The layer that says this value at this place, for a message; empty for the command line."""
     variable = "DCLIP_" + "__".join(map(str, place)).upper()
     if value == os.environ.get(variable):
@@ -831,7 +828,12 @@ def _origin(
     return ""
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_layer(path: Path) -> Layer:
+    """The settings of one config file.
+
+    Raises:
+        UsageError: It is missing, is not a YAML mapping, or holds an unknown key.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -850,7 +852,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
                 raise UsageError(_unknown_key(key))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-    return content
+    return path, content
 
 
 def _nested(content: Mapping[Any, Any]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from dclip.paths import AnyPath, as_path, has_folders, is_remote, remote_errors
+from dclip.words import counted
 from pipeline.errors import StageError, UsageError, told
 from pipeline.pages import page
-from pipeline.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -235,8 +235,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 shown = {"problems": found.problems, "findings": found.lines, "files": found.files}
                 _print(json.dumps(shown))
             if found.problems:
-                more = "s" if len(found.problems) > 1 else ""
-                raise StageError(f"{len(found.problems)} problem{more} with {flags.name}")
+                many = counted(len(found.problems), "problem")
+                raise StageError(f"{many} with {flags.name}")
         else:
             if flags.limit < 1:
                 raise UsageError(f"--limit must be 1 or more, got {flags.limit}")
@@ -504,20 +504,20 @@ def _check_count(
 ) -> None:
     images = len(listing)
     expected = None if found is None else found.expected_images(split, options)
-    counted = f"{images:,} image{'s' * (images != 1)}, {classes} class{'es' * (classes != 1)}"
+    there = f"{counted(images, 'image')}, {counted(classes, 'class', 'classes')}"
     if found is None or expected is None:
-        findings.add("ok", split, f"{counted}; there is no published count to compare with")
+        findings.add("ok", split, f"{there}; there is no published count to compare with")
     elif images == expected:
-        findings.add("ok", split, f"{counted}, as published")
+        findings.add("ok", split, f"{there}, as published")
     elif images == found.expected_also.get(split):
-        findings.add("note", split, f"{counted}, as published; others have {expected:,}")
+        findings.add("note", split, f"{there}, as published; others have {expected:,}")
     else:
         like = _split_of_that_size(found, images)
         if like:
             hint = f"; {like} has as many, was one taken for the other?"
         else:
             hint = "; is the copy incomplete?" if images < expected else ""
-        findings.add("problem", split, f"{counted}, but {expected:,} images are published{hint}")
+        findings.add("problem", split, f"{there}, but {expected:,} images are published{hint}")
 
 
 def _split_of_that_size(found: "Dataset", images: int) -> str:
@@ -601,19 +601,24 @@ def _check_labels(listing: "AnyListing", split: str, findings: Findings) -> None
     ]
     if absent:
         names = ", ".join(absent[:_NAMED]) + (", ..." if len(absent) > _NAMED else "")
-        more = "class occurs" if len(absent) == 1 else "classes occur"
-        findings.add("note", split, f"{len(absent)} {more} in no image: {names}")
+        findings.add(
+            "note",
+            split,
+            f"{counted(len(absent), 'class occurs', 'classes occur')} in no image: {names}",
+        )
     empty = int(((labels == 1).sum(axis=1) == 0).sum())
     if empty:
-        more = "image has" if empty == 1 else "images have"
-        findings.add("note", split, f"{empty:,} {more} no class")
+        findings.add("note", split, f"{counted(empty, 'image has', 'images have')} no class")
     problem = label_problem(listing)
     if problem:
         findings.add("problem", split, problem)
     unknown = int((labels == -1).sum())
     if unknown:
-        more = "label is" if unknown == 1 else "labels are"
-        findings.add("note", split, f"{unknown:,} {more} unknown and will be left out")
+        findings.add(
+            "note",
+            split,
+            f"{counted(unknown, 'label is', 'labels are')} unknown and will be left out",
+        )
 
 
 def _check_images(
@@ -658,14 +663,14 @@ def _check_masks(
     for row in rows:
         stored = set(read_indices(files[row]).ravel().tolist()) if files else set()
         values = set(listing.read_mask(row).ravel().tolist())
-        counted = values - {listing.ignore_index} - ({0} if has_background else set())
+        objects = values - {listing.ignore_index} - ({0} if has_background else set())
         if stored == {0, 255} or (not files and values == {0, 255} and has_background):
             kind = "hold only the values 0 and 255"
         elif values == {listing.ignore_index}:
             kind = "hold ignored pixels only"
         else:
             continue
-        kinds.setdefault(f"{kind}{'' if counted else ', so that no object is counted'}", []).append(
+        kinds.setdefault(f"{kind}{'' if objects else ', so that no object is counted'}", []).append(
             row
         )
     for kind, held in kinds.items():
@@ -809,7 +814,7 @@ def _check_overlap(
     A split made of two others is none of ours by default.
     """
     from pipeline.duplicates import find_overlap
-    from pipeline.preflight import places
+    from pipeline.preflight import are_nested, places
 
     opened = [(split, one) for split, one in listings.items() if len(places(one))]
     if len(opened) == 1:
@@ -826,7 +831,7 @@ def _check_overlap(
             )
     for number, (split, listing) in enumerate(opened):
         for other_split, other in opened[number + 1 :]:
-            if {split, other_split} in ({"train", "trainval"}, {"val", "trainval"}):
+            if are_nested(split, other_split):
                 continue
             overlap = find_overlap(listing, other, everything=everything)
             count = len(overlap.by_place) + len(overlap.copies)
@@ -926,7 +931,7 @@ def _show(name: str, root: AnyPath | None, findings: Findings) -> str:
     if findings.files:
         lines += ["  files that are expected:", *(f"    {line}" for line in findings.files)]
     count = len(findings.problems)
-    lines.append(f"  {count} problem{'' if count == 1 else 's'}" if count else "  no problem found")
+    lines.append(f"  {counted(count, 'problem')}" if count else "  no problem found")
     return "\n".join(lines)
 
 

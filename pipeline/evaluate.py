@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import Report, main
+from dclip.words import counted
+from pipeline.cli import Report, main, remarks
 from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.pages import page
-from pipeline.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,7 +188,7 @@ def evaluate(
         "test_fraction": config.test_fraction,
         "split_seed": None if config.test_fraction is None else config.split_seed,
         "warnings": warnings_of(config),
-        "notes": list(getattr(plan.listing, "notes", ())),
+        "notes": list(plan.notes),
         "commit": git_commit(),
         "config": config.model_dump(mode="json"),
     }
@@ -246,11 +246,6 @@ def table(report: Report) -> str:
         *remarks(report),
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def remarks(report: Report) -> list[str]:
-    """What a reader of a report's numbers has to know, for the end of its table."""
-    return [f"{kind}: {text}" for kind in ("warning", "note") for text in report[f"{kind}s"]]
 
 
 def identity(config: Config, files: "Mapping[str, Path]", plan: "FeaturePlan") -> str:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dclip.words import counted
 from pipeline.cli import Report, main
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
@@ -30,7 +31,6 @@ from pipeline.features import (
     plan_features,
 )
 from pipeline.preflight import one_text_note, require_images, untrained_note
-from pipeline.words import counted
 
 if TYPE_CHECKING:
     import numpy as np

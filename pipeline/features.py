@@ -203,7 +203,7 @@ def _tested_on_train(source: _Source, is_asked_for: bool) -> bool:
 def _same_images(source: _Source) -> str:
     """In which way training and test split are the same images; empty if they are not."""
     from pipeline.listings import FOLDER, SPLIT, is_own
-    from pipeline.preflight import places, shared_places
+    from pipeline.preflight import are_nested, places, shared_places
 
     dataset, train, test = source.dataset, source.train, source.test
     if source.fraction is not None:
@@ -213,8 +213,8 @@ def _same_images(source: _Source) -> str:
     if train == test:
         return f"train and test split are both {train!r}, the same images"
     if source.is_published():
-        is_within = {train, test} in ({"train", "trainval"}, {"val", "trainval"})
-        return f"splits {train!r} and {test!r} of {dataset} share images" if is_within else ""
+        told = f"splits {train!r} and {test!r} of {dataset} share images"
+        return told if are_nested(train, test) else ""
     one, other = _open_if_there(source, train), _open_if_there(source, test)
     if one is None or other is None or not 0 < len(places(other)) == shared_places(one, other):
         return ""

@@ -17,7 +17,8 @@ from dclip.data.images import ImageError
 from dclip.logits import similarity_maps
 from dclip.metrics import cosine_matrix
 from dclip.reader import FeatureReader
-from pipeline.canvas import MAX_INCHES, heading, more, save, short
+from dclip.words import counted
+from pipeline.canvas import MAX_INCHES, heading, more, one_line, save
 from pipeline.config import Config, bounds
 from pipeline.features import open_features
 from pipeline.mask_figures import show_heat
@@ -104,7 +105,7 @@ def subject(report: "Report", backbone: str) -> str:
     if report.get("test_on_train"):
         data += ", TRAINED ON THESE"
     files = [f"{name}: {Path(path).stem}" for name, path in report["checkpoints"].items()]
-    return heading(f"{data}, {backbone}", *(short(line, 90) for line in files[:4]))
+    return heading(f"{data}, {backbone}", *(one_line(line, 90) for line in files[:4]))
 
 
 def block_order(similarity: np.ndarray) -> np.ndarray:
@@ -135,7 +136,7 @@ def similarity_matrices(
     most = np.sort(np.argsort(-nearest, kind="stable")[:_READABLE])
     order = most[block_order(first[np.ix_(most, most)])]
     side = max(3.2, 0.115 * len(order) + 0.4)
-    longest = max(len(short(names[column])) for column in order)
+    longest = max(len(one_line(names[column])) for column in order)
     figure = Figure(
         figsize=((side + 0.075 * longest) * len(matrices) + 1.2, side + 0.075 * longest + 1.2),
         layout="constrained",
@@ -147,7 +148,7 @@ def similarity_matrices(
         image = axis.imshow(matrix[np.ix_(order, order)], vmin=low, vmax=1.0, cmap="viridis")
         mean = _off_diagonal(matrix).mean()
         axis.set_title(f"{_label(system)}: mean {mean:.2f} off the diagonal", fontsize=10)
-        labels = [short(names[column]) for column in order]
+        labels = [one_line(names[column]) for column in order]
         axis.set_xticks(range(len(order)), labels, rotation=90, fontsize=7)
         axis.set_yticks(range(len(order)), labels, fontsize=7)
     if image is not None:
@@ -218,7 +219,7 @@ def ap_bars(
         )
     if len(shown) < len(order):
         axis.axvline(half - 0.5, color="#7f7f7f", lw=1, ls=":")
-    labels = [f"{short(names[column])} (n={positives[column]})" for column in shown]
+    labels = [f"{one_line(names[column])} (n={positives[column]})" for column in shown]
     axis.set_xticks(range(len(shown)), labels, rotation=45, ha="right", fontsize=9)
     axis.set_ylabel("average precision, %")
     axis.set_ylim(0, 100)
@@ -226,9 +227,7 @@ def ap_bars(
     axis.spines[["top", "right"]].set_visible(False)
     left_out = more(len(shown), len(order), "classes, the best and the worst of the last system")
     absent = len(names) - len(order)
-    without = (
-        f"{absent:,} {'class is' if absent == 1 else 'classes are'} in no image" if absent else ""
-    )
+    without = f"{counted(absent, 'class is', 'classes are')} in no image" if absent else ""
     figure.suptitle(heading(title, left_out, without), fontsize=9)
     return figure
 
@@ -293,7 +292,7 @@ def activation_maps(
                     align_corners=False,
                 )[0, 0]
                 drawn = show_heat(axis, pixels, large.numpy(), low, high)
-                name = short(test.class_names[column], 18)
+                name = one_line(test.class_names[column], 18)
                 if column == absent:
                     axis.set_title(f"{name}\n(absent)", fontsize=9, color="#d55e00")
                 else:
@@ -369,7 +368,7 @@ def sweep_trials(
             [place], [100 * best["val_map"]], s=160, facecolors="none", edgecolors="#d55e00", lw=1.8
         )
         if is_list:
-            names = [short(f"{v:g}" if isinstance(v, float) else str(v), 12) for v in values]
+            names = [one_line(f"{v:g}" if isinstance(v, float) else str(v), 12) for v in values]
             every = -(-len(values) // 16)
             axis.set_xticks(
                 range(0, len(values), every),
@@ -393,7 +392,9 @@ def sweep_trials(
     if points is not None:
         figure.colorbar(points, ax=axes, label="inter-class cosine after training")
     settings = ", ".join(f"{key.removeprefix('train.')}={_value(best[key])}" for key in keys)
-    named = short(f"ringed: trial {best['trial']}, {100 * best['val_map']:.1f} %, {settings}", 110)
+    named = one_line(
+        f"ringed: trial {best['trial']}, {100 * best['val_map']:.1f} %, {settings}", 110
+    )
     shown = more(len(keys), len(space), "settings")
     figure.suptitle(heading(title, shown, named), fontsize=9)
     return figure
@@ -449,7 +450,7 @@ def class_histogram(counts: np.ndarray, names: Sequence[str], title: str) -> Fig
         axis.set_yscale("symlog", linthresh=1)  # which has a place for 0
     axis.set_ylim(bottom=0)
     axis.set_xlim(-0.7, len(order) - 0.3)
-    axis.set_xticks(range(len(order)), [short(names[i]) for i in order], rotation=90, fontsize=8)
+    axis.set_xticks(range(len(order)), [one_line(names[i]) for i in order], rotation=90, fontsize=8)
     axis.set_ylabel("images with the class")
     shown = more(len(order), len(names), "classes, the most frequent")
     axis.set_title(heading(title, shown), fontsize=10, loc="left")
@@ -478,7 +479,7 @@ def cooccurrence(together: np.ndarray, names: Sequence[str], title: str) -> Figu
     axis.set_facecolor("#d9d9d9")
     # most shares are small; the square root keeps them apart
     image = axis.imshow(share, norm=PowerNorm(0.5, vmin=0, vmax=1), cmap="viridis")
-    labels = [short(names[column]) for column in most]
+    labels = [one_line(names[column]) for column in most]
     axis.set_xticks(range(len(most)), labels, rotation=90, fontsize=8)
     axis.set_yticks(range(len(most)), labels, fontsize=8)
     axis.set_xlabel("share that also has ...")

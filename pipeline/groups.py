@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dclip.words import counted
 from pipeline.config import Config
 from pipeline.errors import StageError
-from pipeline.words import counted
 
 if TYPE_CHECKING:
     import numpy as np

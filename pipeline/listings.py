@@ -436,9 +436,9 @@ def _open_folder(
 
     from dclip.data.folder import find_tables, label_files, read_folder
     from dclip.data.image_files import images_of
-    from dclip.data.listing import counted
     from dclip.data.tool_tables import METADATA
     from dclip.shards import digest
+    from dclip.words import counted
     from pipeline.trees import find_tree, no_labels, own_tables, separator_of
 
     _known_options("folder:", options, ("separator", "format"))

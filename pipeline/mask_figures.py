@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from pipeline.canvas import heading, more, short
+from pipeline.canvas import heading, more, one_line
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -221,7 +221,7 @@ def _legend(
     patches = [
         Patch(
             facecolor=colour,
-            label=short(names[value] if value < len(names) else f"value {value}", 18)
+            label=one_line(names[value] if value < len(names) else f"value {value}", 18)
             + (f"  {shown[value]:.0%}" if with_shares else ""),
         )
         for value, colour in colours.items()
@@ -317,7 +317,7 @@ def checkpoint_tradeoff(rows: Sequence[Mapping[str, Any]], title: str = "") -> F
                     row[key] * (1 if key == "inter_class_cosine" else 100) for key in (across, up)
                 ]
                 axis.annotate(
-                    short(row["name"], 20),
+                    one_line(row["name"], 20),
                     place,
                     xytext=(5, 4),
                     textcoords="offset points",

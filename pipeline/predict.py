@@ -14,13 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from dclip.words import counted, short
 from pipeline.choice import NoCheckpointError, take_checkpoint
 from pipeline.cli import Report, main
 from pipeline.config import TOY_DATASET, Config, usual_backbone
 from pipeline.errors import UsageError, told
 from pipeline.features import describe_backbone, open_backbone, warnings_of
 from pipeline.pages import page
-from pipeline.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,10 +115,9 @@ def plan_predict(config: Config) -> PredictPlan:
     taken = f"frozen CLIP {backbone.name} alone, without projectors ({why})"
     if checkpoint is not None:
         about, kind = read_origin(checkpoint, backbone)
-        count = len(about.class_names)
         taken = (
-            f"projectors {checkpoint} ({why}): {about.method}, trained on {count} "
-            f"{'class' if count == 1 else 'classes'} and {about.made_on}"
+            f"projectors {checkpoint} ({why}): {about.method}, trained on "
+            f"{counted(len(about.class_names), 'class', 'classes')} and {about.made_on}"
         )
     known = {fold_name(name): name for name in about.class_names} if about else {}
     identity = {
@@ -247,7 +246,7 @@ def _sources(given: list[str]) -> "tuple[list[AnyPath], dict[str, str]]":
         found = sorted(name for name in names if is_image_name(name))
         beside = tell_passed_over(name for name in names if not is_image_name(name))
         if folders:
-            inside = f"{folders} folder{'s' if folders > 1 else ''}, which are not looked into"
+            inside = f"{counted(folders, 'folder')}, which are not looked into"
             beside = ", ".join(filter(None, [beside, inside]))
         if not found:
             raise UsageError(
@@ -613,11 +612,7 @@ def _title(row: dict[str, Any], plan: PredictPlan) -> str:
         value = row["probability"]
     else:
         value = row["clip_share" if plan.checkpoint is None else "clip_cosine"]
-    return f"{_short(row['class'], 20)}  {value:.2f}"
-
-
-def _short(name: str, most: int) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}\u2026"
+    return f"{short(row['class'], 20)}  {value:.2f}"
 
 
 def _background(plan: PredictPlan) -> str:
@@ -650,7 +645,7 @@ def table(report: Report) -> str:
             probability, pixels = row["probability"], row["pixel_share"]
             extra = row.get("untrained_probability")
             lines.append(
-                f"  {_short(row['class'], 23):24}"
+                f"  {short(row['class'], 23):24}"
                 f"{'-' if probability is None else f'{probability:.3f}':>12}"
                 f"{row['clip_cosine']:>13.3f}{row['clip_share']:>12.3f}"
                 f"{'-' if pixels is None else f'{pixels:.1%}':>9}"

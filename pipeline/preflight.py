@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dclip.paths import AnyPath
 from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
 from dclip.texts import context_length, name_problem, same_text, too_long
+from dclip.words import counted
 from pipeline.errors import StageError, UsageError
 
 if TYPE_CHECKING:
@@ -161,8 +162,8 @@ def untrained_note(train: "Split") -> str:
     if not absent:
         return ""
     shown = ", ".join(absent[:_NAMED]) + (", ..." if len(absent) > _NAMED else "")
-    more = "class has" if len(absent) == 1 else "classes have"
-    return f"{len(absent)} {more} no image in {train.split!r} to learn from: {shown}"
+    many = counted(len(absent), "class has", "classes have")
+    return f"{many} no image in {train.split!r} to learn from: {shown}"
 
 
 def image_paths(listing: Any) -> Sequence[AnyPath]:
@@ -187,6 +188,11 @@ def places(listing: Any) -> Collection[object]:
         top = str(folder.resolve() if isinstance(folder, Path) else folder)
         return [f"{top}/{name}" for name in listing.file_names]
     return [str(path) for path in image_paths(listing)]
+
+
+def are_nested(one: str, other: str) -> bool:
+    """Whether one of two splits of a published data set is made of the other and a third."""
+    return {one, other} in ({"train", "trainval"}, {"val", "trainval"})
 
 
 def shared_places(train: "Split", test: "Split") -> int:
@@ -230,4 +236,4 @@ def _short(name: str) -> str:
 
 def _more(count: int, what: str) -> str:
     """How many more of a kind there are; empty if there are none."""
-    return f" (and {count} more {what}{'s' if count > 1 else ''})" if count > 0 else ""
+    return f" (and {counted(count, f'more {what}')})" if count > 0 else ""

@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dclip.words import counted
 from pipeline.choice import NoCheckpointError
-from pipeline.cli import Report, main
+from pipeline.cli import Report, main, remarks
 from pipeline.config import Config, SegmentConfig
 from pipeline.errors import StageError
-from pipeline.evaluate import remarks
 from pipeline.features import describe_backbone, open_backbone, tested_on_train, warnings_of
 from pipeline.groups import Groups, make_groups, read_arrays
 from pipeline.pages import page
@@ -39,7 +39,6 @@ from pipeline.systems import (
     view_of,
     view_settings,
 )
-from pipeline.words import counted
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dclip.templates import ZERO_SHOT_TEMPLATE
+from dclip.words import counted
 from pipeline.choice import NoCheckpointError, take_checkpoint
-from pipeline.cli import Report, main
+from pipeline.cli import Report, main, remarks
 from pipeline.config import Config, SegmentsMlrConfig
 from pipeline.errors import StageError, UsageError
-from pipeline.evaluate import remarks
 from pipeline.features import (
     describe_backbone,
     open_backbone,
@@ -36,7 +36,6 @@ from pipeline.systems import (
     encode_texts,
     read_origin,
 )
-from pipeline.words import counted
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dclip.words import counted
 from pipeline.cli import Report, main
 from pipeline.config import Config, as_flags, bounds
 from pipeline.errors import StageError, UsageError, told
@@ -590,7 +591,7 @@ def explanation(
     failed = f" ({len(rows) - 1 - len(others)} failed)" if len(rows) > 1 + len(others) else ""
     settings = ", ".join(f"{key}={shown(value)}" for key, value in _settings(config, best).items())
     lines = [
-        f"Best of {_many(len(rows), 'trial')}{failed} of {name}: trial {best['trial']}, "
+        f"Best of {counted(len(rows), 'trial')}{failed} of {name}: trial {best['trial']}, "
         f"{settings}.",
         f"val/map {best['val_map']:.4f} on the held-out images of {config.dataset_slug}, split "
         f"{config.train_split}; the test split was not looked at.",
@@ -637,10 +638,6 @@ def seed_deviation(groups: Sequence[Sequence[float]]) -> float | None:
         return None
     squares = sum(statistics.variance(group) * (len(group) - 1) for group in several)
     return math.sqrt(squares / sum(len(group) - 1 for group in several))
-
-
-def _many(count: int, thing: str) -> str:
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def describe(config: Config) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dclip.recipe import Recipe
+from dclip.words import counted
 from pipeline.cli import Report, main
 from pipeline.config import Config, TrainConfig
 from pipeline.errors import StageError, UsageError, told
@@ -283,8 +284,8 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
         raise StageError(
             f"--train.cache device: the training runs on the CPU ({why}); use ram or none"
         )
-    several = "worker" if train.workers == 1 else "workers"
-    log.info("train: %s: %d %s on %s (%s)", folder.name, train.workers, several, device, why)
+    workers = counted(train.workers, "worker")
+    log.info("train: %s: %s on %s (%s)", folder.name, workers, device, why)
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     each = 1 if device == "cuda" else cpus_each(cpus, train.workers)
     trainer = TorchTrainer(
@@ -517,8 +518,7 @@ def describe(config: Config) -> str:
             f"features {plan.folder} ({features})",
             f"{plan.num_images - held} images to train on, {held} held out for val/*",
             f"{model.sizes.parameter_count} parameters, {config.train.epochs} epochs, "
-            f"preset {config.train.preset}, {config.train.workers} "
-            f"worker{'' if config.train.workers == 1 else 's'}",
+            f"preset {config.train.preset}, {counted(config.train.workers, 'worker')}",
             f"checkpoint {path} ({'stands' if path.is_file() else 'to be made'})",
         ]
     )

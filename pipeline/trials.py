@@ -124,7 +124,8 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     ) as (reader, features):
         texts = reader.text_features()[0]
         places = trained(pack, settings, len(texts) // 2)
-        training = _begun([pack[n] for n in places], texts, settings, str(device))
+        own = [pack[n] for n in places]
+        training = begin(own, texts, settings, str(device)) if own else None
         rows, val_rows = hold_out(len(reader), train.val_fraction, seed=settings["data_seed"])
         results = read_results(reports, pack)
         if not results:
@@ -191,12 +192,6 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             )
         except DivergenceError:  # the last that was left
             report([])
-
-
-def _begun(
-    pack: Sequence[Entry], texts: torch.Tensor, settings: Mapping[str, Any], device: str
-) -> Training | None:
-    return begin(pack, texts, settings, device) if pack else None
 
 
 def _failed(epochs: int, error: str) -> dict[str, Any]:

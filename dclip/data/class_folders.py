@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dclip.data.folder import CLASS_NAMES_FILE
-from dclip.data.listing import ImageListing, counted
+from dclip.data.listing import ImageListing
 from dclip.data.trees import (
     ONE_SPLIT,
     Rest,
@@ -19,6 +19,7 @@ from dclip.data.trees import (
     settle_class_names,
     split_kind,
 )
+from dclip.words import counted
 
 FORMAT = "class-folders"
 

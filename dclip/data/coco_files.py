@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from dclip.data.listing import counted
 from dclip.paths import AnyPath, RemotePath, has_folders
+from dclip.words import counted
 
 _SIMPLE = re.compile(
     r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}/){0,9}[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}"

@@ -13,7 +13,7 @@ import numpy as np
 
 from dclip.data.folder import CLASS_NAMES_FILE
 from dclip.data.images import is_image_name
-from dclip.data.listing import ImageListing, counted
+from dclip.data.listing import ImageListing
 from dclip.data.trees import (
     ONE_SPLIT,
     Tree,
@@ -23,6 +23,7 @@ from dclip.data.trees import (
     settle_class_names,
     split_kind,
 )
+from dclip.words import counted
 
 FORMAT = "label-studio"
 

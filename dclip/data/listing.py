@@ -230,16 +230,6 @@ def check_key(key: str) -> str:
     return key
 
 
-def counted(count: int, what: str) -> str:
-    """A number of things in words, for notes.
-
-    Example:
-        >>> counted(1, "image"), counted(2000, "image")
-        ('1 image', '2,000 images')
-    """
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def fit_key(text: str) -> str:
     """The text itself where it is fit as a key, else what is fit of it and a hash of all.
 

@@ -8,8 +8,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dclip.data.images import is_image_name
-from dclip.data.listing import ImageListing, counted
+from dclip.data.listing import ImageListing
 from dclip.data.trees import Rest, find_below, list_folder, make_listing, names_below
+from dclip.words import counted
 
 FORMAT = "yolo"
 

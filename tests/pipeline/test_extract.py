@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +52,15 @@ def make_here(plan: FeaturePlan, config: Config) -> Path:
         extract.make_shard(plan, number, extractor)
     extractor.close()
     return plan.folder
+
+
+def features_here(output: Path, wanted: Mapping[str, object]) -> Path:
+    """Folder of the features of a training split, of which ``wanted`` is what is extracted."""
+    config = settings(output, extract=dict(wanted))
+    plan = plan_features(config, "train")
+    make_here(plan, config)
+    extract.extract(config, [plan])
+    return config.output / "features"
 
 
 def many(output: Path, **changes: object) -> Config:

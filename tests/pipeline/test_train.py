@@ -24,7 +24,7 @@ from dclip.batches import hold_out
 from dclip.paths import as_path
 from dclip.shards import MANIFEST, SAMPLES, TEXT, file_digest, read_manifest
 from dclip.training import fit
-from pipeline import cache, cli, extract, train
+from pipeline import cache, cli, train
 from pipeline.cache import cached_features
 from pipeline.checkpoints import load_checkpoint, write_state
 from pipeline.config import Config
@@ -32,7 +32,7 @@ from pipeline.errors import StageError
 from pipeline.features import open_features, plan_features
 
 from .conftest import TOY, WITH_RAY, settings, workers_below
-from .test_extract import cluster, make_here, wait_until  # noqa: F401 - cluster is a fixture
+from .test_extract import cluster, features_here, wait_until  # noqa: F401 - cluster is a fixture
 
 pytestmark = [*WITH_RAY, pytest.mark.usefixtures("_toy_on_path")]
 
@@ -44,11 +44,7 @@ EXTRACT = {"limit": 96, "shard_size": 16, "split": "train"}
 @pytest.fixture(scope="module")
 def features(_toy_on_path: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the features of a training split."""
-    config = settings(tmp_path_factory.mktemp("features"), extract=EXTRACT)
-    plan = plan_features(config, "train")
-    make_here(plan, config)
-    extract.extract(config, [plan])
-    return config.output / "features"
+    return features_here(tmp_path_factory.mktemp("features"), EXTRACT)
 
 
 def slow(output: Path, features: Path, **changes: object) -> Config:

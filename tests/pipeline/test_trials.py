@@ -12,7 +12,7 @@ import pytest
 from ray import tune
 
 from dclip.shards import read_manifest
-from pipeline import cli, extract, sweep
+from pipeline import cli, sweep
 from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.features import FeaturePlan, plan_features
@@ -21,7 +21,7 @@ from pipeline.tracking import Tracker
 from pipeline.trials import PACK, TrialRuns, begin, trial
 
 from .conftest import settings
-from .test_extract import make_here
+from .test_extract import features_here
 
 pytestmark = pytest.mark.usefixtures("_toy_on_path")
 
@@ -32,11 +32,7 @@ EXTRACT = {"limit": 48, "shard_size": 16, "split": "train"}
 @pytest.fixture(scope="module")
 def features(_toy_on_path: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the features of a training split."""
-    config = settings(tmp_path_factory.mktemp("features"), extract=EXTRACT)
-    plan = plan_features(config, "train")
-    make_here(plan, config)
-    extract.extract(config, [plan])
-    return config.output / "features"
+    return features_here(tmp_path_factory.mktemp("features"), EXTRACT)
 
 
 class Pack:

@@ -1,0 +1,21 @@
+"""Numbers and names in messages and pictures."""
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """A number and what is counted.
+
+    Example:
+        >>> counted(1, "image"), counted(2500, "image"), counted(2, "class", "classes")
+        ('1 image', '2,500 images', '2 classes')
+    """
+    return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
+
+
+def short(text: str, most: int) -> str:
+    """A text of at most so many characters; an ellipsis stands for what is left out.
+
+    Example:
+        >>> short("hourglass", 9), short("hourglass", 6)
+        ('hourglass', 'hourg\u2026')
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}\u2026"
