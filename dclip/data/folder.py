@@ -487,6 +487,9 @@ def _refuse_joined(tables: Sequence[LabelTable], separator: str) -> None:
     for table in tables:
         for name in table.classes if table.shape == "labels" else ():
             joined = parts_of(name, _JOINTS)
+            if joined is None and not is_used and name in table.from_text:
+                words = _names_in(name, names)
+                joined = (" ", words) if words else None
             if joined is None:
                 continue
             mark, parts = joined
@@ -515,12 +518,26 @@ def _tell_joined(class_names: Sequence[str]) -> list[str]:
     if marked:
         mark = next(iter(marked.values()))
         notes.append(f"{_names(list(marked))} one class; labels are not joined by {mark!r}")
-    spaced = [
-        name for name in class_names if " " in name and all(part in known for part in name.split())
-    ]
+    spaced = [name for name in class_names if _names_in(name, known)]
     if spaced:
         notes.append(f"{_names(spaced)} one class, though its words are classes too")
     return notes
+
+
+def _names_in(name: str, names: Collection[str]) -> list[str]:
+    """The other names that a name is made of by spaces; none if it is not."""
+    words = name.split()
+    made: list[list[str] | None] = [[]]  # of the first words, by their number
+    for end in range(1, len(words) + 1):
+        ways = (
+            [*before, " ".join(words[start:end])]
+            for start in range(end)
+            if (before := made[start]) is not None
+            and end - start < len(words)
+            and " ".join(words[start:end]) in names
+        )
+        made.append(next(ways, None))
+    return made[-1] or []
 
 
 def _names(names: Sequence[str]) -> str:

@@ -9,11 +9,21 @@ from contextlib import suppress
 MAX_LABEL_CHARS = 1 << 16
 """A cell of more characters is no list of class names."""
 
-MARKS = (",", ";", "|", "\t", "\n")
+MARKS = (",", ";", "|", "\t", "\n", "，", "、", "；")
 """What labels are joined by in tables that people and programs write."""
 
 # What programs write for a value that is not there.
-_MISSING = frozenset({"nan", "none", "null", "n/a", "#n/a", "<na>"})
+_MISSING = frozenset(
+    ["nan", "-nan", "nat", "na", "n/a", "#n/a", "<na>", "#na", "none", "null", "(null)", "\\n"]
+    + ["undefined", "#name?", "#ref!", "#value!", "#div/0!"]
+)
+# Numbers in a row, and what Python, pandas and NumPy print of a collection.
+_NUMBERS = re.compile(r"[-+]?\d+(?:\.\d*)?(?:\s+[-+]?\d+(?:\.\d*)?)+")
+_CALL = re.compile(r"(?:set|frozenset|list|tuple|dict|array|Index|Counter)\(.*\)")
+_TAGS = re.compile(r"#\S+(?:\s+#\S+)+")
+
+_ASCII = 127
+_IN_COLUMNS = "write class names, or a column for each class with 1 and 0"
 
 _ESCAPE = r"\\(?:[\"'\\nrt]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})"
 _STRING = rf"(?:\"(?:[^\"\\\n]|{_ESCAPE})*\"|'(?:[^'\\\n]|{_ESCAPE})*')"
@@ -49,13 +59,15 @@ def read_labels(text: str, separator: str, known: Collection[str] = ()) -> tuple
         return [text], False
     if text.startswith("[") and text.endswith("]"):
         return [check_label(name, known) for name in _read_list(text)], True
-    if (text.startswith("{") and text.endswith("}")) or re.match(r"\(\s*[\"']", text):
+    is_set = text.startswith("{") and text.endswith("}")
+    if is_set or _CALL.fullmatch(text) or re.match(r"\(\s*[\"']", text):
         raise ValueError(
             f"labels {short(text)} look like a set or tuple; write a list, {_as_list(['a', 'b'])},"
             f" or names joined by {separator!r}"
         )
     if not parts[-1]:
         parts.pop()
+    _refuse_vector(parts, text, known)
     return [check_label(part, known) for part in parts], False
 
 
@@ -65,8 +77,11 @@ def check_label(name: object, known: Collection[str] = ()) -> str:
     Raises:
         ValueError: If it is no text, empty, a piece of a list, or a missing value.
     """
+    if isinstance(name, int | float) and not isinstance(name, bool):
+        raise ValueError(f"label {name} is a number, not a class name; {_IN_COLUMNS}")
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"label {short(name)} is no class name")
+        said = "null" if name is None else short(name)
+        raise ValueError(f"label {said} is no class name")
     name = name.strip()
     if name in known:
         return name
@@ -74,6 +89,18 @@ def check_label(name: object, known: Collection[str] = ()) -> str:
         raise ValueError(
             f"label {name!r} is what programs write for a missing value; leave the cell empty where"
             f" there is no label, or list {name!r} in class_names.txt if it is a class"
+        )
+    if not any(letter.isalnum() or ord(letter) > _ASCII for letter in name):
+        raise ValueError(
+            f"label {name!r} has neither letter nor digit; leave the cell empty where there is no"
+            " label, or list it in class_names.txt if it is a class"
+        )
+    if _NUMBERS.fullmatch(name):
+        raise ValueError(f"label {short(name)} is a list of numbers, not a class; {_IN_COLUMNS}")
+    if _TAGS.fullmatch(name):
+        raise ValueError(
+            f"label {short(name)} is a list of tags; write {_as_list(['a', 'b'])}, or list it in"
+            " class_names.txt if it is a class"
         )
     if name[:1] == "[" or name[-1:] == "]" or re.match(r"[\"'].*[\"']$", name):
         raise ValueError(
@@ -116,6 +143,13 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
 
 
+def _refuse_vector(parts: list[str], text: str, known: Collection[str]) -> None:
+    """Refuse 0 and 1 for each class, which would be classes of these names."""
+    is_vector = len(parts) > 1 and set(parts) <= {"0", "1", "-1", "0.0", "1.0", "-1.0"}
+    if is_vector and len(set(parts)) < len(parts) and not set(parts) <= set(known):
+        raise ValueError(f"labels {short(text)} are a vector of numbers; {_IN_COLUMNS}")
+
+
 def _read_list(text: str) -> list[object]:
     try:
         values = json.loads(text)
@@ -125,9 +159,10 @@ def _read_list(text: str) -> list[object]:
             with suppress(ValueError, SyntaxError):  # a character beyond Unicode's last
                 values = ast.literal_eval(text)
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        are_numbers = re.fullmatch(r"[\[\]\s\d.,+-]*", text)
         raise ValueError(
-            f"labels {short(text)} look like a list, but are none of class names; write"
-            f" {_as_list(['a', 'b'])}"
+            f"labels {short(text)} look like a list, but are none of class names; "
+            + (_IN_COLUMNS if are_numbers else f"write {_as_list(['a', 'b'])}")
         )
     return values
 

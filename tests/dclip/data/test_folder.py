@@ -209,7 +209,7 @@ def test_a_bad_table_is_told_of_with_its_row(folder: Path, text: str, message: s
             '{"file": "a.png", "dog": 1}\n{"file": "b.png", "dog": 1, "cat": 1}',
             "line 2: columns differ",
         ),
-        ('{"file": "a.png", "labels": [1]}', "label 1 is no class name"),
+        ('{"file": "a.png", "labels": [1]}', "label 1 is a number, not a class name"),
         ('{"file": 5, "labels": []}', "'file' must be a path, not 5"),
         ('{"file": "a.png", "dog": NaN}', "column 'dog' has nan"),
         ('{"file": "a.png", "dog": 1}\n{"file": "b.png", "cat": 1}', "line 2: columns differ"),
@@ -341,6 +341,15 @@ def test_a_comma_is_part_of_a_name_where_labels_are_joined_by_another(folder: Pa
     assert listing.class_names == ("bar", "disc, red", "fire", "fire truck", "truck")
     assert "'disc, red' is one class; labels are not joined by ','" in listing.notes
     assert "'fire truck' is one class, though its words are classes too" in listing.notes
+
+
+def test_names_that_others_make_by_spaces_may_be_lists(folder: Path) -> None:
+    write_csv(folder, "file,labels\na.png,scab rust complex\nsub/b.png,scab\nc d.png,rust complex\n")
+    with pytest.raises(ValueError, match="line 2: 'scab rust complex' is made of .*=space"):
+        read_folder(folder, "train")
+    assert read_folder(folder, "train", separator=" ").class_names == ("complex", "rust", "scab")
+    (folder / "class_names.txt").write_text("rust complex\nscab\nscab rust complex\n")
+    assert read_folder(folder, "train").labels.sum() == 3
 
 
 def test_null_is_unknown_and_empty_is_none(folder: Path) -> None:

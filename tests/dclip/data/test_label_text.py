@@ -59,6 +59,16 @@ def test_names_and_lists_are_read(text: str, names: list[str]) -> None:
         ("dog;nan", "missing value"),
         ("None", "missing value"),
         ("['nan']", "missing value"),
+        ("NA", "missing value"),
+        (r"\N", "missing value"),
+        ("--", "neither letter nor digit"),
+        ("set()", "set or tuple"),
+        ("frozenset({'dog'})", "set or tuple"),
+        ("list(['dog'])", "set or tuple"),
+        ("1 0 1", "list of numbers.*column for each class"),
+        ("1;0;1", "vector of numbers.*column for each class"),
+        ("[1, 0, 1]", "none of class names; .*column for each class"),
+        ("#dog #cat", "list of tags"),
         ("x" * (MAX_LABEL_CHARS + 1), "is the most"),
     ],
 )
@@ -93,3 +103,4 @@ def test_a_mark_that_only_ends_a_name_parts_nothing() -> None:
     assert parts_of("dog,") is None
     assert parts_of("dog | cat") == ("|", ["dog", "cat"])
     assert parts_of("tv/monitor") is None
+    assert parts_of("犬、猫") == ("、", ["犬", "猫"])
