@@ -81,7 +81,7 @@ def open_listing(
     if dataset.startswith(WEBDATASET):
         _refuse_root(dataset, root)
         return _open_webdataset(dataset.removeprefix(WEBDATASET), split, chosen, cache)
-    if dataset.endswith(".json"):
+    if is_coco_file(dataset):
         return _open_coco_file(dataset, root, split, chosen, cache)
     found = find_dataset(dataset)
     settled = settle_options(found, chosen)
@@ -199,7 +199,7 @@ def open_segmentation(
     """
     from dataclasses import replace
 
-    if dataset.endswith(".json"):
+    if is_coco_file(dataset):
         from dclip.data.coco import OWN_OPTIONS
         from dclip.data.coco_masks import open_own_masks
 
@@ -231,7 +231,12 @@ def _no_masks(dataset: str) -> UsageError:
 
 def is_own(dataset: str) -> bool:
     """Whether a data set is the user's own, with label vectors, and not a registered one."""
-    return dataset.startswith((FOLDER, WEBDATASET)) or dataset.endswith(".json")
+    return dataset.startswith((FOLDER, WEBDATASET)) or is_coco_file(dataset)
+
+
+def is_coco_file(dataset: str) -> bool:
+    """Whether a data set is the path of an annotation file in COCO's format."""
+    return not dataset.startswith((FOLDER, WEBDATASET)) and dataset.lower().endswith(".json")
 
 
 def path_of(place: str) -> AnyPath:
@@ -272,7 +277,7 @@ def options_of(dataset: str, images: str | None, options: Mapping[str, str]) -> 
     """
     if images is None:
         return dict(options)
-    if not dataset.endswith(".json") and (
+    if not is_coco_file(dataset) and (
         is_own(dataset) or "images" not in find_dataset(dataset).options
     ):
         raise UsageError(f"--images {images} is for data sets in COCO's format, not {dataset!r}")

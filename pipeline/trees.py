@@ -214,7 +214,7 @@ def _read_yolo_yaml(folder: Path) -> _Yolo | None:
     """The one YAML file of a folder that has class names and the places of splits."""
     from dclip.data.trees import find_below
 
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".yaml", ".yml"))
     told = {}
     for file in files[:_MAX_YAML_FILES]:
         try:

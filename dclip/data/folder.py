@@ -37,6 +37,9 @@ from dclip.paths import AnyPath, has_folders
 CLASS_NAMES_FILE = "class_names.txt"
 """Optional file beside the tables: one class a line, in column order."""
 
+# What programs call the pieces of a table: train-00000-of-00002.
+_PART = re.compile(r"(.+)-\d{1,9}-of-(\d{1,9})")
+
 _FILES_TO_TRY = 20
 _BETWEEN_PHRASINGS = "|"
 
@@ -225,7 +228,7 @@ def find_tables(folder: AnyPath) -> list[AnyPath]:
     """
     if not has_folders(folder):
         return []
-    found = [path for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES]
+    found = [path for path in folder.iterdir() if path.suffix.lower() in TABLE_SUFFIXES]
     return sorted((path for path in found if not path.name.startswith(".")), key=str)
 
 
@@ -353,6 +356,7 @@ def _find_table(folder: AnyPath, split: str) -> tuple[AnyPath, bool]:
         found = [path for path in tables if split.casefold() in _splits_by_column(path)]
         is_by_column = bool(found)
         found = found or [path for path in tables if _stem_split(path) == split]
+        found = found or [path for path in tables if path.stem.casefold() == split.casefold()]
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         raise ValueError(f"split {split!r} of {folder} is in {names}; keep one of them")
@@ -369,12 +373,17 @@ def _find_table(folder: AnyPath, split: str) -> tuple[AnyPath, bool]:
 
 def _splits_by_column(path: AnyPath) -> tuple[str, ...]:
     """Splits in the column ``split`` of a table that is not called after one of them."""
+    if part := _PART.fullmatch(path.stem):
+        raise ValueError(
+            f"{path} is one of {int(part[2])} parts of a table; write them into one,"
+            f" {part[1]}{path.suffix}"
+        )
     names = splits_of(path)
     return () if path.stem.casefold() in names else names
 
 
 def _stem_split(path: AnyPath) -> str:
-    found = split_of(path) if path.suffix == ".csv" and is_open_images(path) else None
+    found = split_of(path) if path.suffix.lower() == ".csv" and is_open_images(path) else None
     return found or path.stem
 
 
@@ -388,7 +397,7 @@ def _rows_of(table: LabelTable, split: str, is_by_column: bool, notes: list[str]
     if not is_by_column:
         if other is not None:
             raise ValueError(
-                f"{table.where(other)}: column 'split' has {said[other]!r} in a table called"
+                f"{table.where(other)}: its column of splits has {said[other]!r} in a table called"
                 f" {table.path.name}; rename the table, or drop the column"
             )
         return range(len(table.files))

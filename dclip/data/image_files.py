@@ -52,7 +52,7 @@ def images_of(folder: Path, leave_out: Path | None = None) -> tuple[str, ...]:
 def paths_inside(folder: AnyPath) -> Callable[[str, str], str]:
     """A function from what a table has for a path, and where that stands, to the path in a folder.
 
-    It takes backslashes for slashes, and a whole path that lies in the folder. What lies elsewhere
+    It takes backslashes for slashes, and a whole path or ``file://`` URI that lies in the folder. What lies elsewhere
     is a ``ValueError`` of it.
     """
     if isinstance(folder, Path):
@@ -66,6 +66,8 @@ def paths_inside(folder: AnyPath) -> Callable[[str, str], str]:
         if _PLAIN.fullmatch(written):
             return written
         file = written if is_remote(folder) else str(PurePosixPath(written.replace("\\", "/")))
+        if written.startswith("file://") and isinstance(folder, Path):
+            file = unquote(written.removeprefix("file://").removeprefix("localhost"))
         top = next((top for top in tops if file.startswith(top)), None)
         if top is not None:
             file = file.removeprefix(top)

@@ -80,11 +80,11 @@ def is_export(path: Path) -> bool:
     Raises:
         OSError: If it cannot be read.
     """
-    if path.suffix not in (".json", ".csv") or path.name.startswith(".") or not path.is_file():
+    if path.suffix.lower() not in (".json", ".csv") or path.name.startswith(".") or not path.is_file():
         return False
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES).decode("utf-8-sig", "replace").lstrip()
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         columns = set(head.partition("\n")[0].replace('"', "").strip().split(","))
         return {"annotation_id", "lead_time"} <= columns
     has = [f'"{key}"' in head for key in ("annotation_id", "lead_time", "annotations", "data")]
@@ -159,7 +159,7 @@ def _answers(path: Path) -> Iterator[_Answer]:
         raise ValueError(f"{path} has more than {_MAX_BYTES:,} bytes")
     try:
         text = data.decode("utf-8-sig")
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             rows: Any = list(csv.DictReader(StringIO(text, newline=""), strict=True))
         else:
             rows = json.loads(text)
@@ -205,7 +205,7 @@ def _of_tasks(path: Path, tasks: Sequence[Mapping[str, Any]]) -> Iterator[_Answe
 def _of_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[_Answer]:
     """Answers of the exports JSON-MIN and CSV: one row an answer."""
     asked: set[str] = set()
-    unit = "line" if path.suffix == ".csv" else "task"
+    unit = "line" if path.suffix.lower() == ".csv" else "task"
     for number, row in enumerate(rows, start=2 if unit == "line" else 1):
         where = f"{path}, {unit} {number if unit == 'line' else row.get('id', number)}"
         if None in row or (None in row.values() and unit == "line"):

@@ -48,7 +48,7 @@ def read_descriptions(files: Sequence[AnyPath]) -> dict[str, str]:
 
 def is_descriptions(path: AnyPath) -> bool:
     """Whether a file says what classes are called, by its first line."""
-    if path.suffix != ".csv":
+    if path.suffix.lower() != ".csv":
         return False
     if isinstance(path, RemotePath):
         head = path.read_range(0, _HEAD_BYTES)

@@ -14,6 +14,7 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Int8
 
+from dclip.data.images import is_image_name
 from dclip.data.label_text import check_label, check_text, read_labels, short
 from dclip.paths import AnyPath
 
@@ -29,6 +30,9 @@ LABEL_COLUMNS = ("labels", "tags", "label", "classes", "class")
 PAIR_COLUMNS = ("class", "label", "class_name")
 """What the column of class names is called beside a column ``value``."""
 
+SPLIT_COLUMNS = ("set", "subset", "partition", "fold", "phase")
+"""What the column of splits is called besides ``split``, where it has words such as ``train``."""
+
 MAX_CELLS = 1 << 32
 """Images times classes; a table of more is refused."""
 
@@ -39,6 +43,10 @@ _WORDS: dict[object, int] = {"false": 0, "true": 1, "no": 0, "yes": 1}
 _CELLS |= _WORDS
 _BYTES = {cell: value & 0xFF for cell, value in _CELLS.items()}
 _BYTES |= {write(str(cell)): _BYTES[cell] for cell in _WORDS for write in (str.upper, str.title)}
+
+_SPLIT_WORDS = frozenset(
+    ("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval")
+)
 
 _ABSENT = object()  # of a JSON line that lacks a column of the first
 
@@ -125,12 +133,11 @@ def read_table(path: AnyPath, *, separator: str = ";", known: Collection[str] = 
         OSError: If it cannot be read.
     """
     opened = _open(path)
-    first = _first(opened, path)
-    roles = _roles(path, opened, first)
+    roles = _roles(path, opened)
     if roles.shape == "labels":
         return _read_labels(path, opened, roles, separator, known)
     if roles.shape == "columns":
-        return _read_columns(path, opened, roles)
+        return _read_columns(path, opened, roles, known)
     return _read_pairs(path, opened, roles)
 
 
@@ -140,8 +147,7 @@ def is_label_table(path: AnyPath) -> bool:
     A table with a column ``file`` counts as one, so that what is wrong with it is told.
     """
     try:
-        opened = _open(path)
-        return _roles(path, opened, _first(opened, path)).is_sure
+        return _roles(path, _open(path)).is_sure
     except ValueError:
         return False
 
@@ -164,7 +170,7 @@ def splits_of(path: AnyPath) -> tuple[str, ...]:
         OSError: If it cannot be read.
     """
     opened = _open(path)
-    roles = _roles(path, opened, _first(opened, path))
+    roles = _roles(path, opened)
     if roles.split is None:
         return ()
     found = {_split_name(cell): None for _, (cell,) in opened.read([roles.split])}
@@ -181,20 +187,24 @@ def is_open_images(path: AnyPath) -> bool:
 # ---------------------------------------------------------------------------------------------
 
 
-def _roles(path: AnyPath, opened: _Opened, first: Sequence[object]) -> _Roles:
+def _roles(path: AnyPath, opened: _Opened) -> _Roles:
     """What each column is, by its name; where that leaves it open, by the first row."""
     columns = opened.columns
     if set(_OPEN_IMAGES) <= set(columns):
         return _Roles("open images", *_OPEN_IMAGES)
     file = _choose(path, columns, FILE_COLUMNS, "of images")
+    if not columns:
+        raise ValueError(f"{path} lists no image")
     if file is None:
         raise ValueError(
             f"{path}: no column 'file' ({', '.join(FILE_COLUMNS[1:])} do as well); columns are"
             f" {_list(columns)}"
         )
-    cell = dict(zip(columns, first, strict=True))
+    cell = dict(zip(columns, _first(opened, path), strict=True))
     rest = [column for column in columns if column != file]
     split = next((c for c in rest if c.casefold() == "split" and _cell(cell[c]) is None), None)
+    if split is None:
+        split = next((c for c in rest if _has_splits(c, cell[c])), None)
     pair = next((column for column in rest if column.casefold() in PAIR_COLUMNS), None)
     value = next((column for column in rest if column.casefold() == "value"), None)
     if LABEL_COLUMNS[0] in rest:
@@ -217,6 +227,11 @@ def _roles(path: AnyPath, opened: _Opened, first: Sequence[object]) -> _Roles:
             f" Call the column by its class, or 'labels' and write class names in it"
         )
     return _Roles("labels", file, label, None, split)
+
+
+def _has_splits(column: str, value: object) -> bool:
+    """Whether a column of another name than ``split`` says which split each image is of."""
+    return column.casefold() in SPLIT_COLUMNS and _split_name(value) in _SPLIT_WORDS
 
 
 def _choose(path: AnyPath, columns: Sequence[str], names: Sequence[str], what: str) -> str | None:
@@ -266,6 +281,9 @@ def _read_labels(
     labels[np.array(places_row), np.array(places_column)] = 1
     labels[unknown] = -1
     notes = []
+    rest = [column for column in opened.columns if column not in wanted]
+    if rest:
+        notes.append(f"{path.name}: columns that are not looked at: {_list(rest)}")
     if unknown:
         notes.append(
             f"{path.name}: labels of {len(unknown):,} images are null, such as those of"
@@ -304,9 +322,16 @@ def _names(value: object, separator: str, known: Collection[str]) -> tuple[list[
     )
 
 
-def _read_columns(path: AnyPath, opened: _Opened, roles: _Roles) -> LabelTable:
+def _read_columns(
+    path: AnyPath, opened: _Opened, roles: _Roles, known: Collection[str]
+) -> LabelTable:
     """One row an image, one column a class."""
     names = [name for name in opened.columns if name not in (roles.file, roles.split)]
+    for name in names:
+        try:
+            check_label(name, known)
+        except ValueError as error:
+            raise ValueError(f"{path}, its header: {error}") from None
     if not names:
         raise ValueError(f"{path}: no column 'labels', and no column of a class")
     split = [roles.split] if roles.split else []
@@ -486,7 +511,7 @@ def _list(names: Sequence[str]) -> str:
 def _open(path: AnyPath) -> _Opened:
     """Columns of a table file, and a way to read its rows."""
     openers = {".parquet": _open_parquet, ".jsonl": _open_jsonl}
-    opener = openers.get(path.suffix, _open_csv)
+    opener = openers.get(path.suffix.lower(), _open_csv)
     if isinstance(path, Path):
         return opener(path, lambda: path.open("rb"))
     data = path.read_bytes()
@@ -517,6 +542,12 @@ def _open_csv(path: AnyPath, data: _Data) -> _Opened:
     is_numbered = len(header) > 1 and header[0] in ("", "Unnamed: 0")
     is_ended = len(header) > 1 and not header[-1]
     columns = header[is_numbered : len(header) - is_ended]
+    data_cell = next((cell for cell in columns if is_image_name(cell)), None)
+    if data_cell is not None:
+        raise ValueError(
+            f"{path} has no header: its first line has {short(data_cell)}; put a line with the"
+            " names of the columns above it, such as file,labels"
+        )
     _refuse_twice(path, columns)
 
     def read(wanted: Sequence[str]) -> Iterator[tuple[int, Sequence[object]]]:
@@ -556,7 +587,7 @@ def _delimiter(path: AnyPath, data: _Data) -> str:
         try:
             columns = [
                 name.strip().casefold()
-                for name in next(csv.reader([head], delimiter=delimiter), [])
+                for name in next(csv.reader([head], delimiter=delimiter, skipinitialspace=True), [])
             ]
         except csv.Error:
             continue
@@ -570,7 +601,9 @@ def _delimiter(path: AnyPath, data: _Data) -> str:
 
 def _csv_rows(path: AnyPath, data: _Data, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, the header first, each with its line."""
-    reader = csv.reader(_text(path, data), delimiter=delimiter, strict=True)
+    reader = csv.reader(
+        _text(path, data), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
     try:
         for cells in reader:
             if cells:

@@ -343,6 +343,55 @@ def test_a_comma_is_part_of_a_name_where_labels_are_joined_by_another(folder: Pa
     assert "'fire truck' is one class, though its words are classes too" in listing.notes
 
 
+@pytest.mark.parametrize("name", ["Train.CSV", "train.CSV", "TRAIN.csv"])
+def test_a_table_is_one_in_letters_of_any_size(folder: Path, name: str) -> None:
+    write_csv(folder, "file,labels\na.png,dog\nsub/b.png,cat\n", name)
+    assert list(find_splits(folder)) == [Path(name).stem]
+    assert len(read_folder(folder, "train")) == 2
+    write_csv(folder, "file,labels\na.png,dog\nsub/b.png,bird\n")
+    assert read_folder(folder, "train").class_names[0] == "bird"  # the exact name goes first
+
+
+def test_parts_of_a_table_are_no_splits(folder: Path) -> None:
+    write_csv(folder, "file,labels\na.png,dog\n", "train-00000-of-00002.csv")
+    with pytest.raises(ValueError, match=r"one of 2 parts of a table; .* one, train\.csv"):
+        find_splits(folder)
+
+
+def test_a_table_without_a_header_is_told_so(folder: Path) -> None:
+    write_csv(folder, "a.png,0,0,1,1,dog\n")
+    with pytest.raises(ValueError, match=r"has no header: its first line has 'a\.png'"):
+        read_folder(folder, "train")
+    write_csv(folder, "# labels\nfile,labels\na.png,dog\n")
+    with pytest.raises(ValueError, match="no column 'file'.* columns are # labels"):
+        read_folder(folder, "train")
+
+
+def test_a_space_after_a_comma_and_a_file_uri_are_read(folder: Path) -> None:
+    write_csv(folder, f'file, labels\nfile://{folder}/c%20d.png, "disc, red; box"\na.png, box\n')
+    listing = read_folder(folder, "train")
+    assert listing.file_names == ("c d.png", "a.png")
+    assert listing.class_names == ("box", "disc, red")
+
+
+def test_a_column_of_splits_may_have_another_name(folder: Path) -> None:
+    write_csv(folder, "file,labels,Set,w\na.png,dog,train,3\nsub/b.png,dog,test,3\n", "all.csv")
+    assert list(find_splits(folder)) == ["train", "test"]
+    listing = read_folder(folder, "test")
+    assert listing.file_names == ("sub/b.png",)
+    assert "all.csv: columns that are not looked at: w" in listing.notes
+    write_csv(folder, "file,set,dog\na.png,1,0\nsub/b.png,0,1\n", "all.csv")
+    assert read_folder(folder, "all").class_names == ("dog", "set")  # a class called set
+
+
+def test_a_column_called_after_a_missing_value_is_no_class(folder: Path) -> None:
+    write_csv(folder, "file,dog,nan\na.png,1,0\n")
+    with pytest.raises(ValueError, match=r"train\.csv, its header: label 'nan' .* missing value"):
+        read_folder(folder, "train")
+    (folder / "class_names.txt").write_text("dog\nnan\n")
+    assert read_folder(folder, "train").class_names == ("dog", "nan")
+
+
 def test_names_that_others_make_by_spaces_may_be_lists(folder: Path) -> None:
     write_csv(folder, "file,labels\na.png,scab rust complex\nsub/b.png,scab\nc d.png,rust complex\n")
     with pytest.raises(ValueError, match="line 2: 'scab rust complex' is made of .*=space"):
@@ -542,7 +591,7 @@ def test_a_column_split_says_which_rows_are_of_a_split(folder: Path) -> None:
     (folder / "more.csv").unlink()
     (folder / "labels.csv").rename(folder / "train.csv")
     with pytest.raises(
-        ValueError, match=r"train\.csv, line 3: column 'split' has 'valid' in a table"
+        ValueError, match=r"train\.csv, line 3: its column of splits has 'valid' in a table"
     ):
         read_folder(folder, "train")
 
