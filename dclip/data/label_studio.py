@@ -80,7 +80,11 @@ def is_export(path: Path) -> bool:
     Raises:
         OSError: If it cannot be read.
     """
-    if path.suffix.lower() not in (".json", ".csv") or path.name.startswith(".") or not path.is_file():
+    if (
+        path.suffix.lower() not in (".json", ".csv")
+        or path.name.startswith(".")
+        or not path.is_file()
+    ):
         return False
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES).decode("utf-8-sig", "replace").lstrip()

@@ -223,11 +223,16 @@ def check_key(key: str) -> str:
         ValueError: If it is empty, longer than 128, or has characters other than letters, digits,
             ``_`` and ``-``.
     """
-    if not _KEY.fullmatch(key):
+    if not is_key(key):
         raise ValueError(
             f"{key!r} cannot be a sample's key; use 1 to 128 letters, digits, '_' and '-'"
         )
     return key
+
+
+def is_key(text: str) -> bool:
+    """Whether a text is fit to name a sample; see `check_key`."""
+    return _KEY.fullmatch(text) is not None
 
 
 def fit_key(text: str) -> str:

@@ -601,9 +601,7 @@ def _delimiter(path: AnyPath, data: _Data) -> str:
 
 def _csv_rows(path: AnyPath, data: _Data, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, the header first, each with its line."""
-    reader = csv.reader(
-        _text(path, data), delimiter=delimiter, skipinitialspace=True, strict=True
-    )
+    reader = csv.reader(_text(path, data), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         for cells in reader:
             if cells:

@@ -9,6 +9,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path, PurePath
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import Int8, Int32, Int64, UInt8
 
 from dclip.data.images import IMAGE_SUFFIXES, ImageError, read_image
-from dclip.data.listing import Keyed, Sample, check_key, digest
+from dclip.data.listing import Keyed, Sample, check_key, digest, is_key
 from dclip.paths import RemotePath, as_path, is_remote, remote_errors
 from dclip.words import counted
 
@@ -38,6 +39,7 @@ _MAX_KINDS = 8
 _NOUNS = ("folder", "link", "special file")
 _MAX_SHOWN = 60
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -49,8 +51,8 @@ class WebdatasetListing(Keyed):
         split: As the user calls it.
         class_names: In the order of the label vector.
         tars: Paths or URLs.
-        keys: Names of the members without suffix, ``-`` for ``/``; of those with a dot, with a
-            hash.
+        keys: Names of the members without suffix, ``-`` for ``/``; with a hash where a name has
+            other characters than a key.
         tar_of: Position in ``tars`` of each sample's tar.
         offsets: Byte at which each image begins in its tar.
         sizes: Bytes of each image.
@@ -191,7 +193,7 @@ def read_webdataset(
                 raise ValueError(f"{tar}: key {sample.key!r} is in {keys[sample.key]} already")
             keys[sample.key] = tar
             places.append((number, sample.image.offset, sample.image.size))
-            told.append(_parse(sample.labels, f"{tar}, {sample.labels.name}", column))
+            told.append(_parse(sample.labels, f"{tar}, {sample.labels.name}", column, rest))
     if not keys:
         where = f"{', '.join(tars[:3])}{', ...' if len(tars) > 3 else ''}"
         raise ValueError(f"no image in {where}: {rest.example()}")
@@ -293,6 +295,7 @@ class _Rest:
         self.passed_over: dict[str, list[Any]] = {}
         self.dotted: list[str] = []
         self.pairs: list[str] = []
+        self.keys: dict[str, str] = {}
 
     def pass_over(self, kind: str, name: str) -> None:
         """Count a member that is not read."""
@@ -316,6 +319,13 @@ class _Rest:
             yield (
                 f"{counted(len(self.pairs), 'image')} with labels of another name, such as"
                 f" {self.pairs[0]}: paired by the name up to its first dot"
+            )
+        if self.keys:
+            names = [name[:_MAX_SHOWN] for name in self.keys]
+            more = f" and {len(names) - _MAX_KINDS:,} more" if len(names) > _MAX_KINDS else ""
+            yield (
+                "of labels in JSON 'labels' and 'unknown' alone are looked at, not"
+                f" {', '.join(map(repr, names[:_MAX_KINDS]))}{more}"
             )
         if self.passed_over:
             most = sorted(self.passed_over.items(), key=lambda item: -item[1][0])
@@ -377,13 +387,15 @@ def _samples(tar: str, rest: _Rest) -> list[_Sample]:
 
 
 def _key(name: str, short: str, tar: str) -> str:
-    """The key of a name without suffix; with a hash where a dot had to go, so that it is unique."""
+    """The key of a name without suffix; with a hash where a character had to go, to be unique."""
     plain = name.replace("/", "-")
     try:
-        if name == short:
-            return check_key(plain)
-        mark = sha256(name.encode()).hexdigest()[:12]
-        return check_key(f"{plain.replace('.', '-')[-100:]}-{mark}")
+        if ".." in name.split("/") or not short.rpartition("/")[2]:
+            return check_key(name)
+        if name == short and is_key(plain):
+            return plain
+        mark = sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+        return f"{_UNFIT.sub('-', plain.replace('.', '-'))[-100:]}-{mark}"
     except ValueError as error:
         raise ValueError(f"{tar}: member {name!r}: {error}") from None
 
@@ -506,13 +518,13 @@ class _Told(NamedTuple):
     vector: Int8[np.ndarray, " classes"] | None
 
 
-def _parse(member: _Member, where: str, column: Mapping[str, int]) -> _Told:
+def _parse(member: _Member, where: str, column: Mapping[str, int], rest: _Rest) -> _Told:
     """The labels of one sample, read in every way they can be.
 
     Raises:
         ValueError: There is no such way.
     """
-    values, unknown = _values(member, where)
+    values, unknown = _values(member, where, rest)
     shown = str(values) if len(str(values)) <= _MAX_SHOWN else f"{str(values)[:_MAX_SHOWN]}..."
     is_numbers = member.suffix != ".txt" and not any(isinstance(v, str) for v in values)
     columns: list[int] | None = None
@@ -533,17 +545,24 @@ def _parse(member: _Member, where: str, column: Mapping[str, int]) -> _Told:
     return _Told(where, shown, is_numbers, columns, left_open, vector)
 
 
-def _values(member: _Member, where: str) -> tuple[list[Any], list[Any]]:
+def _values(member: _Member, where: str, rest: _Rest) -> tuple[list[Any], list[Any]]:
     """Labels of one sample as they are written, and what is unknown."""
     try:
-        text = member.data.decode()
-        if member.suffix == ".cls":
-            return [_number(word) for word in text.replace(",", " ").strip(" \r\n[]").split()], []
-        if member.suffix == ".txt":
-            return [line.strip() for line in text.splitlines() if line.strip()], []
+        text = member.data.decode("utf-8-sig")
+    except ValueError as error:
+        raise ValueError(f"{where} is not UTF-8: {error}") from error
+    if member.suffix == ".cls":
+        words = text.replace(",", " ").strip(" \r\n[]").split()
+        return [_number(word, where) for word in words], []
+    if member.suffix == ".txt":
+        return [line.strip() for line in text.splitlines() if line.strip()], []
+    try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    for key in content if isinstance(content, dict) else ():
+        if key not in ("labels", "unknown"):
+            rest.keys.setdefault(key, where)
     values = content.get("labels") if isinstance(content, dict) else content
     unknown = content.get("unknown") if isinstance(content, dict) else None
     if not isinstance(values, list):
@@ -553,11 +572,14 @@ def _values(member: _Member, where: str) -> tuple[list[Any], list[Any]]:
     return values, unknown or []
 
 
-def _number(word: str) -> int | float:
-    try:
-        return int(word)
-    except ValueError:
-        return float(word)
+def _number(word: str, where: str) -> int | float:
+    for read in (int, float):
+        with suppress(ValueError):
+            return read(word)
+    raise ValueError(
+        f"{where}: {word[:_MAX_SHOWN]!r} is no number; class names go into .txt, one a line, or"
+        " into .json"
+    )
 
 
 def _columns(values: Sequence[Any], column: Mapping[str, int], where: str) -> list[int]:
@@ -574,7 +596,10 @@ def _columns(values: Sequence[Any], column: Mapping[str, int], where: str) -> li
         elif isinstance(value, str) and value in column:
             columns.append(column[value])
         else:
-            raise ValueError(f"{where}: {value!r} is none of the {len(column)} classes")
+            raise ValueError(
+                f"{where}: {'null' if value is None else repr(value)} is none of the"
+                f" {counted(len(column), 'class', 'classes')}"
+            )
     numbers = [value for value in values if not isinstance(value, str)]
     if len(set(numbers)) < len(numbers):
         twice = next(value for value in numbers if numbers.count(value) > 1)
@@ -625,7 +650,10 @@ def _vectors(
             vectors[row, one.unknown] = -1
     how = []
     if is_vectors:
-        how = [f"lists of numbers are vectors: 1, 0 or -1 (unknown) for each of {classes} classes"]
+        how = [
+            f"lists of numbers are vectors: 1, 0 or -1 (unknown) for each of"
+            f" {counted(classes, 'class', 'classes')}"
+        ]
     elif any(one.columns for one in numbers):
         how = ["numbers are columns, counted from 0"]
     return vectors if (vectors == -1).any() else vectors.astype(np.uint8), how

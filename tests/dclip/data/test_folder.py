@@ -393,7 +393,9 @@ def test_a_column_called_after_a_missing_value_is_no_class(folder: Path) -> None
 
 
 def test_names_that_others_make_by_spaces_may_be_lists(folder: Path) -> None:
-    write_csv(folder, "file,labels\na.png,scab rust complex\nsub/b.png,scab\nc d.png,rust complex\n")
+    write_csv(
+        folder, "file,labels\na.png,scab rust complex\nsub/b.png,scab\nc d.png,rust complex\n"
+    )
     with pytest.raises(ValueError, match="line 2: 'scab rust complex' is made of .*=space"):
         read_folder(folder, "train")
     assert read_folder(folder, "train", separator=" ").class_names == ("complex", "rust", "scab")

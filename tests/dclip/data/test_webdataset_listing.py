@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dclip.data.images import IMAGE_SUFFIXES, ImageError, read_image
-from dclip.data.listing import Listing
+from dclip.data.listing import Listing, check_key
 from dclip.data.webdataset_listing import WebdatasetListing, expand_tars, read_webdataset
 
 NAMES = ("cat", "dog", "traffic light")
@@ -95,8 +95,9 @@ def test_identity_follows_the_content_not_the_folder(tars: list[str], tmp_path: 
         ([*pair("a", []), ("a.json", b"[]")], "'a.json' is there twice"),
         ([*pair("a", []), ("a.png", b"")], "key 'a' has two images"),
         (pair("../a", []), "cannot be a sample's key"),
-        (pair("a b", []), "cannot be a sample's key"),
-        (pair("é", []), "cannot be a sample's key"),
+        (pair("a", [None]), "null is none of the 3 classes"),
+        ([("a.jpg", b""), ("a.json", b"[")], "a.json is not JSON"),
+        ([("a.jpg", b""), ("a.cls", b"dog")], "'dog' is no number; class names go into .txt"),
         (pair("a", {"label": 1}), "a.json must be a list, or have one under 'labels'"),
         (pair("a", ["cow"]), "'cow' is none of the 3 classes"),
         (pair("a", [3]), "3 is none of the 3 classes"),
@@ -255,6 +256,25 @@ def test_keys_with_a_dot_are_images_of_their_own(tmp_path: Path) -> None:
         " labels have the same name",
         "1 image with labels of another name, such as 'd.full.jpg' and 'd.cls': paired by the name"
         " up to its first dot",
+    )
+
+
+def test_names_of_any_letters_have_a_key(tmp_path: Path) -> None:
+    names = ["v1.0/a", "a b", "é", "x" * 130, "a-b"]
+    members = [member for name in names for member in pair(name, [])]
+    listing = read(tmp_path, members)
+    assert [key.rpartition("-")[0] for key in listing.keys[:3]] == ["v1-0-a", "a-b", "-"]
+    assert len(set(map(check_key, listing.keys))) == 5
+    assert listing.keys[4] == "a-b"
+
+
+def test_a_byte_order_mark_is_no_label_and_other_keys_of_json_are_told(tmp_path: Path) -> None:
+    mark = "\ufeff".encode()
+    members = [*pair("a", {"labels": ["cat"], "absent": ["dog"], "url": "x"}), ("b.jpg", jpeg())]
+    listing = read(tmp_path, [*members, ("b.txt", mark + NAMES[1].encode())])
+    assert listing.labels.tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert listing.notes == (
+        "of labels in JSON 'labels' and 'unknown' alone are looked at, not 'absent', 'url'",
     )
 
 
