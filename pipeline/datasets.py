@@ -144,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--output",
             type=_local,
-            default=_local(os.environ.get("DCLIP_OUTPUT", "outputs")),
+            default=os.environ.get("DCLIP_OUTPUT", "outputs"),  # argparse reads it as a flag's
             metavar="DIR",
             help="folder of pictures and of listings that take long to make; default outputs",
         )
@@ -209,6 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         flags = parser().parse_args(argv)
+        if any(name.upper().startswith("DCLIP_") for name in os.environ):
+            from pipeline.config import check_environment
+
+            check_environment()
         if flags.command == "list":
             _print(table())
             return 0

@@ -52,8 +52,8 @@ def images_of(folder: Path, leave_out: Path | None = None) -> tuple[str, ...]:
 def paths_inside(folder: AnyPath) -> Callable[[str, str], str]:
     """A function from what a table has for a path, and where that stands, to the path in a folder.
 
-    It takes backslashes for slashes, and a whole path or ``file://`` URI that lies in the folder. What lies elsewhere
-    is a ``ValueError`` of it.
+    It takes backslashes for slashes, and a whole path or ``file://`` URI that lies in the folder.
+    What lies elsewhere is a ``ValueError`` of it.
     """
     if isinstance(folder, Path):
         tops = [

@@ -9,13 +9,15 @@ from contextlib import suppress
 MAX_LABEL_CHARS = 1 << 16
 """A cell of more characters is no list of class names."""
 
-MARKS = (",", ";", "|", "\t", "\n", "，", "、", "；")
-"""What labels are joined by in tables that people and programs write."""
+MARKS = (",", ";", "|", "\t", "\n", "\uff0c", "\u3001", "\uff1b")
+"""What labels are joined by in tables that people and programs write, Chinese and Japanese too."""
 
 # What programs write for a value that is not there.
 _MISSING = frozenset(
-    ["nan", "-nan", "nat", "na", "n/a", "#n/a", "<na>", "#na", "none", "null", "(null)", "\\n"]
-    + ["undefined", "#name?", "#ref!", "#value!", "#div/0!"]
+    [
+        *("nan", "-nan", "nat", "na", "n/a", "#n/a", "<na>", "#na", "none", "null", "(null)"),
+        *("\\n", "undefined", "#name?", "#ref!", "#value!", "#div/0!"),
+    ]
 )
 # Numbers in a row, and what Python, pandas and NumPy print of a collection.
 _NUMBERS = re.compile(r"[-+]?\d+(?:\.\d*)?(?:\s+[-+]?\d+(?:\.\d*)?)+")

@@ -95,6 +95,29 @@ def test_help_teaches_and_imports_nothing_heavy() -> None:
     assert "examples:" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        (
+            "DCLIP_OUPUT",
+            "x",
+            "unknown environment variable DCLIP_OUPUT; did you mean DCLIP_OUTPUT?",
+        ),
+        ("DCLIP_OUTPUT", "s3://bucket/x", "argument --output: s3://bucket/x must be a folder"),
+    ],
+)
+def test_variables_are_checked_as_in_the_stages(
+    variable: str,
+    value: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert datasets.main(["check", "shapes"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_list_has_every_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("list") == 0
     out = capsys.readouterr().out

@@ -363,7 +363,7 @@ def test_a_table_without_a_header_is_told_so(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"has no header: its first line has 'a\.png'"):
         read_folder(folder, "train")
     write_csv(folder, "# labels\nfile,labels\na.png,dog\n")
-    with pytest.raises(ValueError, match="no column 'file'.* columns are # labels"):
+    with pytest.raises(ValueError, match=r"no column 'file'.* columns are # labels"):
         read_folder(folder, "train")
 
 
@@ -396,7 +396,7 @@ def test_names_that_others_make_by_spaces_may_be_lists(folder: Path) -> None:
     write_csv(
         folder, "file,labels\na.png,scab rust complex\nsub/b.png,scab\nc d.png,rust complex\n"
     )
-    with pytest.raises(ValueError, match="line 2: 'scab rust complex' is made of .*=space"):
+    with pytest.raises(ValueError, match=r"line 2: 'scab rust complex' is made of .*=space"):
         read_folder(folder, "train")
     assert read_folder(folder, "train", separator=" ").class_names == ("complex", "rust", "scab")
     (folder / "class_names.txt").write_text("rust complex\nscab\nscab rust complex\n")
