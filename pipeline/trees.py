@@ -257,6 +257,8 @@ def _yolo_place(folder: Path, root: object, place: str) -> str | None:
     from dclip.data.trees import find_below
 
     tops = [folder / root] if isinstance(root, str) and root else []
+    if isinstance(root, str) and root.startswith("/") and place.startswith(f"{root.rstrip('/')}/"):
+        place = place.removeprefix(f"{root.rstrip('/')}/")  # the tree lay there
     for top in (*tops, folder):
         for way in (place, place.removeprefix("../")):
             path = find_below(folder, os.path.normpath(top / way))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dclip.data.folder import CLASS_NAMES_FILE
+from dclip.data.label_text import MARKS, parts_of, short
 from dclip.data.listing import ImageListing
 from dclip.data.trees import (
     ONE_SPLIT,
@@ -119,6 +120,7 @@ def read_class_folders(folder: Path, split: str, *, splits: Sequence[str]) -> Im
     rest = Rest()
     tops = [folder / name for name in splits] or [folder]
     found = [name for top in tops for name in _folders_of_images(top, folder)]
+    _refuse_joined(folder, found)
     class_names, notes = settle_class_names(folder, found)
     top = folder / split if splits else folder
     files: list[str] = []
@@ -153,6 +155,24 @@ def _folders_of_images(folder: Path, top: Path) -> list[str]:
     """Names of the folders in a folder that have an image."""
     folders, _ = list_folder(folder, top)
     return [name for name in folders if has_image(folder / name, top)]
+
+
+def _refuse_joined(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a folder whose name is a list of other folders' names, unless a file says otherwise.
+
+    Raises:
+        ValueError: There is one.
+    """
+    if (folder / CLASS_NAMES_FILE).is_file():
+        return
+    for name in names:
+        joined = parts_of(name, (*MARKS, "+", "&"))
+        if joined is not None and all(part in names for part in joined[1]):
+            raise ValueError(
+                f"folder {short(name)} of {folder} is called after the classes"
+                f" {' and '.join(map(repr, joined[1][:3]))}: images of several classes need a table"
+                f" of labels; if it is one class, list all class names in {CLASS_NAMES_FILE}"
+            )
 
 
 def _are_classes(names: Sequence[str], is_sure: bool) -> bool:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -148,6 +149,7 @@ def read_coco(
         split=split,
         source=annotation_file,
     )
+    partial += _told_twice(kept, places.file_names, labels, annotation_file)
     return ImageListing(
         name="coco",
         split=split,
@@ -158,6 +160,35 @@ def read_coco(
         labels=labels,
         notes=(*notes, *partial, *places.notes),
     )
+
+
+def _told_twice(
+    images: Sequence["AnnotatedImage"],
+    file_names: Sequence[str],
+    labels: np.ndarray,
+    annotation_file: AnyPath,
+) -> list[str]:
+    """A note on files that several images are; each would lack what the others have.
+
+    Raises:
+        ValueError: If the labels of two such images differ.
+    """
+    first: dict[str, int] = {}
+    again = []
+    for row, name in enumerate(file_names):
+        other = first.setdefault(posixpath.normpath(name), row)
+        if other == row:
+            continue
+        again.append(f"{images[other].key} and {images[row].key} ({name[:_SHOWN]})")
+        if not np.array_equal(labels[other], labels[row]):
+            raise ValueError(
+                f"{annotation_file}: images {images[other].key} and {images[row].key} are one file,"
+                f" {name[:_SHOWN]!r}, and have other objects; give all of its annotations one"
+                " image_id"
+            )
+    if not again:
+        return []
+    return [f"{counted(len(again), 'image')} listed again under another id, such as {again[0]}"]
 
 
 def _labels(

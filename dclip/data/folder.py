@@ -33,6 +33,7 @@ from dclip.data.tables import (
     splits_of,
 )
 from dclip.paths import AnyPath, has_folders
+from dclip.words import counted
 
 CLASS_NAMES_FILE = "class_names.txt"
 """Optional file beside the tables: one class a line, in column order."""
@@ -139,6 +140,7 @@ def read_tables(
     *,
     is_of_split: Callable[[str], bool],
     separator: str = ";",
+    unlabelled: str | None = None,
 ) -> ImageListing:
     """The images of a split of a folder whose tables lie and are called as another tool has it.
 
@@ -148,6 +150,8 @@ def read_tables(
         tables: The table of each split; paths in it are relative to the folder it lies in.
         is_of_split: Whether an image is of the split, by its path; a table may have several.
         separator: As for `read_folder`.
+        unlabelled: The column that is no class, and has 1 where an image was not labelled: all its
+            labels are unknown. None if there is no such one.
 
     Raises:
         ValueError: As of `read_folder`.
@@ -159,6 +163,8 @@ def read_tables(
 
     def read(path: Path) -> LabelTable:
         table = read_table(path, separator=separator, known=known)
+        if unlabelled in table.classes and unlabelled not in known:
+            table = _without_unlabelled(table, unlabelled)
         place = path.parent.relative_to(folder)
         files = [
             file if PurePosixPath(file).is_absolute() else str(place / file) for file in table.files
@@ -172,6 +178,29 @@ def read_tables(
     read_all = [read(path) for path in paths]
     notes = list(given.notes) if given else []
     return _listing(folder, split, read_all, given, notes, rows_of=rows_of, separator=separator)
+
+
+def _without_unlabelled(table: LabelTable, name: str) -> LabelTable:
+    """A table without its column of images that nobody labelled."""
+    is_class = np.array([one != name for one in table.classes])
+    labels = table.labels[:, is_class].copy()
+    is_unlabelled = table.labels[:, table.classes.index(name)] == 1
+    clash = np.flatnonzero(is_unlabelled & (labels == 1).any(axis=1))
+    if len(clash):
+        raise ValueError(
+            f"{table.where(int(clash[0]))}: {name} is 1 and so is a class; set one of them to 0"
+        )
+    labels[is_unlabelled] = -1
+    note = (
+        f"column {name!r} of {table.path.name} is no class:"
+        f" {counted(int(is_unlabelled.sum()), 'image')} with 1 there, labels of which are unknown"
+    )
+    return replace(
+        table,
+        classes=tuple(one for one in table.classes if one != name),
+        labels=labels,
+        notes=(*table.notes, note),
+    )
 
 
 def _listing(

@@ -216,7 +216,7 @@ def _of_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[_Answer]
             raise ValueError(f"{where}: not as many fields as the header has")
         rest = {key: value for key, value in row.items() if key not in _ABOUT}
         image = _image_of(rest, where)
-        answers = {key: value for key, value in rest.items() if value != image and value != ""}
+        answers = {key: value for key, value in rest.items() if value not in (image, "", None)}
         asked |= answers.keys()
         _refuse_two_questions(asked, where)
         chosen = [label for value in answers.values() for label in _choices(value, where)]
@@ -241,12 +241,13 @@ def _image_of(data: Mapping[str, Any], where: str) -> str:
 
 def _choices(value: Any, where: str) -> list[str]:
     """Class names in an answer: one, or ``{"choices": [...]}``, as JSON text too."""
-    if isinstance(value, str) and value.startswith("{"):
+    if isinstance(value, str) and value.startswith(("{", "[")):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: {value[:60]!r}: {error}") from error
-    names = value.get("choices") if isinstance(value, dict) else [value]
+    names = value.get("choices") if isinstance(value, dict) else value
+    names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
         raise ValueError(
             f"{where}: {str(value)[:60]} is no choice; only choices are labels of an image;"

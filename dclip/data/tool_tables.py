@@ -17,6 +17,9 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CLASSES_FILE = "_classes.csv"
 """What Roboflow exports labels of images to."""
 
+UNLABELLED = "Unlabeled"
+"""Roboflow's column of images that nobody labelled, beside those of the classes."""
+
 
 def find_metadata(folder: Path, *, separator: str = ";") -> Tree | None:
     """A tree of Hugging Face's imagefolder that has metadata, of all images or beside each split's.
@@ -109,7 +112,14 @@ def _tree(
         def is_of(file: str) -> bool:
             return where is None or where.get(_plain(file)) == split
 
-        return read_tables(folder, split, tables, is_of_split=is_of, separator=separator)
+        return read_tables(
+            folder,
+            split,
+            tables,
+            is_of_split=is_of,
+            separator=separator,
+            unlabelled=UNLABELLED if name == CLASSES else None,
+        )
 
     return Tree(
         name,

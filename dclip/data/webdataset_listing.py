@@ -322,10 +322,10 @@ class _Rest:
             )
         if self.keys:
             names = [name[:_MAX_SHOWN] for name in self.keys]
-            more = f" and {len(names) - _MAX_KINDS:,} more" if len(names) > _MAX_KINDS else ""
+            others = f" and {len(names) - _MAX_KINDS:,} more" if len(names) > _MAX_KINDS else ""
             yield (
                 "of labels in JSON 'labels' and 'unknown' alone are looked at, not"
-                f" {', '.join(map(repr, names[:_MAX_KINDS]))}{more}"
+                f" {', '.join(map(repr, names[:_MAX_KINDS]))}{others}"
             )
         if self.passed_over:
             most = sorted(self.passed_over.items(), key=lambda item: -item[1][0])

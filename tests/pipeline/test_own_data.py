@@ -378,6 +378,58 @@ def test_one_class_or_folders_of_any_name_can_be_meant(tmp_path: Path) -> None:
     assert opened(tmp_path, "train", format="class-folders").class_names == ("photos",)
 
 
+def test_roboflows_column_of_unlabelled_images_is_no_class(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        image(tmp_path / f"train/{number}.jpg", number)
+    table = tmp_path / "train/_classes.csv"
+    table.write_text(
+        "filename, Unlabeled, cat, dog\n1.jpg, 0, 1, 1\n2.jpg, 1, 0, 0\n3.jpg, 0, 0, 0\n"
+    )
+    listing = opened(tmp_path, "train")
+    assert listing.class_names == ("cat", "dog")
+    assert listing.labels.tolist() == [[1, 1], [-1, -1], [0, 0]]
+    assert (
+        "column 'Unlabeled' of _classes.csv is no class: 1 image with 1 there, labels of which are"
+        " unknown"
+    ) in listing.notes
+    table.write_text("filename, Unlabeled, cat, dog\n1.jpg, 1, 1, 1\n")
+    with pytest.raises(ValueError, match="line 2: Unlabeled is 1 and so is a class"):
+        opened(tmp_path, "train")
+    (tmp_path / "class_names.txt").write_text("Unlabeled\ncat\ndog\n")
+    assert opened(tmp_path, "train").labels.tolist() == [[1, 1, 1]]
+
+
+def test_a_folder_called_after_other_folders_is_no_class(tmp_path: Path) -> None:
+    for name in ("dog", "cat", "dog, cat"):
+        image(tmp_path / name / "1.jpg")
+    with pytest.raises(ValueError, match="called after the classes 'dog' and 'cat'"):
+        opened(tmp_path, "train")
+    (tmp_path / "class_names.txt").write_text("cat\ndog\ndog, cat\n")
+    assert opened(tmp_path, "train").labels.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_a_list_of_choices_as_text_is_a_list(tmp_path: Path) -> None:
+    about = {"annotation_id": 1, "lead_time": 1}
+    answers = ('["cat", "dog"]', None, "cat")
+    rows = [{"image": f"{n}.jpg", "choice": text} | about for n, text in enumerate(answers)]
+    (tmp_path / "export.JSON").write_text(json.dumps(rows))
+    for number in range(3):
+        image(tmp_path / f"{number}.jpg", number)
+    listing = opened(tmp_path, "train")
+    assert listing.class_names == ("cat", "dog")
+    assert listing.labels.tolist() == [[1, 1], [0, 0], [1, 0]]
+
+
+def test_places_of_yolo_below_a_path_of_another_machine_are_found(tmp_path: Path) -> None:
+    ultralytics(tmp_path)
+    text = (tmp_path / "data.yaml").read_text()
+    text = text.replace("path: coco8", "path: /content/coco8").replace(
+        "train: images", "train: /content/coco8/images"
+    )
+    (tmp_path / "data.yaml").write_text(text)
+    assert folder_splits(tmp_path) == ["train", "val"]
+
+
 def test_tables_of_the_folder_go_before_its_folders(tmp_path: Path) -> None:
     class_folders(tmp_path)
     (tmp_path / "train.csv").write_text("file,labels\ntrain/dog/1.jpg,dog;cat\n")

@@ -56,6 +56,19 @@ def test_labels_by_hand(root: Path) -> None:
     assert (listing.name, listing.split, len(listing)) == ("coco", "val", 3)
 
 
+def test_a_file_that_is_two_images_has_the_same_objects_in_both(root: Path) -> None:
+    again = [{"id": 8, "file_name": "./7.png"}, {"id": 9, "file_name": "7.png"}]
+    twice = document(images=[*document()["images"], *again])
+    write(root, twice)
+    with pytest.raises(ValueError, match=r"images 0{11}7 and 0{11}8 are one file, '\./7\.png'"):
+        read(root, images="all")
+    twice["annotations"] += [{"image_id": i, "category_id": 18} for i in (8, 9)]
+    write(root, twice)
+    assert read(root).notes[-1] == (
+        "2 images listed again under another id, such as 000000000007 and 000000000008 (./7.png)"
+    )
+
+
 def test_images_without_objects_are_kept_on_demand(root: Path) -> None:
     listing = read(root, images="all")
     assert listing.keys[1] == "000000000005"
@@ -184,7 +197,7 @@ def test_ids_are_compared_as_numbers_where_they_are(
     listing = read(root)
     assert listing.keys == tuple(keys)
     assert listing.labels.tolist() == [[0, 1, 0]] * 2
-    assert "1 id of categories spelt in two ways, such as '18' and 18" in listing.notes[-1]
+    assert "1 id of categories spelt in two ways, such as '18' and 18" in " ".join(listing.notes)
 
 
 def test_an_id_that_may_be_one_of_two_is_refused(root: Path) -> None:
