@@ -122,15 +122,25 @@ def one_text_note(class_names: Sequence[str]) -> str:
 
 
 def label_problem(listing: "Split", num_images: int | None = None) -> str:
-    """That no image of a split has a class; empty if one has, or labels are not listed.
+    """That no image of a split has a class, or none is known to lack one; empty if all is well.
+
+    Labels that are not listed count as well.
 
     Args:
         listing: The split.
         num_images: How many of its images are taken, from the first on; None: all.
     """
     labels = getattr(listing, "labels", None)
-    if labels is None or (labels[:num_images] == 1).any():
+    if labels is None:
         return ""
+    labels = labels[:num_images]
+    if (labels == 1).any():
+        if (labels == 0).any() or not (labels == -1).any():
+            return ""
+        return (
+            f"labels of split {listing.split!r} are 1 and -1 alone: -1 is unknown, so that no class"
+            " is known to be absent from any image; write 0 where it is"
+        )
     first = "" if num_images in (None, len(listing)) else f"the first {num_images} images of "
     return (
         f"no image of {first}split {listing.split!r} has any class, so that there is nothing to"

@@ -330,6 +330,18 @@ def test_the_context_is_that_of_the_backbone(tmp_path: Path) -> None:
         open_dataset(settings(tmp_path, dataset, backbone="tiny"), "train")
 
 
+def test_labels_of_which_none_is_known_to_be_absent_are_refused(tmp_path: Path) -> None:
+    dataset = folder(tmp_path / "d", train=rows("train", ["a", "b"]))
+    table = tmp_path / "d" / "train.csv"
+    table.write_text("file,a,b\ntrain/0.jpg,1,-1\ntrain/1.jpg,-1,1\n")
+    config = settings(tmp_path, dataset, backbone=TOY)
+    with pytest.raises(UsageError, match="'train' are 1 and -1 alone: -1 is unknown"):
+        open_dataset(config, "train")
+    for text in ("1,0\ntrain/1.jpg,-1,1", "1,1\ntrain/1.jpg,1,1"):
+        table.write_text(f"file,a,b\ntrain/0.jpg,{text}\n")
+        assert len(open_dataset(config, "train")) == 2
+
+
 @pytest.mark.parametrize("stage", ["extract", "run", "evaluate", "ablate"])
 def test_a_test_split_without_any_positive_is_refused(
     tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
