@@ -134,14 +134,14 @@ def label_problem(listing: "Split", num_images: int | None = None) -> str:
     if labels is None:
         return ""
     labels = labels[:num_images]
+    first = "" if num_images in (None, len(listing)) else f"the first {num_images} images of "
     if (labels == 1).any():
         if (labels == 0).any() or not (labels == -1).any():
             return ""
         return (
-            f"labels of split {listing.split!r} are 1 and -1 alone: -1 is unknown, so that no class"
-            " is known to be absent from any image; write 0 where it is"
+            f"labels of {first}split {listing.split!r} are 1 and -1 alone: -1 is unknown, so that"
+            " no class is known to be absent from any image; write 0 where it is"
         )
-    first = "" if num_images in (None, len(listing)) else f"the first {num_images} images of "
     return (
         f"no image of {first}split {listing.split!r} has any class, so that there is nothing to"
         " learn from it or to score"

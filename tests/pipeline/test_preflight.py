@@ -18,7 +18,7 @@ from dclip.data.listing import ImageListing
 from pipeline import cli, extract, features
 from pipeline.config import Config
 from pipeline.errors import UsageError
-from pipeline.features import open_dataset, plan_features
+from pipeline.features import open_dataset, open_labelled, plan_features
 from pipeline.listings import known_splits
 from pipeline.preflight import require_images, shared_places
 
@@ -331,15 +331,16 @@ def test_the_context_is_that_of_the_backbone(tmp_path: Path) -> None:
 
 
 def test_labels_of_which_none_is_known_to_be_absent_are_refused(tmp_path: Path) -> None:
-    dataset = folder(tmp_path / "d", train=rows("train", ["a", "b"]))
-    table = tmp_path / "d" / "train.csv"
-    table.write_text("file,a,b\ntrain/0.jpg,1,-1\ntrain/1.jpg,-1,1\n")
-    config = settings(tmp_path, dataset, backbone=TOY)
-    with pytest.raises(UsageError, match="'train' are 1 and -1 alone: -1 is unknown"):
-        open_dataset(config, "train")
-    for text in ("1,0\ntrain/1.jpg,-1,1", "1,1\ntrain/1.jpg,1,1"):
-        table.write_text(f"file,a,b\ntrain/0.jpg,{text}\n")
-        assert len(open_dataset(config, "train")) == 2
+    for number, (one, other) in enumerate((("1,-1", "-1,1"), ("1,0", "-1,1"), ("1,1", "1,1"))):
+        place = tmp_path / str(number)
+        dataset = folder(place, train=rows("train", ["a", "b"]))
+        (place / "train.csv").write_text(f"file,a,b\ntrain/0.jpg,{one}\ntrain/1.jpg,{other}\n")
+        config = settings(tmp_path, dataset, backbone=TOY)
+        if number:
+            assert len(open_labelled(config, "train")) == 2
+            continue
+        with pytest.raises(UsageError, match="'train' are 1 and -1 alone: -1 is unknown"):
+            open_labelled(config, "train")
 
 
 @pytest.mark.parametrize("stage", ["extract", "run", "evaluate", "ablate"])
