@@ -159,7 +159,11 @@ def parser() -> argparse.ArgumentParser:
                 help="check the two splits that a stage makes of one with this setting",
             )
             sub.add_argument(
-                "--split-seed", type=int, default=0, metavar="SEED", help="seed of that; default 0"
+                "--split-seed",
+                type=_seed,
+                default=0,
+                metavar="SEED",
+                help="seed of that; default 0",
             )
             sub.add_argument(
                 "--backbone",
@@ -191,6 +195,12 @@ def _fraction(text: str) -> float:
     if not 0 < fraction < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1")
     return fraction
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
 
 
 def _local(text: str) -> Path:
@@ -831,7 +841,8 @@ def _check_overlap(
                 "note",
                 split,
                 f"{len(twice):,} of the images have the same bytes as another one, such as"
-                f" {listing.key(second)} and {listing.key(first)}",
+                f" {listing.key(second)} and {listing.key(first)}; where one split is made two,"
+                " copies may come into both: keep one of each",
             )
     for number, (split, listing) in enumerate(opened):
         for other_split, other in opened[number + 1 :]:

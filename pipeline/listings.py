@@ -262,7 +262,11 @@ def find_dataset(name: str) -> "Dataset":
     try:
         return get_dataset(name)
     except ValueError as error:
-        raise UsageError(f"{error}; or {OWN_DATA}") from None
+        place = path_of(name)
+        kind = FOLDER if isinstance(place, Path) and place.is_dir() else ""
+        kind = WEBDATASET if name.lower().endswith(".tar") else kind
+        hint = f"; is it {kind}{name}?" if kind else f"; or {OWN_DATA}"
+        raise UsageError(f"{error}{hint}") from None
 
 
 def options_of(dataset: str, images: str | None, options: Mapping[str, str]) -> dict[str, str]:

@@ -146,9 +146,23 @@ def read_class_folders(folder: Path, split: str, *, splits: Sequence[str]) -> Im
     if strays:
         stray = counted(len(strays), "image")
         told.append(f"{stray} in no folder of a class, such as {strays[0]}: passed over")
+    if splits:
+        told += _outside(folder, splits)
     if empty:
         told.append(f"{counted(empty, 'folder')} without images: passed over")
     return make_listing(folder, split, class_names, files, labels, [*told, *rest.notes()])
+
+
+def _outside(folder: Path, splits: Sequence[str]) -> list[str]:
+    """A note on images that are in no folder of a split, or in one without folders of classes."""
+    tops, images = list_folder(folder, folder)
+    for top in tops:
+        if top not in splits:
+            images += names_below(folder / top, folder, list_folder(folder / top, folder)[1])
+    if not images:
+        return []
+    many = counted(len(images), "image")
+    return [f"{many} in no folder of a class, such as {images[0]}: passed over"]
 
 
 def _folders_of_images(folder: Path, top: Path) -> list[str]:

@@ -399,6 +399,13 @@ def test_roboflows_column_of_unlabelled_images_is_no_class(tmp_path: Path) -> No
     assert opened(tmp_path, "train").labels.tolist() == [[1, 1, 1]]
 
 
+def test_images_of_a_split_without_folders_of_classes_are_counted(tmp_path: Path) -> None:
+    for number, file in enumerate(("train/dog/1.jpg", "train/cat/2.jpg", "test/3.jpg", "4.jpg")):
+        image(tmp_path / file, number)
+    note = "2 images in no folder of a class, such as 4.jpg: passed over"
+    assert note in opened(tmp_path, "train").notes
+
+
 def test_a_folder_called_after_other_folders_is_no_class(tmp_path: Path) -> None:
     for name in ("dog", "cat", "dog, cat"):
         image(tmp_path / name / "1.jpg")
