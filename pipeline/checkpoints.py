@@ -1,9 +1,11 @@
 """A trained model together with what made it, in one safetensors file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
@@ -71,14 +73,42 @@ def load_checkpoint(path: Path) -> tuple[DCLIP, Float32[Tensor, "pairs dim"], Ab
     about = read_about(path)
     try:
         tensors = safetensors.torch.load_file(path)
-        texts = tensors.pop(_TEXT)
-        model = build_model(about.recipe, about.embed_dim)
-        model.load_state_dict(
-            {name.removeprefix("model."): value for name, value in tensors.items()}, strict=True
-        )
-    except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
-        raise bad_checkpoint(path, error) from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise bad_checkpoint(path, told(error)) from None
+    try:
+        with torch.device("meta"):  # a width that is wrong takes no memory
+            sizes = build_model(about.recipe, about.embed_dim).state_dict()
+            pairs = torch.empty(2 * len(about.class_names), about.embed_dim)
+    except (RuntimeError, TypeError, ValueError):  # of numbers that are too large for torch
+        raise bad_checkpoint(path, "no projectors have the widths that it tells of") from None
+    expected = {f"model.{name}": value for name, value in sizes.items()}
+    _require_alike(path, tensors, {**expected, _TEXT: pairs})
+    texts = tensors.pop(_TEXT)
+    model = build_model(about.recipe, about.embed_dim)
+    model.load_state_dict(
+        {name.removeprefix("model."): value for name, value in tensors.items()}, strict=True
+    )
     return model.eval(), texts, about
+
+
+def _require_alike(
+    path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    """Refuse tensors that are not those of the training that a checkpoint tells of.
+
+    Raises:
+        StageError: One is missing, too many, of another shape or type, or not finite.
+    """
+    for name in sorted({*tensors, *expected}):
+        if name not in tensors:
+            raise bad_checkpoint(path, f"{name} is missing")
+        if name not in expected:
+            raise bad_checkpoint(path, f"it has {name}, which projectors have not")
+        found, wanted = (f"{list(t.shape)} {t.dtype}" for t in (tensors[name], expected[name]))
+        if found != wanted:
+            raise bad_checkpoint(path, f"{name} is {found}, its training makes {wanted}")
+        if not tensors[name].isfinite().all():
+            raise bad_checkpoint(path, f"{name} has values that are not finite")
 
 
 class Scorer(nn.Module):

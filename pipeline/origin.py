@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dclip.recipe import Recipe
 from pipeline.config import Config
@@ -68,7 +68,7 @@ class About(BaseModel):
     feature_space: str
     backbone_name: str
     embed_dim: int = Field(ge=1)
-    class_names: list[str]
+    class_names: list[str] = Field(min_length=1)
     recipe: Recipe
     seed: int
     epoch: int = Field(ge=1)
@@ -76,6 +76,12 @@ class About(BaseModel):
     history: list[dict[str, float]]
     commit: str | None
     encoder: Encoder | None = None
+
+    @model_validator(mode="after")
+    def _history_reaches_the_epoch(self) -> Self:
+        if "loss" not in dict(enumerate(self.history)).get(self.epoch - 1, {}):
+            raise ValueError(f"the history tells nothing of epoch {self.epoch}")
+        return self
 
     @property
     def made_on(self) -> str:
@@ -100,7 +106,20 @@ def read_about(path: Path) -> About:
     try:
         with safetensors.safe_open(path, "np") as file:
             metadata: dict[str, Any] = file.metadata() or {}
+    except FileNotFoundError:
+        raise StageError(
+            f"no checkpoint at {path}; run python -m pipeline.train with the same settings first"
+        ) from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise bad_checkpoint(
+            path, f"no safetensors file, or a damaged one ({told(error)})"
+        ) from None
+    if "dclip" not in metadata:
+        raise bad_checkpoint(path, "it does not say how it was trained")
+    try:
         found = json.loads(metadata["dclip"])
+        if not isinstance(found, dict) or "format" not in found:
+            raise ValueError("no format is given")
         if found["format"] != FORMAT:
             raise StageError(
                 f"{path} has format {found['format']}, this version reads {FORMAT}; delete it and "
@@ -108,18 +127,19 @@ def read_about(path: Path) -> About:
             )
         if "encoder" in metadata:
             found["encoder"] = json.loads(metadata["encoder"])
-        about = About.model_validate(found)
-    except FileNotFoundError:
-        raise StageError(
-            f"no checkpoint at {path}; run python -m pipeline.train with the same settings first"
-        ) from None
-    except (OSError, KeyError, TypeError, ValidationError, json.JSONDecodeError) as error:
-        raise bad_checkpoint(path, error) from None
-    except safetensors.SafetensorError as error:
-        raise bad_checkpoint(path, error) from None
-    return about
+        return About.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        why = f"{key}: {first['msg']}" if key else first["msg"].removeprefix("Value error, ")
+    except (ValueError, RecursionError) as error:
+        why = told(error)
+    raise bad_checkpoint(path, f"what it says of its training is damaged ({why})")
 
 
-def bad_checkpoint(path: Path, error: Exception) -> StageError:
+def bad_checkpoint(path: Path, why: str) -> StageError:
     """What is said of a file that is no checkpoint, and why."""
-    return StageError(f"{path} is not a checkpoint ({told(error)}); delete it and train again")
+    return StageError(
+        f"{path} is not a checkpoint: {why}; give one that python -m pipeline.train made, or "
+        "delete it and train again"
+    )

@@ -141,6 +141,77 @@ def test_a_damaged_or_foreign_file_is_refused_and_nothing_runs(
     assert not (tmp_path / "exploded").exists()
 
 
+def rewrite(path: Path, old: bytes, new: bytes) -> None:
+    """Change bytes of a file in place, the length kept."""
+    content = path.read_bytes()
+    assert content.count(old) >= 1
+    assert len(old) == len(new)
+    path.write_bytes(content.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"format", b"gormat", "no format is given"),
+        (b'"dclip":', b'"eclip":', "it does not say how it was trained"),
+        (b"embed_dim", b"dmbed_dim", "(embed_dim: Field required)"),
+        (b"class_names", b"blass_names", "(class_names: Field required)"),
+        (b'\\"epoch\\":1,', b'\\"epoch\\":9,', "(the history tells nothing of epoch 9)"),
+        (b"text_features", b"uext_features", "text_features.pairs is missing"),
+        (b'"model.', b'"lodel.', "it has lodel."),
+        (b'\\"output_dim\\":4', b'\\"output_dim\\":9', "its training makes [9, 8]"),
+    ],
+)
+def test_a_flipped_header_is_told_in_plain_words(
+    tmp_path: Path, old: bytes, new: bytes, words: str
+) -> None:
+    path = tmp_path / "a.safetensors"
+    write(path)
+    rewrite(path, old, new)
+    with pytest.raises(StageError, match="is not a checkpoint: ") as caught:
+        load_checkpoint(path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "texts", "words"),
+    [
+        ({"class_names": []}, torch.ones(6, DIM), "class_names: List should have at least 1"),
+        ({"class_names": ["a", "b"]}, torch.ones(6, DIM), f"is [6, {DIM}] torch.float32, its"),
+        ({}, torch.ones(5, DIM), "text_features.pairs is [5, "),
+        ({}, torch.ones(6 * DIM), "text_features.pairs is ["),
+        ({}, torch.ones(6, DIM).half(), "torch.float16, its training makes"),
+        ({}, torch.full((6, DIM), torch.nan), "text_features.pairs has values that are not finite"),
+        ({"embed_dim": 10**9}, torch.ones(6, DIM), "its training makes ["),
+        ({"embed_dim": 10**30}, torch.ones(6, DIM), "no projectors have the widths"),
+    ],
+)
+def test_what_a_checkpoint_says_and_what_it_holds_belong_together(
+    tmp_path: Path, changes: dict[str, object], texts: torch.Tensor, words: str
+) -> None:
+    path = tmp_path / "a.safetensors"
+    about = write(path).model_copy(update=changes)
+    model = build_model(about.recipe, DIM)
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    safetensors.torch.save_file(
+        {**tensors, "text_features.pairs": texts}, path, metadata=about.metadata()
+    )
+    with pytest.raises(StageError, match="is not a checkpoint: ") as caught:
+        load_checkpoint(path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("told", ["[1]", "3", "null", "{", "[" * 100_000])
+def test_an_origin_that_is_no_object_is_refused(tmp_path: Path, told: str) -> None:
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file({"a": torch.ones(1)}, path, metadata={"dclip": told})
+    with pytest.raises(StageError, match="is not a checkpoint: what it says of its training is"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("other", [FORMAT - 1, FORMAT + 1])
 def test_another_format_is_named(tmp_path: Path, other: int) -> None:
     write(tmp_path / "a.safetensors", format=other)
