@@ -42,7 +42,7 @@ class Recipe(BaseModel):
         'sum'
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     preset: PresetName = Field(
         "robust",

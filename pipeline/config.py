@@ -91,7 +91,7 @@ Checkpoints = Annotated[list[LocalPath], NoDecode, BeforeValidator(_paths)]
 class ExtractConfig(BaseModel):
     """How images become feature shards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     split: str | None = Field(None, description="only this split; left out: train and test split")
     workers: int | None = Field(
@@ -187,7 +187,7 @@ class TrainConfig(Recipe):
 class EvaluateConfig(BaseModel):
     """What a checkpoint is compared with."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     checkpoint: Checkpoints = Field(
         [],
@@ -229,7 +229,7 @@ System = Literal[
 class SegmentConfig(BaseModel):
     """How pixels get classes, and which systems are compared."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     split: str | None = Field(None, description="split to segment; left out: the test split")
     systems: list[System] = Field(
@@ -302,7 +302,7 @@ class SegmentConfig(BaseModel):
 class PredictConfig(BaseModel):
     """Which images are looked at, for which classes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     paths: list[str] = Field(
         [], description="images, or folders of images: paths or URLs; words without a flag go here"
@@ -333,7 +333,7 @@ class PredictConfig(BaseModel):
 class SegmentsMlrConfig(BaseModel):
     """How the segments of an image help CLIP to say what it shows."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     split: str | None = Field(None, description="split to score; left out: the test split")
     checkpoint: LocalPath | None = Field(
@@ -370,7 +370,7 @@ class SegmentsMlrConfig(BaseModel):
 class SweepConfig(BaseModel):
     """Which settings a sweep tries."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     search: Literal["grid", "random", "optuna"] = Field(
         "grid",
@@ -447,7 +447,7 @@ Study = Literal["losses", "pooling", "output_dim", "redundancy_weight", "mfi_wei
 class AblateConfig(BaseModel):
     """Which parts of the method are taken away or changed, one at a time."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     studies: list[Study] = Field(
         ["losses", "pooling", "output_dim", "redundancy_weight", "mfi_weight", "presets"],
@@ -816,14 +816,18 @@ def explain(error: ValidationError, layers: Sequence[Layer] = ()) -> str:
 
 def _origin(place: Sequence[str | int], value: object, layers: Sequence[Layer]) -> str:
     """The layer that says this value at this place, for a message; empty for the command line."""
-    variable = "DCLIP_" + "__".join(map(str, place)).upper()
-    if value == os.environ.get(variable):
-        return f"{variable}: "
+    own = "DCLIP_" + "__".join(map(str, place)).upper()
+    for variable, text in os.environ.items():  # whose case does not matter
+        if variable.upper() == own and text == value:
+            return f"{variable}: "
     for path, content in reversed(layers):
         found: Any = content
-        for part in place:
-            found = found.get(part) if isinstance(found, Mapping) else None
-        if found is not None and found == value and type(found) is type(value):
+        try:
+            for part in place:
+                found = found[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        if found == value and type(found) is type(value):
             return f"{path}: "
     return ""
 
@@ -844,7 +848,8 @@ def read_layer(path: Path) -> Layer:
         reason = " ".join(str(error).split())
         raise UsageError(f"cannot read config file {path}: {reason}") from None
     if not isinstance(content, dict):
-        raise UsageError(f"config file {path} must hold 'key: value' lines, not {content!r}")
+        found = "nothing" if content is None else repr(content)
+        raise UsageError(f"config file {path} must hold 'key: value' lines, and has {found}")
     try:
         content = _nested(content)
         for key in _flat_keys(content):

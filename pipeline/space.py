@@ -93,7 +93,7 @@ def _checked(config: Config, key: str, value: Any) -> Any:
             return TypeAdapter(Annotated[int, Field(ge=0, le=_LARGEST_SEED)]).validate_python(value)
         return getattr(recipe_at(config.train, {key: value}), key.removeprefix(_PREFIX))
     except ValidationError as error:
-        message = error.errors()[0]["msg"]
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
         text = f"{message[:1].lower()}{message[1:]}"
         raise UsageError(f"sweep.space: {key}: {text}, got {value!r}") from None
 

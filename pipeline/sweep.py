@@ -657,9 +657,8 @@ def describe(config: Config) -> str:
         trials = [label(entry.point) for entry in points[:_MOST_SHOWN]]
         if count > _MOST_SHOWN:
             trials.append(f"and {count - _MOST_SHOWN} more")
-    return "\n".join(
-        [*lines, f"{sweep_name(config, plan)}: {count} trials of {sweep.epochs} epochs", *trials]
-    )
+    size = f"{counted(count, 'trial')} of {counted(sweep.epochs, 'epoch')}"
+    return "\n".join([*lines, f"{sweep_name(config, plan)}: {size}", *trials])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The command line: layers of settings, errors that teach, exit codes, and a quick --help."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,32 @@ def test_an_unknown_environment_key_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("train: {lr: }", "train.lr"),
+        ("train.lr: null", "train.lr"),
+        ("train: ", "train"),
+        ("seed: ~", "seed"),
+        ("evaluate: {checkpoint: [null]}", "evaluate.checkpoint.0"),
+        ("segment: {systems: [clip, null]}", "segment.systems.1"),
+    ],
+)
+def test_a_null_is_told_with_the_file_that_has_it(tmp_path: Path, content: str, key: str) -> None:
+    file = tmp_path / "nothing.yaml"
+    file.write_text(content)
+    with pytest.raises(UsageError, match=f"^{re.escape(f'{file}: {key}: ')}.*, got None"):
+        parse("--config", str(file))
+
+
+@pytest.mark.parametrize(
+    "key", ["train.lr", "train.mfi_weight", "train.checkpoint_seconds", "segment.logit_scale"]
+)
+def test_a_number_without_end_is_no_setting(key: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(key)}: .*finite"):
+        parse(f"--{key}=inf")
+
+
+@pytest.mark.parametrize(
     ("variable", "meant"),
     [
         ("DCLIP_TRAIN_LR", "DCLIP_TRAIN__LR"),
@@ -196,6 +223,10 @@ def test_a_wrong_value_names_where_it_stands(
         parse("--config", str(file))
     with pytest.raises(UsageError, match=r"^train\.lr: .* got 'slow'"):
         parse("--config", str(file), "--lr", "slow")
+    monkeypatch.setenv("dclip_train__lr", "brisk")
+    with pytest.raises(UsageError, match=r"^dclip_train__lr: train\.lr: .* got 'brisk'"):
+        parse()
+    monkeypatch.delenv("dclip_train__lr")
     monkeypatch.setenv("DCLIP_TRAIN__LR", "brisk")
     with pytest.raises(UsageError, match=r"^DCLIP_TRAIN__LR: train\.lr: .* got 'brisk'"):
         parse("--config", str(file))

@@ -162,3 +162,18 @@ def test_a_point_changes_what_it_names_and_nothing_else() -> None:
     train = Config().train
     changed = recipe_at(train, Entry(0, {ALPHA: 0.5, "seed": 3}).point)
     assert changed == train.model_copy(update={"mfi_weight": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("train.lr", "inf", "train.lr: input should be a finite number, got 'inf'"),
+        ("train.selection", "best_on_val", "train.selection: selection best_on_val needs"),
+    ],
+)
+def test_what_the_recipe_refuses_is_told_in_its_words(key: str, value: str, words: str) -> None:
+    asked = Config.model_validate(
+        {"train": {"val_fraction": 0}, "sweep": {"space": {key: [value]}}}
+    )
+    with pytest.raises(UsageError, match=f"^sweep.space: {words}"):
+        entries(asked)
