@@ -136,9 +136,9 @@ def read_origin(path: Path, backbone: "BackboneInfo") -> "tuple[About, str]":
         StageError: It is missing, damaged, or of another backbone.
     """
     from dclip.shards import digest
-    from pipeline.origin import read_about
+    from pipeline.checkpoints import load_checkpoint
 
-    about = read_about(path)
+    about = load_checkpoint(path)[2]  # whole, so that no worker is the first to find damage
     spaces = {digest(backbone.space(kind)): kind for kind in backbone.paths}
     if about.feature_space not in spaces:
         raise StageError(

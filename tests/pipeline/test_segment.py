@@ -279,6 +279,13 @@ def test_mistakes_are_told_before_any_work(
         segment.describe(wanted(tmp_path, segment=asked, **changes))
 
 
+def test_a_checkpoint_whose_tensors_are_damaged_stops_before_workers_start(tmp_path: Path) -> None:
+    path = checkpoint(Config(backbone=TOY), tmp_path / "one.safetensors")
+    path.write_bytes(path.read_bytes().replace(b'"model.', b'"lodel.', 1))
+    with pytest.raises(StageError, match=r"one\.safetensors is not a checkpoint: it has lodel"):
+        segment.plan_segment(wanted(tmp_path, segment={"checkpoint": [path]}))
+
+
 def test_settings_that_do_nothing_here_name_nothing(tmp_path: Path) -> None:
     def name(**asked: object) -> str:
         return segment.plan_segment(wanted(tmp_path, segment=asked)).name
