@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 from jaxtyping import Float16, Float32, Int8, Int64
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from dclip.paths import AnyPath, atomic_write
 from dclip.shards import SAMPLES, TEXT, ShardError, file_problem, npy_header, read_manifest
+from dclip.verified import Verified, settled_state
 
 
 def quantise(
@@ -65,48 +69,44 @@ class FeatureReader:
     Args:
         folder: Folder written by ``pipeline.extract``.
         views: Folders of augmented views of the same images.
-        verify: Compare the SHA-256 of every file with the manifest (about 2 GB/s).
+        verify: Compare the SHA-256 of every shard with the manifest (about 2 GB/s). Small files
+            are compared in any case.
+        records: Folder that keeps what was compared (see `dclip.verified`): a shard that was found
+            sound within a day and was not touched since is not read again. Left out: every shard
+            is read.
 
     Raises:
         ShardError: A file is missing, truncated, changed, or belongs to other features.
     """
 
-    def __init__(self, folder: Path, *, views: Sequence[Path] = (), verify: bool = True) -> None:
-        import pyarrow.parquet as pq
-
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        views: Sequence[Path] = (),
+        verify: bool = True,
+        records: Path | None = None,
+    ) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder)
-        entries = [*((e.name, e.bytes, e.sha256) for e in self.manifest.shards)]
-        for name, size, sha256 in entries:
-            self._check(name, size, sha256 if verify else None)
+        self._check_shards(verify, records)
         for name, sha256 in self.manifest.files.items():
             self._check(name, None, sha256)
-        table = pq.ParquetFile(folder / SAMPLES).read()  # read_table imports pandas: 2 s a process
-        if table.num_rows != self.manifest.num_images:
-            raise self._bad(SAMPLES, f"{table.num_rows} rows, not {self.manifest.num_images}")
-
-        def integers(column: str) -> npt.NDArray[np.int64]:
-            return np.array(table[column].to_pylist(), np.int64)
-
-        self.keys: list[str] = table["key"].to_pylist()
-        self.indices: npt.NDArray[np.int64] = integers("index")
-        self._shards = integers("shard")
-        self._local, self._global = integers("local_offset"), integers("global_offset")
-        self._scale = integers("scale_offset") if self.manifest.storage == "int8" else None
-        self.labels = torch.zeros(len(self), len(self.manifest.class_names), dtype=torch.int8)
-        classes = range(len(self.manifest.class_names))
-        for value, column in ((1, "labels"), (-1, "unknown")):
-            for row, marked in enumerate(table[column].to_pylist()):
-                if not all(one in classes for one in marked):
-                    raise self._bad(
-                        SAMPLES, f"{self.keys[row]} has labels beyond the {len(classes)} classes"
-                    )
-                self.labels[row, marked] = value
+        table = self._samples()
+        self._keys = table["key"]
+        self.indices = self._integers(table, "index")
+        self._shards = self._integers(table, "shard", below=len(self.manifest.shards))
+        self._local = self._integers(table, "local_offset")
+        self._global = self._integers(table, "global_offset")
+        self._scale: npt.NDArray[np.int64] | None = None
+        if self.manifest.storage == "int8":
+            self._scale = self._integers(table, "scale_offset")
+        self.labels = self._labels(table)
         self._maps: dict[int, tuple[npt.NDArray[np.uint8], memoryview]] = {}
-        self._views = [FeatureReader(view, verify=verify) for view in views]
+        self._views = [FeatureReader(view, verify=verify, records=records) for view in views]
         for view in self._views:
             ours, theirs = self.manifest, view.manifest
-            if view.keys != self.keys or ours.feature_space != theirs.feature_space:
+            if not view._keys.equals(self._keys) or ours.feature_space != theirs.feature_space:
                 raise ShardError(
                     f"{view.folder} is no view of the images of {folder}: other images or another "
                     "backbone. If images could be read in one and not in the other, run python -m "
@@ -115,6 +115,12 @@ class FeatureReader:
 
     def __len__(self) -> int:
         return self.manifest.num_images
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Names of the images, in the order of the rows."""
+        keys: list[str] = self._keys.to_pylist()
+        return keys
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -216,6 +222,82 @@ class FeatureReader:
         data: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
         self._maps[shard] = data, data.data
         return self._maps[shard]
+
+    def _samples(self) -> pa.Table:
+        """The samples table, with one row an image and all columns of the types they must have."""
+        try:
+            # read_table and to_numpy would import pandas: 2 s a process
+            with pq.ParquetFile(self.folder / SAMPLES) as file:
+                table = file.read().combine_chunks()
+        except (OSError, pa.ArrowException) as error:
+            raise self._bad(SAMPLES, f"not readable ({str(error).splitlines()[0]})") from None
+        if table.num_rows != self.manifest.num_images:
+            raise self._bad(SAMPLES, f"{table.num_rows} rows, not {self.manifest.num_images}")
+        offsets = ["local_offset", "global_offset"]
+        if self.manifest.storage == "int8":
+            offsets.append("scale_offset")
+        wanted = {
+            "key": pa.string(),
+            **dict.fromkeys(("index", "shard", *offsets), pa.int64()),
+            **dict.fromkeys(("labels", "unknown"), pa.list_(pa.int64())),
+        }
+        columns = {}
+        for name, kind in wanted.items():
+            try:
+                columns[name] = table[name].cast(kind)
+            except (KeyError, pa.ArrowException):
+                raise self._bad(SAMPLES, f"no column {name} of type {kind}") from None
+            if columns[name].null_count:
+                raise self._bad(SAMPLES, f"its column {name} has gaps")
+        return pa.table(columns)
+
+    def _integers(
+        self, table: pa.Table, column: str, *, below: int | None = None
+    ) -> npt.NDArray[np.int64]:
+        """A column of numbers from 0 on."""
+        values: npt.NDArray[np.int64] = np.array(
+            np.from_dlpack(table[column].combine_chunks()), np.int64
+        )
+        wrong = (values < 0) | (values >= below) if below is not None else values < 0
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise self._bad(SAMPLES, f"{self._keys[row]} has the {column} {values[row]}")
+        return values
+
+    def _labels(self, table: pa.Table) -> Int8[Tensor, "images classes"]:
+        """Label vectors: 1 positive, 0 negative, -1 unknown."""
+        classes = len(self.manifest.class_names)
+        labels = np.zeros((len(self), classes), np.int8)
+        for value, column in ((1, "labels"), (-1, "unknown")):
+            lists = table[column].combine_chunks()
+            counts = np.diff(np.from_dlpack(lists.offsets))
+            rows = np.repeat(np.arange(len(self)), counts)
+            marked = lists.flatten()
+            if marked.null_count:
+                raise self._bad(SAMPLES, f"its column {column} has gaps")
+            places = np.from_dlpack(marked)
+            beyond = (places < 0) | (places >= classes)
+            if beyond.any():
+                key = self._keys[int(rows[beyond.argmax()])]
+                raise self._bad(SAMPLES, f"{key} has labels beyond the {classes} classes")
+            labels[rows, places] = value
+        return torch.from_numpy(labels)
+
+    def _check_shards(self, verify: bool, records: Path | None) -> None:
+        """Compare sizes, and the checksums of those not known to be sound."""
+        seen = Verified(records, self.folder, self.manifest) if verify and records else None
+        is_news = False
+        for entry in self.manifest.shards:
+            if not verify or (seen is not None and seen.holds(entry)):
+                self._check(entry.name, entry.bytes, None)
+                continue
+            before = settled_state(self.folder / entry.name) if seen is not None else None
+            self._check(entry.name, entry.bytes, entry.sha256)
+            if seen is not None:
+                seen.add(entry, before)
+                is_news = True
+        if seen is not None and is_news:
+            seen.write()
 
     def _check(self, name: str, size: int | None, sha256: str | None) -> None:
         if Path(name).name != name:

@@ -7,6 +7,7 @@ missing and leaves alone what is there.
 """
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from pipeline.cli import Report, main
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
 from pipeline.features import (
+    FEATURES,
     FeaturePlan,
     complete_manifest,
     describe_backbone,
@@ -28,7 +30,9 @@ from pipeline.features import (
     open_backbone,
     open_labelled,
     own_manifest,
+    place_of_copy,
     plan_features,
+    verified_folder,
 )
 from pipeline.preflight import one_text_note, require_images, untrained_note
 
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from dclip.extraction import Extractor
     from dclip.paths import AnyPath
     from dclip.shards import Failure, ImageRecord, Manifest, Sidecar
+    from dclip.verified import FileState
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +79,20 @@ class Task(NamedTuple):
 
     def __str__(self) -> str:
         return f"shard {self.number} of {self.name}"
+
+
+class Made(NamedTuple):
+    """What the driver has to know of a shard that was just written.
+
+    Attributes:
+        failures: Images that could not be read.
+        sha256: Checksum of the bytes as they were written.
+        state: State of its file then; None on an object store.
+    """
+
+    failures: "Sequence[Failure]"
+    sha256: str
+    state: "FileState | None"
 
 
 class Source(NamedTuple):
@@ -137,7 +156,7 @@ def make_shard(
             done.pop((plan.folder, number), None)
 
 
-def take_over(plan: FeaturePlan, number: int, sources: Sequence[Source]) -> bool:
+def take_over(plan: FeaturePlan, number: int, sources: Sequence[Source]) -> Made | None:
     """Write one shard from finished ones alone; no backbone is needed.
 
     Args:
@@ -146,7 +165,7 @@ def take_over(plan: FeaturePlan, number: int, sources: Sequence[Source]) -> bool
         sources: Shards that hold its images; damaged ones are passed over.
 
     Returns:
-        Whether it was written; it is not where one of its images is in none of them.
+        What was written; None, and nothing is, where one of its images is in none of them.
 
     Raises:
         OSError: Shards cannot be reached or written.
@@ -156,8 +175,8 @@ def take_over(plan: FeaturePlan, number: int, sources: Sequence[Source]) -> bool
     sound = _sound(sources)
     held = {key for source in sound for key in source.sidecar.keys}
     if not held.issuperset(plan.listing.key(row) for row in plan.rows(number)):
-        return False
-    write_shard(
+        return None
+    sidecar = write_shard(
         plan.folder,
         number,
         _records(plan, number, None, sound, [], None),
@@ -166,7 +185,16 @@ def take_over(plan: FeaturePlan, number: int, sources: Sequence[Source]) -> bool
         compute=", ".join(sorted({source.sidecar.compute for source in sound})),
         seconds={},
     )
-    return True
+    return _made(plan, number, sidecar)
+
+
+def _made(plan: FeaturePlan, number: int, sidecar: "Sidecar") -> Made:
+    from dclip.shards import shard_name
+    from dclip.verified import file_state
+
+    path = plan.folder / shard_name(number)
+    state = file_state(path) if isinstance(path, Path) else None
+    return Made(sidecar.failures, sidecar.sha256, state)
 
 
 def _sound(sources: Sequence[Source]) -> list[Source]:
@@ -246,6 +274,7 @@ def extract(config: Config, plans: Sequence[FeaturePlan]) -> list[Extracted]:
     tasks: list[Task] = []
     complete: list[Manifest | None] = []
     made: Counter[int] = Counter()
+    written: dict[Task, Made] = {}
     for position, plan in enumerate(plans):
         if plan.num_images == 0:
             raise StageError(f"split {plan.listing.split!r} of {config.dataset} holds no images")
@@ -273,16 +302,18 @@ def extract(config: Config, plans: Sequence[FeaturePlan]) -> list[Extracted]:
         made[position] = len(missing)
     if tasks:
         _tell(config, plans)
-        tasks = _take_over(plans, tasks, sources)
+        written |= _take_over(plans, tasks, sources)
+        tasks = [task for task in tasks if task not in written]
     if tasks:
         for plan in {task.plan: plans[task.plan] for task in tasks}.values():
             require_images(plan.listing, plan.num_images)
-        _make_shards(config, plans, tasks, sources)
+        written |= _make_shards(config, plans, tasks, sources)
     results = []
     for position, (plan, manifest) in enumerate(zip(plans, complete, strict=True)):
         is_new = manifest is None or made[position] > 0
         if manifest is None or is_new:
-            manifest = _publish(config, plan)
+            ours = {task.number: one for task, one in written.items() if task.plan == position}
+            manifest = _publish(config, plan, ours)
         else:
             log.info("extract: nothing to do, %s is complete", plan.folder)
         results.append(Extracted(plan, manifest, made[position], is_new))
@@ -306,8 +337,8 @@ def _take_over(
     plans: Sequence[FeaturePlan],
     tasks: Sequence[Task],
     sources: Mapping[int, Mapping[str, Source]],
-) -> list[Task]:
-    """Make shards all of whose images are in finished ones; the tasks that are left."""
+) -> dict[Task, Made]:
+    """Make shards all of whose images are in finished ones, as far as those are sound."""
     from pipeline.progress import progress
 
     ready: dict[Task, list[Source]] = {}
@@ -316,18 +347,19 @@ def _take_over(
         if all(plan.listing.key(row) in images for row in plan.rows(task.number)):
             ready[task] = _sources(plan, task.number, images)
     if not ready:
-        return list(tasks)
+        return {}
     for position in {task.plan for task in ready}:
         _check_writable(plans[position].folder)
-    taken: set[Task] = set()
+    taken: dict[Task, Made] = {}
     total = sum(len(plans[task.plan].rows(task.number)) for task in ready)
     with progress("take over", total, "images") as bar:
         for task, found in ready.items():
             plan = plans[task.plan]
-            if take_over(plan, task.number, found):
-                taken.add(task)
+            made = take_over(plan, task.number, found)
+            if made is not None:
+                taken[task] = made
             bar.advance(len(plan.rows(task.number)))
-    return [task for task in tasks if task not in taken]
+    return taken
 
 
 def _to_make(config: Config, there: "Sequence[Sidecar | None]") -> list[int]:
@@ -427,7 +459,7 @@ def _make_shards(
     plans: Sequence[FeaturePlan],
     tasks: Sequence[Task],
     sources: Mapping[int, Mapping[str, Source]],
-) -> None:
+) -> dict[Task, Made]:
     """Make shards on a pool of actors, results in any order."""
     from pipeline import cluster
     from pipeline.pool import Pool
@@ -463,12 +495,15 @@ def _make_shards(
             lambda: actor.remote(config, place.device, threads), submit, place.count
         )
         finished_images, unreadable, nothing = 0, 0, ""
+        written: dict[Task, Made] = {}
         try:
             for event in pool.run(tasks):
                 if isinstance(event, int):
                     bar.show(finished_images + event)
                     continue
-                task, failures = event
+                task, made = event
+                written[task] = made
+                failures = made.failures
                 unreadable += len(failures)
                 finished_images += len(plans[task.plan].rows(task.number))
                 if unreadable == finished_images >= _ALL_UNREADABLE:
@@ -483,6 +518,7 @@ def _make_shards(
             raise StageError(f"a worker failed: {error}; finished shards are kept") from None
         if nothing:
             raise StageError(nothing)
+    return written
 
 
 def _check_writable(folder: "AnyPath") -> None:
@@ -548,18 +584,26 @@ class _Worker:
         """Images done of shards that are not finished."""
         return sum(self._done.values())
 
-    def make(self, plan: FeaturePlan, number: int, sources: Sequence[Source]) -> "list[Failure]":
-        """Make one shard; the images that could not be read."""
+    def make(self, plan: FeaturePlan, number: int, sources: Sequence[Source]) -> Made:
+        """Make one shard."""
         with self._slots:
-            return make_shard(plan, number, self._extractor, sources, self._done).failures
+            sidecar = make_shard(plan, number, self._extractor, sources, self._done)
+            return _made(plan, number, sidecar)
 
 
-def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
-    """Write text features, the samples table, the failures, and last the manifest."""
+def _publish(config: Config, plan: FeaturePlan, written: Mapping[int, Made]) -> "Manifest":
+    """Write text features, the samples table, the failures, and last the manifest.
+
+    Args:
+        config: The settings.
+        plan: All of whose shards are finished.
+        written: What was just written, by number of the shard: nobody has to read that again.
+    """
     from dclip import encode_class_names, encode_prompt_pairs, shards
     from dclip.paths import write_text
     from dclip.reader import write_text_features
     from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
+    from dclip.verified import Verified
     from pipeline.provenance import git_commit
 
     there = finished(plan)
@@ -642,6 +686,12 @@ def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
         notes=list(plan.notes),
     )
     write_text(plan.folder / shards.MANIFEST, manifest.model_dump_json(indent=1))
+    if isinstance(plan.folder, Path) and written:
+        sound = Verified(verified_folder(config.output), plan.folder, manifest)
+        for number, made in written.items():
+            if made.sha256 == manifest.shards[number].sha256:
+                sound.add(manifest.shards[number], made.state)
+        sound.write()
     if isinstance(plan.folder, Path):
         for temporary in plan.folder.glob(".*.tmp"):
             with suppress(FileNotFoundError):
@@ -651,11 +701,14 @@ def _publish(config: Config, plan: FeaturePlan) -> "Manifest":
     return manifest
 
 
-def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> None:
+def verify(plans: Sequence[FeaturePlan], output: Path, *, repair: bool) -> None:
     """Read every byte of all shards and compare it with the checksum it was written with.
+
+    Whatever was found before does not count, and what is found now is kept for other commands.
 
     Args:
         plans: What to look at.
+        output: The output folder.
         repair: Delete what is damaged, to be made again, instead of raising.
 
     Raises:
@@ -664,23 +717,41 @@ def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     from dclip.shards import check_shard, file_problem, shard_name, sidecar_digest
+    from dclip.verified import Verified, forget, settled_state
     from pipeline.progress import progress
 
+    def look(plan: FeaturePlan, number: int, sidecar: "Sidecar | None") -> tuple[str, Any]:
+        path = plan.folder / shard_name(number)
+        before = None
+        if isinstance(path, Path) and path.is_file():
+            before = settled_state(path)
+            _drop_from_memory(path)
+        return check_shard(plan.folder, number, sidecar), before
+
     lines: list[str] = []
+    records = verified_folder(output)
     for plan in plans:
+        # first, in case this is stopped; of a remote folder, what is known of its copy
+        local = plan.folder
+        if not isinstance(local, Path):
+            local = place_of_copy(local, output / FEATURES)
+        forget(records, local)
         sidecars = finished(plan)
         manifest = own_manifest(plan)
         entries = dict(enumerate(manifest.shards if manifest else []))
         damaged: list[int] = []
         found: list[str] = []
+        sound = (
+            Verified(records, plan.folder, manifest)
+            if manifest is not None and isinstance(plan.folder, Path)
+            else None
+        )
         with (
             progress(f"verify {plan.name}", plan.num_shards, "shards") as bar,
             ThreadPoolExecutor(4) as threads,
         ):
-            checks = threads.map(
-                check_shard, [plan.folder] * len(sidecars), range(len(sidecars)), sidecars
-            )
-            for number, problem in enumerate(checks):
+            checks = threads.map(look, [plan] * len(sidecars), range(len(sidecars)), sidecars)
+            for number, (problem, before) in enumerate(checks):
                 sidecar, entry = sidecars[number], entries.get(number)
                 if not problem and sidecar is not None and entry is not None:
                     if entry.sidecar and entry.sidecar != sidecar_digest(sidecar):
@@ -690,6 +761,8 @@ def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> None:
                 if problem:
                     damaged.append(number)
                     found.append(f"{plan.folder / shard_name(number)}: {problem}")
+                elif sound is not None and entry is not None:
+                    sound.add(entry, before)
                 bar.advance(1)
         if not damaged:
             if manifest is None:
@@ -699,6 +772,8 @@ def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> None:
                     problem = file_problem(plan.folder / name, None, sha256)
                     if problem:
                         found.append(f"{plan.folder / name}: {problem}")
+        if sound is not None:
+            sound.write()
         if repair and found:
             _remove(plan, damaged)
         lines += found
@@ -707,6 +782,13 @@ def verify(plans: Sequence[FeaturePlan], *, repair: bool) -> None:
         raise StageError(f"damaged or missing:\n  {shown}\n--repair makes them again")
     for line in lines:
         log.warning("extract: %s; it is made again", line)
+
+
+def _drop_from_memory(path: Path) -> None:
+    """Have the system read a file from its disk again, not from what it keeps of it in memory."""
+    if hasattr(os, "posix_fadvise"):  # elsewhere there is no way to ask
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def all_plans(config: Config) -> list[FeaturePlan]:
@@ -732,7 +814,7 @@ def run(config: Config) -> Report:
     plans = all_plans(config)
     report: Report = {"stage": "extract", "splits": {}}
     if config.extract.verify or config.extract.repair:
-        verify(plans, repair=config.extract.repair)
+        verify(plans, config.output, repair=config.extract.repair)
         if not config.extract.repair:
             shards = sum(plan.num_shards for plan in plans)
             sys.stdout.write(f"as written: {counted(shards, 'shard')}\n")
@@ -843,8 +925,6 @@ def _estimate(
     config: Config, plan: FeaturePlan, known: "Sequence[Sidecar]", images_left: int
 ) -> str:
     """Expected time, by the speed of finished shards or of a few images encoded now."""
-    import os
-
     from pipeline import cluster
 
     if os.environ.get("RAY_ADDRESS"):

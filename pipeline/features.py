@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from dclip.reader import FeatureReader
     from dclip.shards import Manifest, Sidecar, Storage
 
+FEATURES = "features"
+"""Folder below the output folder of features made here, and of copies of remote ones."""
+
 log = logging.getLogger(__name__)
 
 
@@ -512,7 +515,7 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
         "storage": wanted.storage,
     }
     place = (
-        config.output.absolute() / "features"
+        config.output.absolute() / FEATURES
         if config.features is None
         else config.features.absolute()
     )
@@ -595,7 +598,8 @@ def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) 
     Args:
         folders: Of complete plans: the clean one, then its views, if they are wanted.
         output: The output folder.
-        verify: Compare every checksum.
+        verify: Compare every checksum, but for shards that were compared within a day and were not
+            touched since; the output folder keeps which (see `dclip.verified`).
 
     Raises:
         StageError: They are missing, damaged or foreign.
@@ -605,11 +609,18 @@ def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) 
 
     places = local_folders(folders, output)
     try:
-        return FeatureReader(places[0], views=places[1:], verify=verify)
+        return FeatureReader(
+            places[0], views=places[1:], verify=verify, records=verified_folder(output)
+        )
     except ShardError as error:
         copies = [str(p) for p, given in zip(places, folders, strict=True) if str(p) != given]
         copied = f" (these are copies: delete {' and '.join(copies)} to copy them again)"
         raise StageError(f"{error}{copied if copies else ''}") from None
+
+
+def verified_folder(output: Path) -> Path:
+    """Where an output folder keeps which shards were compared with their checksums lately."""
+    return output.absolute() / "verified"
 
 
 def local_folders(folders: Sequence[str], output: Path) -> list[Path]:
@@ -623,11 +634,16 @@ def local_folders(folders: Sequence[str], output: Path) -> list[Path]:
 
     try:
         return [
-            place if isinstance(place, Path) else copy_features(place, output / "features")
+            place if isinstance(place, Path) else copy_features(place, output / FEATURES)
             for place in map(as_path, folders)
         ]
     except ShardError as error:
         raise StageError(str(error)) from None
+
+
+def place_of_copy(folder: "AnyPath", cache: Path) -> Path:
+    """Where the copy of a folder of features lies."""
+    return cache / folder.parent.name / folder.name
 
 
 def copy_features(folder: "AnyPath", cache: Path) -> Path:
@@ -640,7 +656,7 @@ def copy_features(folder: "AnyPath", cache: Path) -> Path:
     from dclip.shards import MANIFEST, ShardError, file_problem, read_manifest
     from pipeline.progress import progress
 
-    target = cache / folder.parent.name / folder.name
+    target = place_of_copy(folder, cache)
     try:
         copied = read_manifest(target)
     except ShardError:

@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -169,3 +170,20 @@ def serve() -> Iterator[Callable[[Path], WebServer]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the shards that this process reads whole, from the beginning of the test on."""
+    from dclip import shards
+
+    names: list[str] = []
+    original = shards.hashlib.file_digest
+
+    def counting(file: Any, name: str) -> Any:
+        if file.name.endswith(".tar"):
+            names.append(Path(file.name).name)
+        return original(file, name)
+
+    monkeypatch.setattr(shards.hashlib, "file_digest", counting)
+    return names

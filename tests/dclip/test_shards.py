@@ -4,12 +4,16 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import webdataset as wds
@@ -181,6 +185,160 @@ def test_a_damaged_folder_is_refused_by_name(tmp_path: Path, damage, words: str)
         FeatureReader(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "pipeline.extract" in str(caught.value)
+
+
+def change_samples(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Put another samples table into a folder, with its checksum in the manifest."""
+    table = pq.ParquetFile(folder / shards.SAMPLES).read()
+    pq.write_table(change(table), folder / shards.SAMPLES)
+    forge(folder, shards.SAMPLES)
+
+
+def forge(folder: Path, name: str) -> None:
+    manifest = json.loads((folder / shards.MANIFEST).read_text())
+    manifest["files"][name] = shards.file_digest(folder / name)
+    (folder / shards.MANIFEST).write_text(json.dumps(manifest))
+
+
+def put(name: str, column: list[object], kind: pa.DataType) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.set_column(
+        table.column_names.index(name), name, pa.array(column, kind)
+    )
+
+
+LISTS = pa.list_(pa.int32())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put("labels", [[0], [1], [2], [0, 3], [4], [2], [0]], LISTS), "image-3 has labels beyond"),
+        (put("unknown", [[], [], [], [], [], [2], [0, -1]], LISTS), "image-6 has labels beyond"),
+        (put("labels", [[0], None, [2], [0], [1], [2], [0]], LISTS), "column labels has gaps"),
+        (put("unknown", [[], [], [None], [], [], [], []], LISTS), "column unknown has gaps"),
+        (put("labels", ["cat"] * 7, pa.string()), "no column labels of type list"),
+        (put("labels", [0] * 7, pa.int32()), "no column labels of type list"),
+        (put("index", [0, 1, None, 3, 4, 5, 6], pa.int64()), "column index has gaps"),
+        (put("local_offset", [0.5] * 7, pa.float64()), "no column local_offset of type int64"),
+        (put("global_offset", [0, 0, 0, 0, 0, -1, 0], pa.int64()), "image-5 has the global_offset"),
+        (put("shard", [0, 0, 0, 0, 1, 1, 2], pa.int32()), "image-6 has the shard 2"),
+        (lambda table: table.drop_columns(["key"]), "no column key of type string"),
+        (lambda table: table.slice(0, 6), "6 rows, not 7"),
+    ],
+)
+def test_a_samples_table_that_cannot_be_right_is_named(
+    tmp_path: Path, change: Callable[[pa.Table], pa.Table], words: str
+) -> None:
+    write_folder(tmp_path)
+    change_samples(tmp_path, change)
+    with pytest.raises(ShardError, match=words) as caught:
+        FeatureReader(tmp_path)
+    assert str(tmp_path / shards.SAMPLES) in str(caught.value)
+    assert "--repair" in str(caught.value)
+
+
+def test_a_samples_table_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / shards.SAMPLES).write_bytes(b"key,index")
+    forge(tmp_path, shards.SAMPLES)
+    with pytest.raises(ShardError, match="not readable"):
+        FeatureReader(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: pa.concat_tables([table.slice(0, 2), table.slice(2)]),
+        lambda table: pa.Table.from_batches(table.to_batches(max_chunksize=1)),
+        put("key", [f"image-{i}" for i in range(7)], pa.large_string()),
+        put("labels", [[i % 3] for i in range(7)], pa.large_list(pa.uint8())),
+    ],
+    ids=["two pieces", "a piece a row", "long strings", "other whole numbers"],
+)
+def test_how_a_samples_table_is_laid_out_does_not_matter(
+    tmp_path: Path, change: Callable[[pa.Table], pa.Table]
+) -> None:
+    written = write_folder(tmp_path)
+    expected = FeatureReader(tmp_path)
+    change_samples(tmp_path, change)
+    reader = FeatureReader(tmp_path)
+    assert reader.keys == expected.keys == [record.key for record in written]
+    assert torch.equal(reader.labels, expected.labels)
+    assert np.array_equal(reader.indices, expected.indices)
+    assert torch.equal(reader.local(np.arange(7)), expected.local(np.arange(7)))
+
+
+def test_labels_are_those_of_a_loop_over_the_images(tmp_path: Path) -> None:
+    """Any number of positives and unknowns an image, none included; who is both is unknown."""
+    random = np.random.default_rng(0)
+    plain = records(200)
+    marks = [[np.flatnonzero(random.random(3) < 0.4).tolist() for _ in plain] for _ in range(2)]
+    sidecars = [
+        write(
+            tmp_path,
+            number,
+            (
+                replace(record, labels=tuple(positive), unknown=tuple(unknown))
+                for record, positive, unknown in list(zip(plain, *marks, strict=True))[part]
+            ),
+        )
+        for number, part in enumerate((slice(0, 70), slice(70, 200)))
+    ]
+    (tmp_path / "features").mkdir()
+    write_folder(tmp_path / "features", (70, 130))
+    shards.write_samples(tmp_path / "features" / shards.SAMPLES, sidecars)
+    forge(tmp_path / "features", shards.SAMPLES)
+    expected = torch.zeros(200, 3, dtype=torch.int8)
+    for row, (positive, unknown) in enumerate(zip(*marks, strict=True)):
+        expected[row, positive] = 1
+        expected[row, unknown] = -1
+    assert torch.equal(FeatureReader(tmp_path / "features").labels, expected)
+
+
+def test_opening_takes_no_more_calls_for_more_images(tmp_path: Path) -> None:
+    """What makes COCO's 82,081 images open at once: no step is taken for each."""
+
+    def calls(folder: Path) -> int:
+        count = 0
+
+        def counting(_frame: object, event: str, _what: object) -> None:
+            nonlocal count
+            count += event in ("call", "c_call")
+
+        sys.setprofile(counting)
+        try:
+            FeatureReader(folder)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    write_folder(tmp_path / "few", (5, 5))
+    write_folder(tmp_path / "many", (100, 300))
+    calls(tmp_path / "few")
+    assert calls(tmp_path / "many") < calls(tmp_path / "few") + 100
+
+
+def test_opening_does_not_load_pandas(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from dclip.reader import FeatureReader; "
+        f"reader = FeatureReader(Path({str(tmp_path)!r})); "
+        "assert len(reader.keys) == 7; assert 'pandas' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_view_of_other_images_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path / "clean")
+    write_folder(tmp_path / "same")
+    assert FeatureReader(tmp_path / "clean", views=[tmp_path / "same"]).views == 2
+    write_folder(tmp_path / "fewer", (4, 2))
+    keys = [f"image-{i}" for i in (0, 2, 1, 3, 4, 5, 6)]
+    change_samples(tmp_path / "same", put("key", keys, pa.string()))
+    for view in ("same", "fewer"):
+        with pytest.raises(ShardError, match=f"{view} is no view of the images of .*clean"):
+            FeatureReader(tmp_path / "clean", views=[tmp_path / view])
 
 
 def test_a_folder_without_a_manifest_is_not_features(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dclip import shards
 from dclip.backbones import Backbone, ImageFeatures
 from dclip.data import shapes
 from dclip.data.listing import ShapesListing
@@ -25,10 +26,18 @@ from dclip.extraction import Extractor
 from dclip.paths import RemotePath, as_path
 from dclip.reader import FeatureReader
 from dclip.shards import FAILURES, SAMPLES, TEXT, file_digest, read_manifest
+from dclip.verified import file_state
 from pipeline import extract, features, train
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
-from pipeline.features import FeaturePlan, finished, open_backbone, open_features, plan_features
+from pipeline.features import (
+    FeaturePlan,
+    finished,
+    open_backbone,
+    open_features,
+    plan_features,
+    verified_folder,
+)
 
 from .conftest import TOY, WITH_RAY, settings, workers_below
 from .toy_backbone import ToyBackbone
@@ -266,12 +275,14 @@ def flip(tar: Path) -> None:
 
 
 def test_flipped_bytes_are_found_named_and_made_again(
-    ray_session: None, tmp_path: Path, undisturbed: dict[str, str]
+    ray_session: None, tmp_path: Path, undisturbed: dict[str, str], hashed: list[str]
 ) -> None:
     config = many(tmp_path)
     plan = plan_features(config, "train")
     assert isinstance(plan.folder, Path)
     extract.run(config)
+    open_features(plan.folders, tmp_path)
+    assert not hashed  # what workers just wrote is not read again
     flip(plan.folder / "shard-000003.tar")
     labels = plan.folder / "shard-000001.json"
     sidecar = json.loads(labels.read_text())
@@ -289,7 +300,77 @@ def test_flipped_bytes_are_found_named_and_made_again(
         train.run(config)
     assert extract.run(many(tmp_path, repair=True))["splits"]["train"]["shards_made"] == 4
     assert tars(plan.folder) == undisturbed
+    hashed.clear()
     assert extract.run(many(tmp_path, verify=True))["verified"] == plan.num_shards
+    assert len(hashed) == plan.num_shards
+
+
+def rot(folder: Path, name: str, records: Path) -> None:
+    """Damage a shard as a bad disk does: nothing that is known of its file changes."""
+    flip(folder / name)
+    (path,) = records.glob("*.json")
+    content = json.loads(path.read_text())
+    content["shards"][name]["state"] = file_state(folder / name).model_dump()  # type: ignore[union-attr]
+    path.write_text(json.dumps(content))
+
+
+def test_verify_reads_every_shard_whatever_is_known_and_ends_what_was_trusted(
+    tmp_path: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = many(tmp_path)
+    plan = plan_features(config, "train")
+    folder = make_here(plan, config)
+    extract.extract(config, [plan])
+    for shards_read in (plan.num_shards, 0):  # made by an earlier command, which kept no record
+        hashed.clear()
+        open_features(plan.folders, tmp_path)
+        assert len(hashed) == shards_read
+    extract.run(many(tmp_path, verify=True))
+    assert len(hashed) == plan.num_shards
+    rot(folder, "shard-000003.tar", verified_folder(tmp_path))
+    hashed.clear()
+    open_features(plan.folders, tmp_path)  # trusted for a day
+    assert not hashed
+    with pytest.raises(StageError, match=r"shard-000003\.tar: its checksum differs"):
+        extract.run(many(tmp_path, verify=True))
+    assert len(hashed) == plan.num_shards
+    hashed.clear()
+    with pytest.raises(StageError, match=r"shard-000003\.tar: its checksum differs"):
+        open_features(plan.folders, tmp_path)
+    assert hashed == ["shard-000003.tar"]
+
+    def stopped(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    flip(folder / "shard-000003.tar")
+    open_features(plan.folders, tmp_path)
+    monkeypatch.setattr(shards, "check_shard", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        extract.run(many(tmp_path, verify=True))
+    hashed.clear()
+    open_features(plan.folders, tmp_path)
+    assert len(hashed) == plan.num_shards  # a verification that was stopped vouches for nothing
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system cannot be asked")
+def test_verify_asks_for_the_disk_not_for_what_is_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = many(tmp_path, limit=16)
+    plan = plan_features(config, "train")
+    folder = make_here(plan, config)
+    extract.extract(config, [plan])
+    dropped: list[int] = []
+
+    def advise(file: int, start: int, length: int, advice: int) -> None:
+        assert (start, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        dropped.append(os.fstat(file).st_ino)
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    open_features(plan.folders, tmp_path)
+    assert not dropped
+    extract.run(many(tmp_path, limit=16, verify=True))
+    assert sorted(dropped) == sorted(path.stat().st_ino for path in folder.glob("*.tar"))
 
 
 class LittleMemory(ToyBackbone):
@@ -387,7 +468,7 @@ def photos(root: Path, labels: Sequence[str], *, parted: bool) -> Config:
 
 @pytest.mark.parametrize("parted", [False, True])
 def test_a_class_that_is_renamed_makes_no_image_features_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parted: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parted: bool, hashed: list[str]
 ) -> None:
     config = photos(tmp_path / "photos", ["a", "b"] * 10, parted=parted)
     before = [make_here(plan, config) for plan in extract.all_plans(config)]
@@ -397,6 +478,10 @@ def test_a_class_that_is_renamed_makes_no_image_features_anew(
     monkeypatch.setattr(ToyBackbone, "encode_images", lambda *_: pytest.fail("looks at an image"))
     renamed = photos(tmp_path / "photos", ["z", "b"] * 10, parted=parted)
     results = extract.extract(renamed, extract.all_plans(renamed))
+    hashed.clear()
+    for plan, *_ in results:
+        open_features(plan.folders[:1], renamed.output)
+    assert not hashed  # what was just taken over is not read again
     for folder, (plan, manifest, *_) in zip(before, results, strict=True):
         assert plan.folder != folder
         assert manifest.class_names == ["b", "z"]
@@ -618,7 +703,7 @@ def test_a_thousand_finished_shards_need_no_torch(tmp_path: Path) -> None:
     )  # fmt: skip
     plan = plan_features(config, "train")
     make_here(plan, config)
-    extract._publish(config, plan)
+    extract._publish(config, plan, {})
     code = (
         "import sys; from pipeline import cli; "
         f"code = cli.main('extract', {['--output', str(tmp_path), *words]!r}); "
