@@ -475,7 +475,7 @@ def default_splits(
         names = known_splits(name, root, options)
     if not names:
         raise UsageError(f"which split of {name!r}? Name it with --split")
-    return sorted(names, key=lambda split: "train" not in split)
+    return sorted(names, key=lambda split: "train" not in split.casefold())
 
 
 def _usual_splits(found: "Dataset") -> list[str]:
@@ -804,7 +804,7 @@ def _check_pair(
         findings.add("note", "", f"one split alone, {splits[0]!r}; a test needs images of its own")
         findings.add("remedy", "", f"to part it: {command} --test-fraction 0.2")
     elif not {"train", "test"} <= set(splits):
-        train = next((split for split in splits if "train" in split), splits[0])
+        train = next((split for split in splits if "train" in split.casefold()), splits[0])
         test = next(split for split in (*sorted(splits, key=_unlike_test),) if split != train)
         findings.add("note", "", f"splits are called {', '.join(map(repr, splits))}")
         findings.add(
@@ -817,7 +817,7 @@ def _check_pair(
 
 def _unlike_test(split: str) -> int:
     """Rank of a split among those that may be the test split, 0 the likeliest."""
-    return next((rank for rank, word in enumerate(("test", "val")) if word in split), 2)
+    return next((rank for rank, word in enumerate(("test", "val")) if word in split.casefold()), 2)
 
 
 def _check_overlap(

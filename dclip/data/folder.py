@@ -150,8 +150,8 @@ def read_tables(
         tables: The table of each split; paths in it are relative to the folder it lies in.
         is_of_split: Whether an image is of the split, by its path; a table may have several.
         separator: As for `read_folder`.
-        unlabelled: The column that is no class, and has 1 where an image was not labelled: all its
-            labels are unknown. None if there is no such one.
+        unlabelled: The column, in small letters, that is no class, and has 1 where an image was
+            not labelled: all its labels are unknown. None if there is no such one.
 
     Raises:
         ValueError: As of `read_folder`.
@@ -163,8 +163,9 @@ def read_tables(
 
     def read(path: Path) -> LabelTable:
         table = read_table(path, separator=separator, known=known)
-        if unlabelled in table.classes and unlabelled not in known:
-            table = _without_unlabelled(table, unlabelled)
+        spelt = next((c for c in table.classes if c.casefold() == unlabelled), None)
+        if spelt is not None and spelt not in known:
+            table = _without_unlabelled(table, spelt)
         place = path.parent.relative_to(folder)
         files = [
             file if PurePosixPath(file).is_absolute() else str(place / file) for file in table.files

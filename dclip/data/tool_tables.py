@@ -17,8 +17,8 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CLASSES_FILE = "_classes.csv"
 """What Roboflow exports labels of images to."""
 
-UNLABELLED = "Unlabeled"
-"""Roboflow's column of images that nobody labelled, beside those of the classes."""
+UNLABELLED = "unlabeled"
+"""Roboflow's column of images that nobody labelled, in letters of any size."""
 
 
 def find_metadata(folder: Path, *, separator: str = ";") -> Tree | None:

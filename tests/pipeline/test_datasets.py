@@ -597,6 +597,16 @@ def test_one_split_alone_says_what_is_missing_and_the_command(
     assert "1 of the images have the same bytes as another one" in capsys.readouterr().out
 
 
+def test_splits_in_letters_of_any_size_are_told_which_is_which(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, split in enumerate(("Train", "Test")):
+        Image.new("RGB", (8, 8), (number, 9, 9)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{split}.CSV").write_text(f"file,labels\n{number}.png,dog;cat\n")
+    assert main("check", f"folder:{tmp_path}") == 0
+    assert "--train-split Train --test-split Test" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -392,6 +392,8 @@ def test_roboflows_column_of_unlabelled_images_is_no_class(tmp_path: Path) -> No
         "column 'Unlabeled' of _classes.csv is no class: 1 image with 1 there, labels of which are"
         " unknown"
     ) in listing.notes
+    table.write_text(table.read_text().lower())
+    assert opened(tmp_path, "train").class_names == ("cat", "dog")
     table.write_text("filename, Unlabeled, cat, dog\n1.jpg, 1, 1, 1\n")
     with pytest.raises(ValueError, match="line 2: Unlabeled is 1 and so is a class"):
         opened(tmp_path, "train")
