@@ -93,11 +93,8 @@ def ray_session(config: Config, *, dashboard: bool = False) -> Iterator[None]:
         UsageError: ``RAY_ADDRESS`` is no address of a cluster.
         StageError: The cluster cannot be reached, or Ray does not start.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     address = cluster_address()
-    import ray
-
+    ray = _ray()
     if ray.is_initialized():
         yield
         return
@@ -112,6 +109,28 @@ def ray_session(config: Config, *, dashboard: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
+def require_cluster() -> None:
+    """Find out, before anything is loaded, whether the cluster of ``RAY_ADDRESS`` is there.
+
+    Raises:
+        UsageError: ``RAY_ADDRESS`` is no address of a cluster.
+        StageError: The cluster cannot be reached.
+    """
+    address = cluster_address()
+    if address and not _ray().is_initialized():
+        _ask_head(address)
+
+
+def _ray() -> Any:
+    """The module, which reads some of its environment when it is imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    return ray
+
+
+_REMEDY = "start the cluster, or unset RAY_ADDRESS to run on this machine"
 _PROBE_SECONDS = 5.0  # a cluster that takes longer to say its name is not there
 _SILENCE_SECONDS = 10.0  # of a start, after which it is said what is waited for
 _PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
@@ -145,19 +164,18 @@ def _join(address: str) -> None:
     """Join a cluster, once its head node has answered; Ray itself asks a dead one for minutes."""
     import ray
 
-    remedy = "start the cluster, or unset RAY_ADDRESS to run on this machine"
-    _ask_head(address, remedy)
+    _ask_head(address)
     try:
         # progress bars and log lines of ours replace Ray's own
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:
         ray.shutdown()
         raise StageError(
-            f"cannot join the cluster of RAY_ADDRESS={address}: {told(error)}; {remedy}"
+            f"cannot join the cluster of RAY_ADDRESS={address}: {told(error)}; {_REMEDY}"
         ) from None
 
 
-def _ask_head(address: str, remedy: str) -> None:
+def _ask_head(address: str) -> None:
     """Find out in seconds whether a head node is at the address, and a node on this machine."""
     import grpc
     import psutil
@@ -171,7 +189,7 @@ def _ask_head(address: str, remedy: str) -> None:
         token = loader.get_token_for_http_header(ignore_auth_mode=is_found)
     except Exception as error:  # Ray's own have no class in common
         raise StageError(
-            f"cannot join the cluster of RAY_ADDRESS={address}: {told(error)}; {remedy}"
+            f"cannot join the cluster of RAY_ADDRESS={address}: {told(error)}; {_REMEDY}"
         ) from None
     shown = address if address == place else f"{address} ({place})"
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
@@ -181,8 +199,8 @@ def _ask_head(address: str, remedy: str) -> None:
                 ask(b"", timeout=_PROBE_SECONDS, metadata=tuple(token.items()))
             except grpc.RpcError as error:
                 why, what = {
-                    "UNAVAILABLE": ("nothing answers there", remedy),
-                    "DEADLINE_EXCEEDED": (f"no answer within {_PROBE_SECONDS:.0f} s", remedy),
+                    "UNAVAILABLE": ("nothing answers there", _REMEDY),
+                    "DEADLINE_EXCEEDED": (f"no answer within {_PROBE_SECONDS:.0f} s", _REMEDY),
                     "UNIMPLEMENTED": (
                         "what answers is no head node",
                         "give its address and port, 6379 by default",
@@ -192,7 +210,7 @@ def _ask_head(address: str, remedy: str) -> None:
                         "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what `ray get-auth-token` "
                         "prints on the head node",
                     ),
-                }.get(error.code().name, (told(error), remedy))
+                }.get(error.code().name, (told(error), _REMEDY))
                 raise StageError(
                     f"cannot join the cluster of RAY_ADDRESS={shown}: {why}; {what}"
                 ) from None

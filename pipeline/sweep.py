@@ -84,6 +84,9 @@ def run(config: Config) -> Report:
     check(config)  # before anything is loaded, which takes seconds
 
     from pipeline import cluster
+
+    cluster.require_cluster()
+
     from pipeline.features import open_features, plan_features
 
     plan = plan_features(config, config.train_split)

@@ -144,9 +144,12 @@ def _number(value: float | None) -> str:
 
 
 def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
+    from pipeline import cluster
+
+    cluster.require_cluster()  # what follows takes seconds to load
+
     from dclip.batches import hold_out
     from dclip.training import check_training
-    from pipeline import cluster
     from pipeline.checkpoints import read_state, write_checkpoint
     from pipeline.features import open_features
     from pipeline.origin import FORMAT, About, Encoder

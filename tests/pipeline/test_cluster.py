@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import grpc
@@ -20,7 +21,7 @@ import psutil
 import pytest
 import ray
 
-from pipeline import cluster
+from pipeline import cluster, sweep, train
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
 
@@ -133,6 +134,19 @@ def test_what_is_no_address_is_wrong_usage(
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UsageError, match=words):
         enter()
+
+
+@pytest.mark.parametrize("stage", [train, sweep])
+def test_a_cluster_that_is_not_there_is_told_before_features_are_opened(
+    stage: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "garbage")
+    with pytest.raises(UsageError, match="is not HOST:PORT"):
+        stage.run(Config(output=tmp_path))  # without features, which are looked for afterwards
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(StageError, match="nothing answers there"):
+        stage.run(Config(output=tmp_path))
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize("address", ["head:6379", "10.0.0.1:6379", "[::1]:6379", "auto"])
