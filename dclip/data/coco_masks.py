@@ -35,6 +35,7 @@ from dclip.data.segmentation import (
 )
 from dclip.data.stuff import THING_IDS, find_stuff_maps, pixel_map
 from dclip.paths import AnyPath
+from dclip.words import counted
 
 _OPTIONS = {"classes": ("object81", "object80"), "masks": ("area", "file", "stuff")}
 _THINGS, _BACKGROUND = read_class_names("coco80"), read_class_names("background")
@@ -205,9 +206,21 @@ def open_own_masks(
         split: Name of the split.
 
     Raises:
-        ValueError: As `paint_instances`; or a category is called background.
+        ValueError: As `paint_instances`; or a category is called background, or no object has an
+            outline with a pixel in it, as in files of boxes alone.
     """
     listing = paint_instances(annotation_file, folders[0], split=split, also=folders[1:])
+    areas = [item.area for objects in listing.objects for item in objects]
+    if areas and not any(areas):
+        raise ValueError(
+            f"{annotation_file}: none of {counted(len(areas), 'object')} has an outline with a"
+            " pixel in it; masks need outlines, and boxes are none"
+        )
+    notes = list(listing.notes)
+    if 0 in areas:
+        notes.append(
+            f"{counted(areas.count(0), 'object')} without a pixel in the outline: not in any mask"
+        )
     (background,) = _BACKGROUND
     if background[0] in listing.class_names:
         raise ValueError(
@@ -218,6 +231,7 @@ def open_own_masks(
         listing,
         phrasings=(background, *listing.phrasings),
         with_background=True,
+        notes=tuple(notes),
         ignore_index=ignore_index_of(1 + len(listing.class_names)),
     )
 

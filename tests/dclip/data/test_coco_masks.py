@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from dclip.data.coco import find_coco_split
-from dclip.data.coco_masks import decode_runs, paint_instances
+from dclip.data.coco_masks import decode_runs, open_own_masks, paint_instances
 from dclip.data.images import ImageError
 from dclip.data.registry import get_dataset
 
@@ -86,6 +86,14 @@ def test_a_polygon_of_two_corners_encloses_nothing(tmp_path: Path) -> None:
         mask = paint(tmp_path, [square(1, 1, 0, 1, segmentation=outline)], "area")
         assert (mask == 255).all()
     assert (paint(tmp_path, [square(1, 1, 0, 2)], "area") == 0).sum() == 4
+
+
+def test_boxes_without_outlines_make_no_masks_of_ones_own(tmp_path: Path) -> None:
+    boxes = [square(number, 1, 0, 1, segmentation=[]) for number in (1, 2)]
+    with pytest.raises(ValueError, match="none of 2 objects has an outline with a pixel"):
+        open_own_masks(write(tmp_path, boxes), [tmp_path], split="val")
+    listing = open_own_masks(write(tmp_path, [*boxes, square(3, 1, 0, 2)]), [tmp_path], split="val")
+    assert "2 objects without a pixel in the outline: not in any mask" in listing.notes
 
 
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=60), st.integers(1, 5))
