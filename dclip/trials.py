@@ -89,7 +89,7 @@ def _align(model: DCLIP, texts: Float64[Tensor, "pairs dim"]) -> None:
     start = torch.nn.init.orthogonal_(torch.empty_like(weight)).double()
     carried = texts @ start.T
     gram = texts @ texts.T
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())  # in place: it is large
     missing = projected * (carried.norm() / projected.norm()) - carried
     aligned = start + missing.T @ torch.linalg.solve(gram, texts)
     weight.copy_(aligned * (weight.norm() / aligned.norm()))

@@ -1,6 +1,6 @@
 """Mutual feature information (MFI): what the text feature of one class tells of the others."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -137,10 +137,38 @@ def _gram_squares(
             rows - rows.mean(dim=-2, keepdim=True), dim=-2 if gram == "feature" else -1
         )
     matrix = rows.mT @ rows if gram == "feature" else rows @ rows.mT
-    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
-    # Set to zero rather than subtract, so that rounding leaves nothing where nothing should be.
-    off_diagonal = matrix - torch.diag_embed(diagonal)
-    return (diagonal - 1).square().sum(dim=-1), off_diagonal.square().sum(dim=(-2, -1))
+    diagonal, off_diagonal = _SquaredDistance.apply(matrix)
+    return diagonal, off_diagonal
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """Sums of squares of a matrix minus identity: its diagonal and its off-diagonal part.
+
+    The matrix is overwritten. With thousands of classes it takes more room than all else, and
+    differentiating step by step would make six of its size.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, matrix: Float[Tensor, "*trials size size"]
+    ) -> tuple[Float[Tensor, "*trials"], Float[Tensor, "*trials"]]:
+        distance = matrix.diagonal(dim1=-2, dim2=-1) - 1
+        # Set to zero rather than subtract, so that rounding leaves nothing where nothing should be.
+        matrix.diagonal(dim1=-2, dim2=-1).zero_()
+        ctx.save_for_backward(distance, matrix)
+        return distance.square().sum(dim=-1), matrix.square().sum(dim=(-2, -1))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any,
+        by_diagonal: Float[Tensor, "*trials"],
+        by_off_diagonal: Float[Tensor, "*trials"],
+    ) -> Float[Tensor, "*trials size size"]:
+        distance, off_diagonal = ctx.saved_tensors
+        by_matrix: Tensor = off_diagonal * (2 * by_off_diagonal[..., None, None])
+        by_matrix.diagonal(dim1=-2, dim2=-1).copy_(2 * distance * by_diagonal[..., None])
+        return by_matrix
 
 
 def check_mfi_stability(

@@ -167,6 +167,40 @@ def test_gradients_are_those_of_the_equation(gram: str) -> None:
     assert torch.autograd.gradcheck(lambda rows: mfi_loss(rows, gram=gram), (features,))
 
 
+@pytest.mark.parametrize("gram", ["feature", "class"])
+@pytest.mark.parametrize("shape", [(30, 8), (3, 30, 8)])
+def test_gradients_are_bit_for_bit_those_of_differentiating_step_by_step(
+    gram: str, shape: tuple[int, ...]
+) -> None:
+    features = torch.randn(shape, requires_grad=True)
+    loss = mfi_loss(features, gram=gram, redundancy_weight=0.37)
+    loss.sum().backward()
+    by_step = features.detach().clone().requires_grad_()
+    rows = F.normalize(by_step, dim=-1)
+    matrix = rows.mT @ rows if gram == "feature" else rows @ rows.mT
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    off_diagonal = matrix - torch.diag_embed(diagonal)
+    expected = (diagonal - 1).square().sum(-1) + 0.37 * off_diagonal.square().sum((-2, -1))
+    expected.sum().backward()
+    assert features.grad is not None
+    assert by_step.grad is not None
+    assert torch.equal(loss, expected)
+    assert torch.equal(features.grad, by_step.grad)
+
+
+def test_the_gram_matrix_of_many_classes_is_kept_once() -> None:
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    features = torch.randn(400, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        mfi_loss(features, gram="class")
+    assert sum(size >= 400 * 400 for size in kept) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     features = torch.randn(8, 5).to(dtype)
