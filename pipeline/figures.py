@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -448,6 +448,8 @@ def class_histogram(counts: np.ndarray, names: Sequence[str], title: str) -> Fig
     axis.bar(range(len(order)), counts[order], color="#0072b2", width=0.8)
     if counts.max() > 30 * max(counts.min(), 1):
         axis.set_yscale("symlog", linthresh=1)  # which has a place for 0
+    else:
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylim(bottom=0)
     axis.set_xlim(-0.7, len(order) - 0.3)
     axis.set_xticks(range(len(order)), [one_line(names[i]) for i in order], rotation=90, fontsize=8)
@@ -461,11 +463,13 @@ def class_histogram(counts: np.ndarray, names: Sequence[str], title: str) -> Fig
 def cooccurrence(together: np.ndarray, names: Sequence[str], title: str) -> Figure:
     """Of the images with the class of a row, the share that has the class of a column as well.
 
-    ``together[i, j]`` counts the images with both; on the diagonal those with the class. The
-    diagonal, and rows of classes without any image, are left grey. Classes that occur together
-    stand together; of more than can be read, the most frequent are shown.
+    ``together[i, j]`` counts the images with both; on the diagonal, which is left grey, those with
+    the class. Classes that occur together stand together; of more than can be read, the most
+    frequent are shown. Classes in no image are left out, unless all are.
     """
-    most = np.sort(np.argsort(-together.diagonal(), kind="stable")[:_LISTED])
+    found = np.flatnonzero(together.diagonal())
+    found = found if len(found) else np.arange(len(names))
+    most = np.sort(found[np.argsort(-together.diagonal()[found], kind="stable")[:_LISTED]])
     both = together[np.ix_(most, most)].astype(float)
     own = np.sqrt(np.maximum(both.diagonal(), 1))
     order = block_order(both / own[:, None] / own[None, :])
@@ -485,7 +489,10 @@ def cooccurrence(together: np.ndarray, names: Sequence[str], title: str) -> Figu
     axis.set_xlabel("share that also has ...")
     axis.set_ylabel("of the images with ...")
     shown = more(len(most), len(names), "classes, the most frequent")
-    axis.set_title(heading(title, shown), fontsize=10, loc="left")
+    absent = len(names) - len(found)
+    without = f"{counted(absent, 'class is', 'classes are')} in no image" if absent else ""
+    notes = ", ".join(filter(None, [shown, without, "grey: a class with itself"]))
+    axis.set_title(heading(title, notes), fontsize=10, loc="left")
     bar = figure.colorbar(
         image, ax=axis, shrink=min(0.8, 6 / side), anchor=(0, 1), label="share of the row's images"
     )

@@ -208,11 +208,13 @@ def _class_names(given: list[str]) -> tuple[str, ...]:
     from dclip.prompts import prompt_pairs
     from pipeline.preflight import one_text_note
 
+    if not given:
+        raise UsageError('name the classes to look for: --classes "dog, horse, person"')
     classes = tuple(name.strip() for name in given)
     try:
         prompt_pairs(classes)
     except ValueError as error:
-        raise UsageError(f'--classes "dog, horse, person": {error}') from None
+        raise UsageError(f"--classes: {error}") from None
     if note := one_text_note(classes):
         raise UsageError(f"--classes: {note}; leave one of each")
     if len(classes) > _MOST_CLASSES:

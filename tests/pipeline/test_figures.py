@@ -105,6 +105,19 @@ def test_a_font_that_has_the_characters_is_taken(
     canvas._installed.cache_clear()
 
 
+def test_classes_in_no_image_take_no_room_among_those_that_occur_together() -> None:
+    labels = np.array([[1, 0, 1, 0], [0, 0, 1, 0]])
+    figure = figures.cooccurrence(labels.T @ labels, ["dog", "cat", "bus", "car"], "stats")
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert sorted(rows) == ["bus", "dog"]
+    assert "2 classes are in no image" in texts(figure)
+
+
+def test_images_are_counted_in_whole_numbers() -> None:
+    figure = figures.class_histogram(np.array([1, 1]), ["dog", "cat"], "stats")
+    assert all(tick == int(tick) for tick in figure.axes[0].get_yticks())
+
+
 def test_similar_classes_stand_together() -> None:
     group = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2])
     similarity = np.where(group[:, None] == group[None], 0.9, 0.1)

@@ -184,6 +184,12 @@ def test_a_checkpoint_brings_the_backbone_it_was_trained_on(tmp_path: Path, scen
     assert (taken.backbone, taken.pretrained) == ("RN101", "openai")
 
 
+def test_no_class_is_refused_by_the_name_of_its_flag(tmp_path: Path, scene: Path) -> None:
+    config = Config(output=tmp_path, predict={"paths": [str(scene)]})
+    with pytest.raises(UsageError, match='name the classes to look for: --classes "dog'):
+        predict.plan_predict(config)
+
+
 def test_a_checkpoint_does_not_start_code_that_nobody_named(tmp_path: Path, scene: Path) -> None:
     encoder = Encoder(
         backbone="os:getcwd", pretrained=None, resolution=64, include_global_token=False,
