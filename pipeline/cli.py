@@ -35,7 +35,7 @@ from pipeline.config import (
 )
 from pipeline.errors import StageError, UsageError
 from pipeline.moved import follow_folder
-from pipeline.preflight import require_backbone, require_checkpoints
+from pipeline.preflight import require_backbone, require_checkpoints, require_output
 
 Report = dict[str, Any]
 
@@ -106,6 +106,7 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         if flags.dry_run:
             _print(module.describe(config))
             return 0
+        require_output(config.output.absolute())
         follow_folder(config.output.absolute())
         if any(config.pending.glob("*.jsonl")):
             import_module("pipeline.tracking").upload_pending(config)

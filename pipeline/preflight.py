@@ -4,6 +4,7 @@ Each stage refuses at once what could only fail after hours, and `pipeline.datas
 Nothing here loads torch or reads an image.
 """
 
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,20 @@ def require_checkpoints(given: Path | Sequence[Path] | None) -> None:
             raise StageError(
                 f"no checkpoint at {path}; python -m pipeline.train makes one and prints its place"
             )
+
+
+def require_output(folder: Path) -> None:
+    """Find out before any work whether results can be written; nothing is made.
+
+    Raises:
+        UsageError: The folder, or the nearest above it that is there, is a file or may not be
+            written to.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"--output {folder}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"--output {folder}: {there} may not be written to; name another folder")
 
 
 def one_text_note(class_names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pipeline.config import Config
 from pipeline.errors import UsageError
 from pipeline.features import open_dataset, open_labelled, plan_features
 from pipeline.listings import known_splits
-from pipeline.preflight import require_images, shared_places
+from pipeline.preflight import require_images, require_output, shared_places
 
 from .conftest import TOY
 
@@ -466,3 +467,17 @@ def test_spaces_backbones_and_checkpoints_that_cannot_be_are_refused_before_torc
     for line, (words, (_, expected)) in zip(errors, commands.items(), strict=True):
         assert expected in line, words
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for place in (file, file / "below" / "it"):
+        assert cli.main("extract", ["--output", str(place)]) == 2
+        assert f"{file} is a file; name a folder" in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(UsageError, match=r"may not be written to"):
+        require_output(tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
