@@ -50,8 +50,8 @@ class Data(NamedTuple):
 def shapes(limit: int | None) -> Data:
     """The embedded data set by the tiny CLIP."""
     from dclip import encode_class_names, encode_prompt_pairs, load_backbone
-    from dclip.data.listing import ShapesListing
     from dclip.data.pixels import normalise
+    from dclip.data.shapes_dataset import ShapesListing
 
     clip = load_backbone("tiny")
     local, labels, counts = [], [], []

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Int8, UInt8
 from PIL import Image
 
-from dclip.data import shapes
 from dclip.data.images import ImageError, read_image
 from dclip.paths import AnyPath
 
@@ -149,70 +148,6 @@ class ImageListing(Keyed):
             "split": self.split,
             **self.options,
             "content": digest(listed, self.labels),
-        }
-
-
-@dataclass(frozen=True)
-class ShapesListing:
-    """A split of the embedded data set (`dclip.data.shapes`), drawn as it is read.
-
-    Args:
-        split: A key of ``shapes.SPLIT_SIZES``.
-        seed: Of the world.
-        resolution: Side of the images in pixels.
-
-    Raises:
-        ValueError: If there is no such split.
-
-    Example:
-        >>> listing = ShapesListing("single")
-        >>> len(listing), listing.key(7), listing.class_names[listing.read(7).labels.argmax()]
-        (400, 'single-00007', 'moon')
-    """
-
-    split: str
-    seed: int = 0
-    resolution: int = shapes.RESOLUTION
-
-    def __post_init__(self) -> None:
-        if self.split not in shapes.SPLIT_SIZES:
-            known = ", ".join(map(repr, shapes.SPLIT_SIZES))
-            raise ValueError(f"unknown split {self.split!r}; shapes has {known}")
-
-    @property
-    def name(self) -> str:
-        """The data set's name, ``"shapes"``."""
-        return "shapes"
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """In the order of the label vector."""
-        return shapes.CLASS_NAMES
-
-    def __len__(self) -> int:
-        return shapes.SPLIT_SIZES[self.split]
-
-    def key(self, index: int) -> str:
-        """Split and index."""
-        return f"{self.split}-{index:05d}"
-
-    def read(self, index: int) -> Sample:
-        """The scene and its label vector.
-
-        Raises:
-            ValueError: If the index is out of range.
-        """
-        scene = shapes.scene(self.split, index, seed=self.seed, resolution=self.resolution)
-        return Sample(Image.fromarray(scene.image), scene.labels)
-
-    def identity(self) -> dict[str, str | int]:
-        """Split, seed, resolution and the version of the world."""
-        return {
-            "name": self.name,
-            "split": self.split,
-            "seed": self.seed,
-            "resolution": self.resolution,
-            "version": shapes.VERSION,
         }
 
 

@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Int8, Int32, UInt8
 from PIL import Image
 
-from dclip.data import shapes
 from dclip.data.images import DECODING_ERRORS, MAX_PIXELS, ImageError, read_image
-from dclip.data.listing import ImageListing, Keyed, ShapesListing, Split, check_key, digest
+from dclip.data.listing import ImageListing, Keyed, Split, check_key, digest
 
 IGNORE_INDEX = 255
 """Value of the pixels of a mask that no measure counts."""
@@ -154,77 +153,6 @@ class MaskFolderListing(Phrased):
             **self.options,
             "content": digest([self.class_names, self.keys, table]),
         }
-
-
-@dataclass(frozen=True)
-class ShapesMaskListing:
-    """A split of the embedded data set with masks: background, then its classes.
-
-    Attributes:
-        scenes: The same split with label vectors.
-
-    Example:
-        >>> listing = ShapesMaskListing(ShapesListing("single"))
-        >>> np.unique(listing.read_mask(7)).tolist(), listing.class_names[8]
-        ([0, 8], 'moon')
-    """
-
-    scenes: ShapesListing
-    ignore_index: int = IGNORE_INDEX
-
-    @property
-    def name(self) -> str:
-        """The data set's name, ``"shapes"``."""
-        return self.scenes.name
-
-    @property
-    def split(self) -> str:
-        """Which part of it."""
-        return self.scenes.split
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Display names in the order of mask values."""
-        return (BACKGROUND, *self.scenes.class_names)
-
-    @property
-    def phrasings(self) -> tuple[tuple[str, ...], ...]:
-        """Each class has its one name."""
-        return tuple((name,) for name in self.class_names)
-
-    @property
-    def image_paths(self) -> tuple[Path, ...]:
-        """None: scenes are drawn."""
-        return ()
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def key(self, index: int) -> str:
-        """Split and index."""
-        return self.scenes.key(index)
-
-    def read(self, index: int) -> SegmentationSample:
-        """The scene and its mask.
-
-        Raises:
-            ValueError: If the index is out of range.
-        """
-        own = self.scenes
-        scene = shapes.scene(own.split, index, seed=own.seed, resolution=own.resolution)
-        return SegmentationSample(Image.fromarray(scene.image), scene.mask)
-
-    def read_mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
-        """The mask alone; the scene is drawn for it all the same.
-
-        Raises:
-            ValueError: If the index is out of range.
-        """
-        return self.read(index).mask
-
-    def identity(self) -> dict[str, str | int]:
-        """That of the split with label vectors, and that this one has masks."""
-        return {**self.scenes.identity(), "masks": "drawn"}
 
 
 def ignore_index_of(num_classes: int) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dclip.data.listing import ImageListing, ShapesListing
+from dclip.data.listing import ImageListing
+from dclip.data.shapes_dataset import ShapesListing
 from dclip.data.webdataset_listing import WebdatasetListing
 from dclip.paths import as_path
 from pipeline import duplicates

@@ -21,7 +21,7 @@ from PIL import Image
 from dclip import shards
 from dclip.backbones import Backbone, ImageFeatures
 from dclip.data import shapes
-from dclip.data.listing import ShapesListing
+from dclip.data.shapes_dataset import ShapesListing
 from dclip.extraction import Extractor
 from dclip.paths import RemotePath, as_path
 from dclip.reader import FeatureReader

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dclip.data.listing import ShapesListing
+from dclip.data.shapes_dataset import ShapesListing
 from pipeline import cli, datasets
 
 from .conftest import WITH_RAY

@@ -7,8 +7,8 @@ import torch
 
 from dclip.backbones import ImageFeatures, load_backbone
 from dclip.data import shapes
-from dclip.data.listing import ShapesListing
 from dclip.data.pixels import image_to_tensor
+from dclip.data.shapes_dataset import ShapesListing
 from dclip.logits import zero_shot_scores
 from dclip.metrics import mean_average_precision
 from dclip.prompts import encode_class_names

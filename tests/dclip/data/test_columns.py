@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from dclip.data.columns import match_columns
-from dclip.data.listing import ImageListing, Listing, ShapesListing
+from dclip.data.listing import ImageListing, Listing
+from dclip.data.shapes_dataset import ShapesListing
 from dclip.data.webdataset_listing import read_webdataset
 
 

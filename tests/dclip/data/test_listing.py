@@ -1,10 +1,14 @@
+import ast
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dclip.data import shapes
-from dclip.data.listing import Listing, ShapesListing, check_key
+from dclip.data import listing as listings
+from dclip.data import segmentation, shapes
+from dclip.data.listing import Listing, check_key
+from dclip.data.shapes_dataset import ShapesListing
 
 
 def test_shapes_are_a_listing_of_scenes() -> None:
@@ -43,3 +47,17 @@ def test_an_unknown_split_is_refused_with_the_known_ones() -> None:
 def test_keys_unfit_for_files_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match="cannot be a sample's key"):
         check_key(key)
+
+
+def test_what_a_split_is_follows_from_no_data_set() -> None:
+    general = {"images", "listing"}
+    for module in (listings, segmentation):
+        tree = ast.parse(Path(module.__file__).read_text())
+        imported = {
+            f"{node.module}.{name.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module
+            for name in node.names
+        }
+        own = {name.split(".")[2] for name in imported if name.startswith("dclip.data.")}
+        assert own <= general, module.__name__

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dclip.data.listing import ImageListing, ShapesListing
+from dclip.data.listing import ImageListing
 from dclip.data.partition import partition, take_part
+from dclip.data.shapes_dataset import ShapesListing
 from dclip.data.webdataset_listing import WebdatasetListing
 
 LABELS = hnp.arrays(
