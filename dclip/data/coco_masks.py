@@ -309,13 +309,11 @@ def _painted(item: AnnotatedObject, size: tuple[int, int]) -> PaintedObject:
     width, height = size
     try:
         encoded = _runs(item.entry.get("segmentation"), width, height)
-        runs = decode_runs(encoded)
-        if min(runs) < 0 or sum(runs) != width * height:
-            raise ValueError(f"its runs cover {sum(runs)} pixels, the image has {width * height}")
     except (ValueError, OverflowError) as error:
         where = entry_name("annotations", item.number, item.entry)
         raise FormatError(f"{where} has an outline that cannot be read: {error}") from error
-    return PaintedObject(item.column, sum(runs[1::2]), encoded)
+    area = run_lengths.area({"size": [height, width], "counts": encoded})
+    return PaintedObject(item.column, int(area), encoded)
 
 
 def _runs(outline: object, width: int, height: int) -> bytes:
@@ -342,10 +340,15 @@ def _runs(outline: object, width: int, height: int) -> bytes:
     if isinstance(counts, str):
         if not counts.isascii():
             raise ValueError(f"compressed run lengths {shown(counts)} are damaged")
-        return counts.encode("ascii")
-    if not isinstance(counts, list) or not all(map(_is_count, counts)):
+        encoded = counts.encode("ascii")
+    elif isinstance(counts, list) and all(map(_is_count, counts)):
+        encoded = bytes(run_lengths.frPyObjects(dict(outline), height, width)["counts"])
+    else:
         raise ValueError(f"its counts are {shown(counts)}, no numbers of pixels and no text")
-    return bytes(run_lengths.frPyObjects(dict(outline), height, width)["counts"])
+    runs = decode_runs(encoded)  # pycocotools itself does not check them, see docs/log.md
+    if min(runs) < 0 or sum(runs) != width * height:
+        raise ValueError(f"its runs cover {sum(runs)} pixels, the image has {width * height}")
+    return encoded
 
 
 def _is_count(value: object) -> bool:
