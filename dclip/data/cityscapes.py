@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from dclip.data.dataset import Dataset, read_class_names, settle
-from dclip.data.segmentation import IGNORE_INDEX, MaskFolderListing, list_images, require_masks
+from dclip.data.dataset import Dataset, read_class_names
+from dclip.data.mask_folders import MaskFolders, Places, in_order
+from dclip.data.segmentation import list_images
 
 # Value stored in a labelIds file, and the name behind it.
 LABELS: Mapping[int, str] = dict(
@@ -53,24 +54,10 @@ _SCORED = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32,
 # All but what is no part of the scene: nothing, the car the camera is in, and the picture's rim.
 _NAMED = tuple(range(4, 34))
 
-_OPTIONS = {"classes": ("cityscapes19", "cityscapes30")}
-_PHRASINGS = {name: read_class_names(name) for name in _OPTIONS["classes"]}
+_PHRASINGS = {name: read_class_names(name) for name in ("cityscapes19", "cityscapes30")}
 
 
-def id_map(classes: str) -> dict[int, int]:
-    """Stored value to class position, for ``"cityscapes19"`` or ``"cityscapes30"``."""
-    counted = _SCORED if classes == "cityscapes19" else _NAMED
-    position = {stored: column for column, stored in enumerate(counted)}
-    return {stored: position.get(stored, IGNORE_INDEX) for stored in LABELS}
-
-
-def open_cityscapes(root: Path, split: str, options: Mapping[str, str]) -> MaskFolderListing:
-    """A split of Cityscapes with fine annotations.
-
-    Raises:
-        ValueError: If images or masks are missing, or an option is not known.
-    """
-    chosen = settle(_OPTIONS, options)
+def _find(root: Path, split: str) -> Places:
     tail = "_leftImg8bit.png"
     images = list_images(root / "leftImg8bit" / split, f"*/*{tail}")
     keys = tuple(path.name.removesuffix(tail) for path in images)
@@ -78,18 +65,17 @@ def open_cityscapes(root: Path, split: str, options: Mapping[str, str]) -> MaskF
         root / "gtFine" / split / image.parent.name / f"{key}_gtFine_labelIds.png"
         for image, key in zip(images, keys, strict=True)
     )
-    require_masks(masks, split)
-    return MaskFolderListing(
-        name="cityscapes",
-        split=split,
-        phrasings=_PHRASINGS[chosen["classes"]],
-        keys=keys,
-        image_paths=images,
-        mask_paths=masks,
-        id_map=id_map(chosen["classes"]),
-        options=chosen,
-    )
+    return keys, images, masks
 
+
+MASKS = MaskFolders(
+    "cityscapes",
+    _find,
+    {
+        "cityscapes19": (_PHRASINGS["cityscapes19"], in_order(_SCORED, LABELS)),
+        "cityscapes30": (_PHRASINGS["cityscapes30"], in_order(_NAMED, LABELS)),
+    },
+)
 
 CITYSCAPES = Dataset(
     name="cityscapes",
@@ -100,13 +86,13 @@ CITYSCAPES = Dataset(
     expected={"train": 2_975, "val": 500},
     class_names=tuple(names[0] for names in _PHRASINGS["cityscapes19"]),
     phrasings=_PHRASINGS["cityscapes19"],
-    options=_OPTIONS,
+    options=MASKS.options,
     homepage="https://www.cityscapes-dataset.com/downloads/",
     layout=(
         ("leftImg8bit/{split}/*/*_leftImg8bit.png", "images, a folder per city"),
         ("gtFine/{split}/*/*_gtFine_labelIds.png", "masks of label ids (not train ids)"),
     ),
-    open=open_cityscapes,
+    open=MASKS.open,
     notes="The benchmark scores 19 classes; classes=cityscapes30 has the 30 the paper speaks of:"
     " every label but unlabeled, ego vehicle, rectification border and out of roi. The test split"
     " has no public labels.",

@@ -24,6 +24,7 @@ from dclip.data.coco_files import find_image_files
 from dclip.data.dataset import Dataset, read_class_names, settle
 from dclip.data.images import MAX_PIXELS, ImageError, read_image
 from dclip.data.listing import digest
+from dclip.data.mask_folders import MaskFolders
 from dclip.data.segmentation import (
     IGNORE_INDEX,
     Mask,
@@ -37,9 +38,19 @@ from dclip.data.stuff import THING_IDS, find_stuff_maps, pixel_map
 from dclip.paths import AnyPath
 from dclip.words import counted
 
-_OPTIONS = {"classes": ("object81", "object80"), "masks": ("area", "file", "stuff")}
 _THINGS, _BACKGROUND = read_class_names("coco80"), read_class_names("background")
 _NAMES = tuple(names[0] for names in _THINGS)
+
+# masks=stuff: unlabelled pixels are background too, as in the COCO-Object benchmark
+_MAPS = MaskFolders(
+    "coco17-seg",
+    find_stuff_maps,
+    {
+        "object81": (_BACKGROUND + _THINGS, pixel_map(THING_IDS, first=1, other=0)),
+        "object80": (_THINGS, pixel_map(THING_IDS)),
+    },
+)
+_OPTIONS = {**_MAPS.options, "masks": ("area", "file", "stuff")}
 
 
 class PaintedObject(NamedTuple):
@@ -164,33 +175,16 @@ def open_coco17_seg(
             is not known.
     """
     chosen = settle(_OPTIONS, options)
-    with_background = chosen["classes"] == "object81"
-    phrasings = (_BACKGROUND if with_background else ()) + _THINGS
     if chosen["masks"] == "stuff":
-        images, masks = find_stuff_maps(root, split)
-        return MaskFolderListing(
-            name="coco17-seg",
-            split=split,
-            phrasings=phrasings,
-            keys=tuple(path.stem for path in images),
-            image_paths=images,
-            mask_paths=masks,
-            # unlabelled pixels are background too, as in the COCO-Object benchmark
-            id_map=pixel_map(
-                THING_IDS,
-                first=int(with_background),
-                other=0 if with_background else IGNORE_INDEX,
-            ),
-            options=chosen,
-        )
+        return _MAPS.read(root, split, chosen)
     annotation_file, image_dir = find_coco_split(root, split)
     listing = paint_instances(annotation_file, image_dir, split=split, by=chosen["masks"])
     check_categories(listing.class_names, _NAMES, annotation_file)
     return replace(
         listing,
         name="coco17-seg",
-        phrasings=phrasings,
-        with_background=with_background,
+        phrasings=_MAPS.classes[chosen["classes"]][0],
+        with_background=chosen["classes"] == "object81",
         options=chosen,
     )
 

@@ -1,12 +1,10 @@
 """COCO-Stuff: things and stuff of COCO 2017 in one mask, 171 classes."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from dclip.data.dataset import Dataset, first_folder, read_class_names, settle
-from dclip.data.segmentation import IGNORE_INDEX, MaskFolderListing, list_images, require_masks
-
-_OPTIONS = {"classes": ("stuff171", "stuff91")}
+from dclip.data.dataset import Dataset, first_folder, read_class_names
+from dclip.data.mask_folders import MaskFolders, Places, beside, in_order
+from dclip.data.segmentation import IGNORE_INDEX, list_images
 
 # Ids of COCO's label list that were never annotated: street sign, hat, shoe, eye glasses, plate,
 # mirror, window, desk, door, blender, hair brush.
@@ -15,7 +13,7 @@ THING_IDS = tuple(number for number in range(1, 92) if number not in _UNUSED)
 STUFF_IDS = tuple(range(92, 183))
 
 _THINGS, _STUFF = read_class_names("coco80"), read_class_names("stuff91")
-_PHRASINGS = {"stuff171": _THINGS + _STUFF, "stuff91": _STUFF}
+_PHRASINGS = _THINGS + _STUFF
 
 
 def pixel_map(
@@ -30,16 +28,15 @@ def pixel_map(
         first: Position of the first of them.
         other: What pixels of the other labels, and of none, become.
     """
-    position = {number: first + column for column, number in enumerate(counted)}
-    known = {number - 1: position.get(number, other) for number in THING_IDS + STUFF_IDS}
-    return {**known, 255: other}
+    known = dict.fromkeys((*(number - 1 for number in THING_IDS + STUFF_IDS), 255), other)
+    return known | in_order((number - 1 for number in counted), (), first)
 
 
-def find_stuff_maps(root: Path, split: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+def find_stuff_maps(root: Path, split: str) -> Places:
     """Images of a split of COCO and their stuff-thing maps.
 
     Raises:
-        ValueError: If a folder or file is missing; the message names the places.
+        ValueError: If a folder is missing; the message names the places.
     """
     here = f"split {split!r} under {root}"
     folders = (root / split, root / "images" / split)
@@ -48,31 +45,17 @@ def find_stuff_maps(root: Path, split: str) -> tuple[tuple[Path, ...], tuple[Pat
     folder = first_folder(
         tuple(root / one / split for one in parents), f"stuff-thing maps of {here}"
     )
-    masks = tuple(folder / f"{path.stem}.png" for path in images)
-    require_masks(masks, split)
-    return images, masks
+    return beside(images, folder)
 
 
-def open_stuff(root: Path, split: str, options: Mapping[str, str]) -> MaskFolderListing:
-    """A split of COCO-Stuff.
-
-    Raises:
-        ValueError: If images or maps are missing, or an option is not known.
-    """
-    chosen = settle(_OPTIONS, options)
-    images, masks = find_stuff_maps(root, split)
-    counted = STUFF_IDS if chosen["classes"] == "stuff91" else THING_IDS + STUFF_IDS
-    return MaskFolderListing(
-        name="stuff",
-        split=split,
-        phrasings=_PHRASINGS[chosen["classes"]],
-        keys=tuple(path.stem for path in images),
-        image_paths=images,
-        mask_paths=masks,
-        id_map=pixel_map(counted),
-        options=chosen,
-    )
-
+_MASKS = MaskFolders(
+    "stuff",
+    find_stuff_maps,
+    {
+        "stuff171": (_PHRASINGS, pixel_map(THING_IDS + STUFF_IDS)),
+        "stuff91": (_STUFF, pixel_map(STUFF_IDS)),
+    },
+)
 
 STUFF = Dataset(
     name="stuff",
@@ -81,15 +64,15 @@ STUFF = Dataset(
     train_split="train2017",
     test_split="val2017",
     expected={"train2017": 118_287, "val2017": 5_000},
-    class_names=tuple(names[0] for names in _PHRASINGS["stuff171"]),
-    phrasings=_PHRASINGS["stuff171"],
-    options=_OPTIONS,
+    class_names=tuple(names[0] for names in _PHRASINGS),
+    phrasings=_PHRASINGS,
+    options=_MASKS.options,
     homepage="https://github.com/nightrome/cocostuff",
     layout=(
         ("{split}/*.jpg", "images; images/{split}/*.jpg will do as well"),
         ("stuffthingmaps/{split}/*.png", "maps of label id - 1; or in annotations/{split}"),
     ),
-    open=open_stuff,
+    open=_MASKS.open,
     notes="80 things and 91 stuff classes, ascending by label id; classes=stuff91 counts stuff"
     " only, the paper's 91 classes. Maps hold label id - 1 of 182 labels, 11 of them unused."
     " Masks converted to train ids are another format and are not read.",

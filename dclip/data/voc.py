@@ -4,6 +4,7 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from dclip.data.dataset import Dataset, first_folder, read_class_names, settle
 from dclip.data.listing import ImageListing
-from dclip.data.segmentation import IGNORE_INDEX, MaskFolderListing, require_masks
+from dclip.data.mask_folders import MaskFolders, Places, in_order
 
 MAX_XML_BYTES = 1_000_000
 """A larger annotation file is refused; those of VOC have a few kilobytes."""
@@ -27,7 +28,6 @@ _COLUMN = {re.sub(r"\W", "", name): column for column, name in enumerate(CLASS_N
 _IDS = {"VOC2007": re.compile(r"\d{6}"), "VOC2012": re.compile(r"20\d\d_\d{6}")}
 
 _OPTIONS = {"difficult": ("negative", "ignore")}
-_MASK_OPTIONS = {"classes": ("voc21", "voc20")}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -185,37 +185,36 @@ def _open(
     )
 
 
-def open_voc12_seg(root: Path, split: str, options: Mapping[str, str]) -> MaskFolderListing:
-    """A split of VOC2012's segmentation task.
+def find_listed(year: str, image_set: str, mask_dir: str, root: Path, split: str) -> Places:
+    """Samples with masks that an image set lists.
+
+    Args:
+        year: ``"VOC2010"``.
+        image_set: Folder of the lists in ``ImageSets``.
+        mask_dir: Folder of the masks.
+        root: As for `find_voc`.
+        split: Name of the list.
 
     Raises:
-        ValueError: If a file is missing, of another year, or an option is not known.
+        ValueError: If a folder or the list is missing, or the list is empty or of another year.
     """
-    chosen = settle(_MASK_OPTIONS, options)
-    base = find_voc(root, "VOC2012")
-    image_set = base / "ImageSets" / "Segmentation" / f"{split}.txt"
-    ids = read_ids(image_set)
-    _check_year(ids, "VOC2012", image_set)
-    masks = tuple(base / "SegmentationClass" / f"{one}.png" for one in ids)
-    require_masks(masks, split)
-    with_background = chosen["classes"] == "voc21"
-    return MaskFolderListing(
-        name="voc12-seg",
-        split=split,
-        phrasings=(_BACKGROUND if with_background else ()) + _PHRASINGS,
-        keys=ids,
-        image_paths=tuple(base / "JPEGImages" / f"{one}.jpg" for one in ids),
-        mask_paths=masks,
-        id_map=VOC21_IDS if with_background else VOC20_IDS,
-        options=chosen,
-    )
+    base = find_voc(root, year)
+    source = base / "ImageSets" / image_set / f"{split}.txt"
+    ids = read_ids(source)
+    if year in _IDS:
+        _check_year(ids, year, source)
+    images = tuple(base / "JPEGImages" / f"{one}.jpg" for one in ids)
+    return ids, images, tuple(base / mask_dir / f"{one}.png" for one in ids)
 
 
-VOC21_IDS = {**{stored: stored for stored in range(21)}, 255: IGNORE_INDEX}
-"""Masks hold 0 for background and class column + 1; 255 is the border around objects."""
-
-VOC20_IDS = {0: IGNORE_INDEX, **{column + 1: column for column in range(20)}, 255: IGNORE_INDEX}
-"""The same without background, whose pixels are not counted."""
+_MASKS = MaskFolders(
+    "voc12-seg",
+    partial(find_listed, "VOC2012", "Segmentation", "SegmentationClass"),
+    {  # value 0 is background, 255 the border around objects
+        "voc21": (_BACKGROUND + _PHRASINGS, in_order(range(21))),
+        "voc20": (_PHRASINGS, in_order(range(1, 21), (0, 255))),
+    },
+)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -266,14 +265,14 @@ VOC12_SEG = Dataset(
     expected={"train": 1_464, "val": 1_449, "trainval": 2_913},
     class_names=("background", *CLASS_NAMES),
     phrasings=_BACKGROUND + _PHRASINGS,
-    options=_MASK_OPTIONS,
+    options=_MASKS.options,
     homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
     layout=(
         ("VOC2012/ImageSets/Segmentation/{split}.txt", "ids; VOCdevkit/ may stand above"),
         ("VOC2012/SegmentationClass/*.png", "masks as palette PNGs, 255 on object borders"),
         ("VOC2012/JPEGImages/*.jpg", "images"),
     ),
-    open=open_voc12_seg,
+    open=_MASKS.open,
     notes="VOC21 counts background as a class; with classes=voc20 its pixels are not counted. The"
     " two are not comparable.",
 )

@@ -305,10 +305,10 @@ def test_stuff_of_other_splits_is_found_by_the_annotations_of_coco(
 def test_train_ids_of_cityscapes_are_no_label_ids(
     trees: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dclip.data.cityscapes import id_map
+    from dclip.data.cityscapes import MASKS
 
     table = np.full(256, 255, np.uint8)
-    for stored, column in id_map("cityscapes19").items():
+    for stored, column in MASKS.classes["cityscapes19"][1].items():
         table[stored] = column
     for file in (write(trees, "cityscapes", tmp_path) / "gtFine").rglob("*.png"):
         Image.fromarray(table[np.asarray(Image.open(file))]).save(file)

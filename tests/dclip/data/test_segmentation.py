@@ -7,11 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dclip.data.cityscapes import LABELS, id_map
+from dclip.data.cityscapes import LABELS, MASKS
 from dclip.data.dataset import read_class_names
 from dclip.data.images import ImageError
+from dclip.data.mask_folders import MaskFolders, beside, in_order
 from dclip.data.registry import get_dataset
-from dclip.data.segmentation import IGNORE_INDEX, MaskFolderListing, read_indices, translate
+from dclip.data.segmentation import (
+    IGNORE_INDEX,
+    MaskFolderListing,
+    list_images,
+    read_indices,
+    translate,
+)
 from dclip.data.stuff import STUFF_IDS, THING_IDS, pixel_map
 
 
@@ -204,10 +211,30 @@ def test_the_anchors_notice_every_rotation_of_a_table(
         )
 
 
+def test_a_data_set_of_masks_is_a_finder_and_a_table(tmp_path: Path) -> None:
+    masks = MaskFolders(
+        "mine",
+        lambda root, split: beside(list_images(root / split, "*.jpg"), root / "masks"),
+        {"pets": ((("cat",), ("dog", "hound")), in_order((7, 9), (0,)))},
+    )
+    for folder in ("val", "masks"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (3, 1)).save(tmp_path / "val" / "a.jpg")
+    with pytest.raises(ValueError, match=r"1 of 1 masks of split 'val' are missing"):
+        masks.open(tmp_path, "val", {})
+    Image.fromarray(np.array([[0, 7, 9]], np.uint8)).save(tmp_path / "masks" / "a.png")
+    listing = masks.open(tmp_path, "val", {})
+    assert (listing.keys, listing.class_names) == (("a",), ("cat", "dog"))
+    assert listing.read(0).mask.tolist() == [[255, 0, 1]]
+    with pytest.raises(ValueError, match="options are none"):
+        masks.open(tmp_path, "val", {"classes": "pets"})
+
+
 def test_cityscapes_tables_follow_the_label_names() -> None:
     for classes in ("cityscapes19", "cityscapes30"):
         names = [phrases[0] for phrases in read_class_names(classes)]
-        for stored, position in id_map(classes).items():
+        assert MASKS.classes[classes][1].keys() == LABELS.keys()
+        for stored, position in MASKS.classes[classes][1].items():
             assert position == IGNORE_INDEX or names[position] == LABELS[stored]
 
 
