@@ -44,7 +44,8 @@ def partition(
         Sechidis et al., "On the Stratification of Multi-Label Data", ECML PKDD 2011, algorithm 1.
 
     Example:
-        >>> partition(np.array([[1, 0]] * 5 + [[0, 1]] * 5, np.uint8), fraction=0.2, seed=0).sum()
+        >>> labels = np.array([[1, 0]] * 5 + [[0, 1]] * 5, np.uint8)
+        >>> partition(labels, fraction=0.2, seed=0).sum().item()
         2
     """
     total = len(labels)
