@@ -1,5 +1,6 @@
 """The documents: every command they show is one the tools accept, and the example code runs."""
 
+import copy
 import re
 import shlex
 import subprocess
@@ -7,8 +8,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import open_clip
 import pytest
+import torch
 
+from dclip.backbones import ImageFeatures, load_backbone
+from dclip.prediction import predict_image
 from pipeline import cli, datasets
 from pipeline.config import conf_folder
 from pipeline.pages import page
@@ -50,6 +55,35 @@ def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith("tensor([[")
+
+
+def test_the_backbone_of_the_documents_can_be_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
+    module, method = re.findall(r"```python\n(.*?)```", text, re.S)
+    (tmp_path / "my_clip.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    backbone = load_backbone("my_clip:build")
+    images = torch.randn(4, 3, backbone.resolution, backbone.resolution)
+    features = backbone.encode_images(images)
+    classes = backbone.encode_texts(["a dog", "a cat"])
+    seen = predict_image(
+        ImageFeatures(features.embedding[:1], features.local[:1]),
+        backbone.grid(96, 96),
+        (96, 96),
+        has_global_token=backbone.include_global_token,
+        texts=classes,
+        pairs=torch.cat([classes, classes]),
+    )
+    assert seen.zero_shot.sum() == pytest.approx(1)
+    assert backbone.fingerprint() == load_backbone("my_clip:build").fingerprint()
+    shallow = copy.deepcopy(open_clip.get_model_config("ViT-B-32"))
+    for tower in ("vision_cfg", "text_cfg"):
+        shallow[tower]["layers"] = 2  # of twelve: to draw their weights takes most of the time
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", shallow)
+    exec(compile(method, "backbones.md", "exec"), {})
+    assert capsys.readouterr().out.split("torch.Size")[-1].strip() == "([1, 12, 7, 7])"
 
 
 @pytest.mark.parametrize("document", PAGES[1:], ids=lambda path: path.stem)

@@ -13,7 +13,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["DEFAULT_RESOLUTION", "Backbone", "ImageFeatures", "load_backbone"]
+from dclip.backbones.gradients import (
+    ImageGradients,
+    PromptedFeatures,
+    TextGradients,
+    Tower,
+    require,
+)
+
+__all__ = [
+    "DEFAULT_RESOLUTION",
+    "Backbone",
+    "ImageFeatures",
+    "ImageGradients",
+    "PromptedFeatures",
+    "TextGradients",
+    "Tower",
+    "load_backbone",
+    "require",
+]
 
 DEFAULT_RESOLUTION = 448
 """Side in pixels of the images for every backbone but ``tiny``; the resolution of the paper."""
@@ -37,6 +55,8 @@ class ImageFeatures(NamedTuple):
 @runtime_checkable
 class Backbone(Protocol):
     """What the rest of the project asks of a frozen CLIP; any object that has these will do.
+
+    Methods that learn prompts ask for more: `dclip.backbones.gradients`.
 
     Attributes:
         name: How reports call it: ``"tiny"``, ``"RN101/openai"``, ``"package.module:factory"``.

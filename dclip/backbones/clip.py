@@ -26,12 +26,19 @@ from typing import Any
 
 import open_clip
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from dclip.backbones import DEFAULT_RESOLUTION, ImageFeatures
+from dclip.backbones.gradients import (
+    PromptedFeatures,
+    Tower,
+    as_rows,
+    check_prompts,
+    run_prompted_blocks,
+)
 from dclip.backbones.released import find_weights
 from dclip.backbones.value_projection import (
     attention_pool,
@@ -79,7 +86,9 @@ class OpenCLIPBackbone:
     """A frozen ``open_clip.CLIP`` as a `dclip.backbones.Backbone`.
 
     The model is put into eval mode and its parameters are frozen, in place. `encode_images` and
-    `encode_texts` record no gradient.
+    `encode_texts` record no gradient. `encode_embedded` and `encode_with_prompts` do, for what they
+    are given (`dclip.backbones.gradients`), in the weights' dtype: float32 as `load_backbone` loads
+    them.
 
     A ResNet offers the kinds ``value``, ``vv`` and ``qk``; a ViT ``value``, ``vv``, ``sclip``,
     ``clearclip``, ``naclip`` and ``maskclip``, unless its blocks are of open_clip's variants
@@ -154,6 +163,12 @@ class OpenCLIPBackbone:
             has_mean_token if include_global_token is None else include_global_token
         )
         self.kinds: tuple[str, ...] = kinds
+        self.text_tower = _size_of(model.transformer)
+        self.image_tower: Tower | None = None
+        self.offers: tuple[str, ...] = ("token embeddings",)
+        if isinstance(tower, VisionTransformer):
+            self.image_tower = _size_of(tower.transformer)
+            self.offers += ("visual prompts", "attention") if is_plain else ("visual prompts",)
         self.mean = mean
         self.std = std
         self._fingerprint: str | None = None
@@ -239,6 +254,18 @@ class OpenCLIPBackbone:
         Raises:
             ValueError: If there is no text, or one is too long to be read to its end.
         """
+        ids = self.tokenize(texts)
+        with torch.no_grad():
+            return torch.cat(
+                [self.model.encode_text(batch) for batch in torch.split(ids, TEXT_BATCH)]
+            )
+
+    def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "texts tokens"]:
+        """The ids of each text's tokens, padded with zeros to the length the text tower reads.
+
+        Raises:
+            ValueError: If there is no text, or one is too long to be read to its end.
+        """
         if isinstance(texts, str):
             raise ValueError(f"expected a sequence of texts, got the one text {texts!r}")
         if not texts:
@@ -250,16 +277,163 @@ class OpenCLIPBackbone:
                 raise ValueError(
                     f"{self.name} reads {length} tokens and a text has {tokens}; shorten {text!r}"
                 )
-        with torch.no_grad():
-            batches = [
-                self.model.encode_text(
-                    self.tokenizer(
-                        list(texts[start : start + TEXT_BATCH]), context_length=length
-                    ).to(self.device)
+        ids: Tensor = self.tokenizer(list(texts), context_length=length)
+        return ids.to(self.device)
+
+    def embed_tokens(self, ids: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts tokens width"]:
+        """The embedding of each token, before positions are added.
+
+        Args:
+            ids: From `tokenize`.
+        """
+        embeddings: Tensor = self.model.token_embedding(ids.to(self.device))
+        return embeddings
+
+    def encode_embedded(
+        self,
+        embeddings: Float[Tensor, "texts tokens width"],
+        ids: Int[Tensor, "..."],
+        deep_prompts: Sequence[Float[Tensor, "..."]] = (),
+        *,
+        position: int = 1,
+    ) -> Float[Tensor, "texts dim"]:
+        """One embedding a text, not normalised; without prompts that of `encode_texts`.
+
+        Gradients flow to ``embeddings`` and ``deep_prompts`` where these require them.
+
+        Args:
+            embeddings: From `embed_tokens`, with learned vectors put in the place of some. Where
+                the tower reads from left to right, as CLIP's does, both these and the ids may be
+                cut behind the end of the longest text; the result is the same, and sooner there.
+            ids: The tokens they stand for; they tell where a text ends.
+            deep_prompts: Entry i, of shape [prompts, width] or [texts, prompts, width], takes the
+                place of the states at ``position`` and after, when block i (from 0) is done.
+            position: Where the first prompt stands; 1 is behind the token that starts a text.
+
+        Raises:
+            ValueError: If shapes do not fit, there are more prompts than blocks to follow, or a
+                prompt would take the place of the end of a text.
+        """
+        model = self.model
+        ids = ids.to(self.device)
+        self._check_embedded(embeddings, ids)
+        if deep_prompts:
+            check_prompts(
+                deep_prompts,
+                rows=len(ids),
+                tower=self.text_tower,
+                depth=len(deep_prompts),
+                said=f"the text tower of {self.name}",
+            )
+            first_end = int((ids == self.tokenizer.eot_token_id).int().argmax(dim=1).min())
+            number = deep_prompts[0].shape[-2]
+            if position < 0 or position + number > first_end:
+                raise ValueError(
+                    f"{number} prompts from position {position} on do not fit: the shortest text"
+                    f" ends at position {first_end}"
                 )
-                for start in range(0, len(texts), TEXT_BATCH)
-            ]
-            return torch.cat(batches)
+        tokens = embeddings.to(self.device, model.positional_embedding.dtype)
+        length = tokens.shape[1]
+        mask = model.attn_mask
+        tokens, _, _ = run_prompted_blocks(
+            list(model.transformer.resblocks),
+            tokens + model.positional_embedding[:length],
+            deep_prompts,
+            position=position,
+            mask=None if mask is None else mask[:length, :length].to(tokens),
+        )
+        features: Tensor = open_clip.transformer.text_global_pool(
+            model.ln_final(tokens), ids, model.text_pool_type, eos_token_id=model.text_eos_id
+        )
+        projection = model.text_projection
+        if isinstance(projection, nn.Linear):
+            features = projection(features)
+        elif projection is not None:
+            features = features @ projection
+        return features
+
+    def _check_embedded(self, embeddings: Tensor, ids: Tensor) -> None:
+        """Refuse embeddings that are not of the ids, and ids that are not whole texts."""
+        model = self.model
+        if ids.shape != embeddings.shape[:2] or embeddings.shape[2] != self.text_tower.width:
+            raise ValueError(
+                f"{self.name}: embeddings of shape {list(embeddings.shape)} do not belong to ids of"
+                f" shape {list(ids.shape)}; it takes [texts, tokens, {self.text_tower.width}] and"
+                " [texts, tokens]"
+            )
+        length = ids.shape[1]
+        may_be_cut = model.attn_mask is not None and model.text_pool_type in ("argmax", "eos")
+        if length > model.context_length or (length < model.context_length and not may_be_cut):
+            raise ValueError(f"{self.name} reads {model.context_length} tokens, not {length}")
+        ends = (ids == self.tokenizer.eot_token_id).any(dim=1)
+        if not ends.all():
+            raise ValueError(
+                f"text {int(ends.int().argmin())} of {len(ids)} has no token that ends it; take ids"
+                " from tokenize, and cut none before its end"
+            )
+
+    def encode_with_prompts(
+        self,
+        images: Float[Tensor, "images 3 height width"],
+        prompts: Float[Tensor, "..."] | None = None,
+        deep_prompts: Sequence[Float[Tensor, "..."]] = (),
+        *,
+        attention: int = 0,
+    ) -> PromptedFeatures:
+        """Global embedding and local features of normalised images beside prompts; of a ViT only.
+
+        Gradients flow to the prompts, and to the images, where these require them.
+
+        Args:
+            images: RGB, of any size that `grid` takes, minus `mean` and over `std`.
+            prompts: Of shape [prompts, width] or [images, prompts, width]. They follow the class
+                token and the patches into the tower, without a position. None: what `encode_images`
+                gives.
+            deep_prompts: Entry i takes the place of the states of ``prompts`` when block i (from 0)
+                is done; as many vectors as ``prompts`` has.
+            attention: Of how many last blocks to return the attention and what enters it.
+
+        Returns:
+            Features of the kind ``value`` in the weights' dtype and on their device.
+
+        Raises:
+            ValueError: If the image tower is a ResNet, shapes do not fit, there are more prompts
+                than blocks to follow, or the images are not as `encode_images` takes them.
+        """
+        tower, size = self.model.visual, self.image_tower
+        if size is None:
+            raise ValueError(
+                f"{self.name} has a ResNet as image tower: visual prompts, at the input or deeper,"
+                " and attention of the last blocks are not available; take a ViT, such as ViT-B-16"
+            )
+        if not 0 <= attention <= size.blocks or (attention and "attention" not in self.offers):
+            raise ValueError(
+                f"attention of the last {attention} blocks was asked for; {self.name} has"
+                f" {size.blocks} blocks"
+                + ("" if "attention" in self.offers else ", which do not give theirs")
+            )
+        if deep_prompts and prompts is None:
+            raise ValueError("deep prompts take the place of prompts; there are none at the input")
+        every = [] if prompts is None else [prompts, *deep_prompts]
+        said = f"the image tower of {self.name}"
+        check_prompts(every, rows=len(images), tower=size, depth=len(deep_prompts), said=said)
+        grid = self.grid(*images.shape[-2:])
+        check_normalised(images)
+        images = images.to(self.device, self.model.logit_scale.dtype)
+        images = images.contiguous(memory_format=torch.channels_last)
+        tokens = _tokens_of_vit(tower, images, self.native_grid, grid)
+        behind = tokens.shape[1]
+        if prompts is not None:
+            tokens = torch.cat([tokens, as_rows(prompts, len(images)).to(tokens)], dim=1)
+        tokens, weights, entering = run_prompted_blocks(
+            list(tower.transformer.resblocks),
+            tower.ln_pre(tokens),
+            deep_prompts,
+            position=behind,
+            attention=attention,
+        )
+        embedding, local = _project_tokens(tower, tokens[:, :behind])
+        return PromptedFeatures(embedding, local, weights, entering)
 
     def feature_path(self, kind: str) -> str:
         """How local features of a kind are made: attention, interpolation of positions, version.
@@ -453,6 +627,22 @@ def _encode_by_vit(
     kind: str,
 ) -> tuple[Float[Tensor, "images dim"], Float[Tensor, "images patches dim"]]:
     """Final layer norm and projection on every token: class token first, patch tokens after it."""
+    tokens = tower.ln_pre(_tokens_of_vit(tower, images, native_grid, grid, kind))
+    if kind == "value":
+        tokens = tower.transformer(tokens)
+    else:
+        tokens = run_blocks(list(tower.transformer.resblocks), tokens, kind=kind, grid=grid)
+    return _project_tokens(tower, tokens)
+
+
+def _tokens_of_vit(
+    tower: VisionTransformer,
+    images: Float[Tensor, "images 3 height width"],
+    native_grid: tuple[int, int],
+    grid: tuple[int, int],
+    kind: str = "value",
+) -> Float[Tensor, "images tokens channels"]:
+    """Class token and patches, positions added, before the first norm."""
     patches = tower.conv1(images).flatten(2).transpose(1, 2)
     class_token = tower.class_embedding.expand(len(images), 1, -1)
     positions = resize_positional_embedding(
@@ -461,14 +651,21 @@ def _encode_by_vit(
         grid=grid,
         mode="bilinear" if kind == "vv" else "bicubic",
     )
-    tokens = tower.ln_pre(torch.cat([class_token, patches], dim=1) + positions)
-    if kind == "value":
-        tokens = tower.transformer(tokens)
-    else:
-        tokens = run_blocks(list(tower.transformer.resblocks), tokens, kind=kind, grid=grid)
+    return torch.cat([class_token, patches], dim=1) + positions
+
+
+def _project_tokens(
+    tower: VisionTransformer, tokens: Float[Tensor, "images tokens width"]
+) -> tuple[Float[Tensor, "images dim"], Float[Tensor, "images patches dim"]]:
+    """Final norm and projection of every token: the class token's, and the patches'."""
     # the norm is token by token, so that it does not matter whether open_clip pools before or after
     projected = tower.ln_post(tokens) @ tower.proj
     return projected[:, 0], projected[:, 1:]
+
+
+def _size_of(transformer: open_clip.transformer.Transformer) -> Tower:
+    """Width and number of blocks."""
+    return Tower(width=transformer.width, blocks=len(transformer.resblocks))
 
 
 def _check_vision_transformer(tower: VisionTransformer, name: str) -> None:

@@ -36,10 +36,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def _build(kind: str, **changes: Any) -> open_clip.CLIP:
-    """A small model; ``changes`` go to the image tower's configuration."""
+def _build(kind: str, *, text: dict[str, Any] | None = None, **changes: Any) -> open_clip.CLIP:
+    """A small model; ``changes`` go to the image tower's configuration, ``text`` to the text's."""
     config = copy.deepcopy(CONFIGS[kind])
     config["vision_cfg"].update(changes)
+    config["text_cfg"].update(text or {})
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(1)
         model = open_clip.CLIP(**config, quick_gelu=True).eval()
