@@ -78,7 +78,7 @@ def _gpus() -> str:
 
 
 @contextmanager
-def ray_session(config: Config, *, dashboard: bool = False) -> Iterator[None]:
+def ray_session(config: Config) -> Iterator[None]:
     """Run a block with Ray: a running session, the cluster of ``RAY_ADDRESS``, or a local one.
 
     A local one is stopped at the end; a session that was there before is left alone. A local Ray
@@ -86,8 +86,6 @@ def ray_session(config: Config, *, dashboard: bool = False) -> Iterator[None]:
 
     Args:
         config: Settings; ``device`` decides whether Ray may hand out GPUs.
-        dashboard: Whether a local session runs Ray's dashboard, which Ray Train inside Ray Tune
-            needs to free the resources of stopped trials.
 
     Raises:
         UsageError: ``RAY_ADDRESS`` is no address of a cluster.
@@ -102,7 +100,7 @@ def ray_session(config: Config, *, dashboard: bool = False) -> Iterator[None]:
         _join(address)
     else:
         options: dict[str, Any] = {"num_gpus": 0} if config.device == "cpu" else {}
-        _start(include_dashboard=dashboard, **options)
+        _start(include_dashboard=False, **options)
     try:
         yield
     finally:

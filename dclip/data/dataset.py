@@ -141,8 +141,3 @@ def first_folder(candidates: tuple[Path, ...], what: str) -> Path:
         if folder.is_dir():
             return folder
     raise ValueError(f"no {what}: there is no folder {' nor '.join(map(str, candidates))}")
-
-
-def unknown_split(name: str, split: str, known: tuple[str, ...]) -> ValueError:
-    """The error for a split the data set does not have."""
-    return ValueError(f"no split {split!r} of {name}; it has {', '.join(map(repr, known))}")

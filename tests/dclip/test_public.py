@@ -1,13 +1,16 @@
 """What a user of the library meets first: names, version, and what objects say of themselves."""
 
+import ast
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import dclip
 from dclip.backbones.clip import check_normalised
@@ -30,6 +33,23 @@ def test_the_version_is_that_of_the_package_and_costs_nothing_before_it_is_asked
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True,
                           cwd=Path(dclip.__file__).parent.parent)  # fmt: skip
     assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_what_is_installed_for_a_user_is_imported() -> None:
+    top = Path(dclip.__file__).parent.parent
+    if not (top / "pyproject.toml").is_file():
+        pytest.skip("installed without its pyproject.toml")
+    project = tomllib.loads((top / "pyproject.toml").read_text())["project"]
+    modules = set()
+    for file in (*(top / "dclip").rglob("*.py"), *(top / "pipeline").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules.add(str(node.module).partition(".")[0])
+    homes = packages_distributions()
+    imported = {canonicalize_name(name) for module in modules for name in homes.get(module, ())}
+    assert {canonicalize_name(Requirement(r).name) for r in project["dependencies"]} <= imported
 
 
 def test_objects_say_what_they_are() -> None:
