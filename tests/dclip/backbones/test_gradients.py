@@ -539,10 +539,11 @@ def openclip_of_oracle(arrays: dict[str, Tensor], **sizes: Any) -> open_clip.CLI
     return model
 
 
-def test_maple_as_its_authors_ran_it(
-    shared_data: Path, tokenizer: open_clip.SimpleTokenizer
-) -> None:
-    with np.load(shared_data / "oracles" / "maple.npz") as stored:
+def read_oracle(
+    path: Path, tokenizer: open_clip.SimpleTokenizer
+) -> tuple[OpenCLIPBackbone, dict[str, Tensor]]:
+    """Backbone and arrays of a file of MaPLe's kind."""
+    with np.load(path) as stored:
         arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
     arrays = {k: v.double() if v.is_floating_point() else v.long() for k, v in arrays.items()}
     with torch.no_grad():
@@ -553,15 +554,33 @@ def test_maple_as_its_authors_ran_it(
                         "patch_size": 8},
             text_cfg={"context_length": 77, "width": 16, "heads": 2, "layers": 4},
         )  # fmt: skip
-    backbone = OpenCLIPBackbone(model, tokenizer, name="maple's")
+    return OpenCLIPBackbone(model, tokenizer, name="of the oracle"), arrays
+
+
+def coupled(arrays: dict[str, Tensor]) -> list[Tensor]:
+    """MaPLe's visual prompts: each a linear map of the text prompts of its depth."""
+    texts = ("shallow_text", "deep_text.layer1", "deep_text.layer2")
+    maps = ("shallow_to_vision", "deep_to_vision.layer1", "deep_to_vision.layer2")
+    return [
+        arrays[f"weight.prompt.{text}"] @ arrays[f"weight.prompt.{name}.weight"].T
+        + arrays[f"weight.prompt.{name}.bias"]
+        for text, name in zip(texts, maps, strict=True)
+    ]
+
+
+def logits_of(features: Tensor, texts: Tensor, arrays: dict[str, Tensor]) -> Tensor:
+    scale = arrays["weight.log_logit_scale"].exp()
+    return scale * nn.functional.normalize(features) @ nn.functional.normalize(texts).T
+
+
+def test_maple_as_its_authors_ran_it(
+    shared_data: Path, tokenizer: open_clip.SimpleTokenizer
+) -> None:
+    backbone, arrays = read_oracle(shared_data / "oracles" / "maple.npz", tokenizer)
     texts = require(backbone, "token embeddings", for_="MaPLe")
     images = require(backbone, "visual prompts", for_="MaPLe")
     start = "weight.prompt."
     learned = {k: v.requires_grad_() for k, v in arrays.items() if k.startswith(start)}
-
-    def to_vision(prompts: Tensor, name: str) -> Tensor:
-        return prompts @ learned[f"{start}{name}.weight"].T + learned[f"{start}{name}.bias"]
-
     context = learned[f"{start}shallow_text"]
     deep = [learned[f"{start}deep_text.layer{index}"] for index in (1, 2)]
     names = ["cat", "traffic light", "wine glass", "sea"]
@@ -569,13 +588,9 @@ def test_maple_as_its_authors_ran_it(
     words = texts.embed_tokens(ids)
     embeddings = torch.cat([words[:, :1], context.expand(4, -1, -1), words[:, 3:]], dim=1)
     text_features = texts.encode_embedded(embeddings, ids, deep)
-    features = images.encode_with_prompts(
-        arrays["input.images"],
-        to_vision(context, "shallow_to_vision"),
-        [to_vision(each, f"deep_to_vision.layer{i}") for i, each in enumerate(deep, start=1)],
-    )
-    logits = nn.functional.normalize(features.embedding) @ nn.functional.normalize(text_features).T
-    logits = arrays["weight.log_logit_scale"].exp() * logits
+    first, *visual = coupled(arrays)
+    features = images.encode_with_prompts(arrays["input.images"], first, visual)
+    logits = logits_of(features.embedding, text_features, arrays)
     loss = nn.functional.cross_entropy(logits, arrays["input.labels"])
     gradients = dict(zip(learned, torch.autograd.grad(loss, list(learned.values())), strict=True))
     found = {
@@ -588,3 +603,19 @@ def test_maple_as_its_authors_ran_it(
     assert len(found) == 4 + 9
     for name, value in found.items():
         torch.testing.assert_close(value, arrays[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_what_enters_the_last_block_serves_grad_cam_as_dapts_authors_ran_it(
+    shared_data: Path, tokenizer: open_clip.SimpleTokenizer
+) -> None:
+    backbone, arrays = read_oracle(shared_data / "oracles" / "dapt.npz", tokenizer)
+    arrays = {k: v.requires_grad_(k.startswith("weight.prompt")) for k, v in arrays.items()}
+    first, *visual = coupled(arrays)
+    features = backbone.encode_with_prompts(arrays["input.images"], first, visual, attention=1)
+    logits = logits_of(features.embedding, arrays["out.text_features_all"], arrays)
+    torch.testing.assert_close(logits, arrays["out.gradcam.logits_all"], rtol=1e-9, atol=1e-12)
+    objective = logits[torch.arange(3), arrays["input.labels"]].sum() / logits.numel()
+    (gradients,) = torch.autograd.grad(objective, features.entering[-1])
+    for name, value in (("activations", features.entering[-1]), ("gradients", gradients)):
+        expected = arrays[f"out.gradcam.{name}"].transpose(0, 1)
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12, msg=name)
