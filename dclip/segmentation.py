@@ -17,6 +17,7 @@ References:
     and ``vocper.py`` in the authors' repository; Li et al., "CLIP Surgery", arXiv:2304.05653.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -305,7 +306,7 @@ def label_map(
     for start in range(0, size[0], step):
         stop = min(start + step, size[0])
         drawn = _draw(scores, windows, canvas, size, start, stop)
-        largest, classes = drawn.max(dim=0)
+        largest, classes = _largest(drawn)
         if background is not None:
             total = drawn.sub_(largest).mul_(logit_scale).exp_().sum(dim=0)
             classes = torch.where(1 / total < background, 0, classes + 1)
@@ -316,6 +317,23 @@ def label_map(
 def label_dtype(num_classes: int) -> torch.dtype:
     """In what a label map of so many classes is kept, background counted as one."""
     return torch.uint8 if num_classes <= MAX_CLASSES else torch.int32
+
+
+def _largest(
+    scores: Float[Tensor, "classes drawn width"],
+) -> tuple[Float[Tensor, "drawn width"], Int64[Tensor, "drawn width"]]:
+    """The largest score of every pixel, and the first class that has it; as ``scores.max(dim=0)``.
+
+    Over the first axis that takes ten times as long as the largest score alone. So that is found
+    for each block of classes, and only the best block of a pixel is looked through.
+    """
+    num_classes = len(scores)
+    size = math.isqrt(num_classes)
+    largest, block = torch.stack([own.amax(dim=0) for own in torch.split(scores, size)]).max(dim=0)
+    inside = torch.arange(size, device=scores.device)[:, None, None]
+    classes = (block * size + inside).clamp(max=num_classes - 1)  # the last block may be shorter
+    best = scores.gather(0, classes).argmax(dim=0)
+    return largest, block * size + best
 
 
 def _draw(

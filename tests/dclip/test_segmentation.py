@@ -22,6 +22,7 @@ from dclip.segmentation import (
     Rule,
     System,
     _decide,
+    _largest,
     class_scores,
     encode_class_texts,
     label_map,
@@ -351,3 +352,14 @@ def test_templates_are_averaged_as_unit_features(tiny: Backbone) -> None:
     ]
     torch.testing.assert_close(called.features, torch.cat(rows))
     assert math.isclose(float(called.features[0].norm()), 1.0, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 20, 171, 300])
+def test_the_largest_score_is_that_of_the_first_class_that_has_it(num_classes: int) -> None:
+    scores = torch.randn(num_classes, 3, 5).round()  # whole numbers: many are equal
+    scores[num_classes // 2, 0, 0] = math.nan
+    scores[:, 1, 1] = -math.inf
+    largest, classes = _largest(scores)
+    expected = scores.max(dim=0)
+    assert torch.equal(classes, expected.indices)
+    assert torch.equal(largest.nan_to_num(7.0), expected.values.nan_to_num(7.0))
