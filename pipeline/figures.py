@@ -81,21 +81,25 @@ def draw_all(
     matrices = {name: cosine_matrix(features).numpy() for name, features in texts.items()}
     names = report["class_names"]
     title = subject(report, str(test.manifest.spec["backbone_name"]))
-    drawn = {}
-    if len(names) > 1:
-        drawn["similarity.png"] = similarity_matrices(matrices, names, title)
-        drawn["cosines.png"] = cosine_histogram(matrices, title)
-    positives = (test.labels == 1).sum(dim=0).tolist()
-    drawn["average_precision.png"] = ap_bars(
-        {name: report["systems"][name] for name in systems}, names, positives, title
-    )
-    drawn["activation_maps.png"] = activation_maps(
-        plan, test, classes, models, limit=config.evaluate.scenes, title=title
-    )
     paths = []
-    for name, figure in drawn.items():
+
+    def keep(name: str, figure: Figure) -> None:
         save(figure, folder / name)
         paths.append(folder / name)
+
+    if len(names) > 1:
+        keep("similarity.png", similarity_matrices(matrices, names, title))
+        keep("cosines.png", cosine_histogram(matrices, title))
+    del matrices  # of thousands of classes, larger than all else here
+    positives = (test.labels == 1).sum(dim=0).tolist()
+    keep(
+        "average_precision.png",
+        ap_bars({name: report["systems"][name] for name in systems}, names, positives, title),
+    )
+    keep(
+        "activation_maps.png",
+        activation_maps(plan, test, classes, models, limit=config.evaluate.scenes, title=title),
+    )
     return paths
 
 
@@ -132,7 +136,7 @@ def similarity_matrices(
     classes than can be read, those that it confuses most are shown.
     """
     first = next(iter(matrices.values()))
-    nearest = (first - 2 * np.eye(len(first))).max(axis=1)
+    nearest = first.max(axis=1, where=~np.eye(len(first), dtype=bool), initial=-2.0)
     most = np.sort(np.argsort(-nearest, kind="stable")[:_READABLE])
     order = most[block_order(first[np.ix_(most, most)])]
     side = max(3.2, 0.115 * len(order) + 0.4)
@@ -162,11 +166,12 @@ def cosine_histogram(matrices: Mapping[str, np.ndarray], title: str = "") -> Fig
     """How the cosines of all pairs of classes are distributed."""
     figure = Figure(figsize=(7.0, 4.3), layout="constrained")
     axis = figure.subplots()
-    above = np.triu_indices(len(next(iter(matrices.values()))), k=1)
-    values = {system: matrix[above] for system, matrix in matrices.items()}
-    low = min(float(v.min()) for v in values.values())
-    bins = np.linspace(min(low, 0.0), 1.0, 41).tolist()
-    for number, (system, cosines) in enumerate(values.items()):
+    size = len(next(iter(matrices.values())))
+    above = np.triu(np.ones((size, size), bool), k=1)
+    low = min(float(matrix.min(where=above, initial=0.0)) for matrix in matrices.values())
+    bins = np.linspace(low, 1.0, 41).tolist()
+    for number, (system, matrix) in enumerate(matrices.items()):
+        cosines = matrix[above]
         axis.hist(
             cosines,
             bins=bins,
@@ -312,7 +317,7 @@ def _confusable(alike: Tensor, labels: Tensor, present: Sequence[int]) -> int | 
     absent = torch.nonzero(labels == 0).flatten()
     if not len(absent) or not present:
         return None
-    return int(absent[alike[absent][:, list(present)].amax(dim=1).argmax()])
+    return int(absent[alike[:, list(present)][absent].amax(dim=1).argmax()])
 
 
 @torch.no_grad()
