@@ -796,6 +796,8 @@ def _check_pair(
     findings: Findings,
 ) -> None:
     """What a stage has to be told where splits are not one to train on and one to test on."""
+    from pipeline.listings import pair_of
+
     if is_asked or (found is not None and found.expected):
         return
     place = "" if root is None else f" --root {shlex.quote(str(root))}"
@@ -803,9 +805,8 @@ def _check_pair(
     if len(splits) == 1:
         findings.add("note", "", f"one split alone, {splits[0]!r}; a test needs images of its own")
         findings.add("remedy", "", f"to part it: {command} --test-fraction 0.2")
-    elif not {"train", "test"} <= set(splits):
-        train = next((split for split in splits if "train" in split.casefold()), splits[0])
-        test = next(split for split in (*sorted(splits, key=_unlike_test),) if split != train)
+    elif not _usual_pair(name) <= set(splits):
+        train, test = pair_of(splits)
         findings.add("note", "", f"splits are called {', '.join(map(repr, splits))}")
         findings.add(
             "remedy",
@@ -815,9 +816,14 @@ def _check_pair(
         )
 
 
-def _unlike_test(split: str) -> int:
-    """Rank of a split among those that may be the test split, 0 the likeliest."""
-    return next((rank for rank, word in enumerate(("test", "val")) if word in split.casefold()), 2)
+def _usual_pair(name: str) -> set[str]:
+    """The splits that stages take of a data set where none is named."""
+    from pipeline.config import Config, yaml_layers
+
+    usual = {key: Config.model_fields[key].default for key in ("train_split", "test_split")}
+    for _, content in yaml_layers(name, []):
+        usual |= {key: content[key] for key in usual if key in content}
+    return set(usual.values())
 
 
 def _check_overlap(

@@ -34,7 +34,7 @@ from pipeline.features import (
     plan_features,
     verified_folder,
 )
-from pipeline.preflight import one_text_note, require_images, untrained_note
+from pipeline.preflight import absent_note, one_text_note, require_images
 
 if TYPE_CHECKING:
     import numpy as np
@@ -327,10 +327,21 @@ def _tell(config: Config, plans: Sequence[FeaturePlan]) -> None:
             continue
         for note in plan.notes:
             log.info("extract: %s: %s", plan.name, note)
-        if plan.listing.split == config.train_split and (note := untrained_note(plan.listing)):
-            log.warning("extract: %s", note)
+        if note := _absent(config, plan):
+            is_train = plan.listing.split == config.train_split
+            log.log(logging.WARNING if is_train else logging.INFO, "extract: %s", note)
     if note := one_text_note(plans[0].listing.class_names):
         log.warning("extract: %s", note)
+
+
+def _absent(config: Config, plan: FeaturePlan) -> str:
+    """Which classes are not to be learnt from the training split, or scored on the test split."""
+    if plan.listing.split == config.train_split:
+        return absent_note(plan.listing, "learn from")
+    if plan.listing.split != config.test_split:
+        return ""
+    note = absent_note(plan.listing, "be scored on")
+    return note and f"{note}; mAP is over the others"
 
 
 def _take_over(
@@ -904,7 +915,9 @@ def describe(config: Config) -> str:
         images_left += left
         if left:
             require_images(plan.listing, plan.num_images)
-        lines += [f"{plan.name}: {note}" for note in plan.notes if not plan.view]
+        if not plan.view:
+            notes = [*plan.notes, *filter(None, [_absent(config, plan)])]
+            lines += [f"{plan.name}: {note}" for note in notes]
         lines.append(
             f"{plan.name}: {counted(plan.num_images, 'image')} in "
             f"{counted(plan.num_shards, 'shard')}, about "

@@ -1,6 +1,7 @@
 """Frozen features as all stages see them: what they are, where they lie, how they are opened."""
 
 import logging
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -240,22 +241,29 @@ def _open_if_there(source: _Source, split: str) -> "Listing | None":
 @lru_cache(maxsize=4)
 def _open_split(source: _Source, split: str) -> "Listing":
     """A split as it is on disk, or the part of the one there that is called so."""
-    from pipeline.listings import known_splits, open_listing, open_part
+    from pipeline.listings import known_splits, open_listing, open_part, pair_of
 
     options = dict(source.options)
     if source.fraction is None:
         try:
             return open_listing(source.dataset, source.root, split, options, cache=source.cache)
         except ValueError:
-            only = (
+            seen = (
                 [] if source.is_published() else known_splits(source.dataset, source.root, options)
             )
-            if len(only) != 1 or split in only:
+            if not seen or split in seen:
                 raise
+            if len(seen) > 1:
+                train, test = pair_of(seen)
+                raise UsageError(
+                    f"{source.dataset} has no split {split!r}; its splits are"
+                    f" {', '.join(map(repr, seen))}: give --train-split {shlex.quote(train)}"
+                    f" --test-split {shlex.quote(test)}"
+                ) from None
             raise UsageError(
-                f"{source.dataset} has one split, {only[0]!r}, and no {split!r}; part it with"
-                f" --test-fraction 0.2, or use it for both, --train-split {only[0]} --test-split"
-                f" {only[0]} --test-on-train, which the report will say"
+                f"{source.dataset} has one split, {seen[0]!r}, and no {split!r}; part it with"
+                f" --test-fraction 0.2, or use it for both, --train-split {seen[0]} --test-split"
+                f" {seen[0]} --test-on-train, which the report will say"
             ) from None
     if source.train == source.test:
         raise UsageError(

@@ -127,6 +127,21 @@ def known_splits(
     return coco_splits(root) if root is not None else []
 
 
+def pair_of(splits: Sequence[str]) -> tuple[str, str]:
+    """Which of two splits or more are by their names the one to train on and the one to test on.
+
+    Example:
+        >>> pair_of(["test", "train", "val"]), pair_of(["a", "b"])
+        (('train', 'test'), ('a', 'b'))
+    """
+
+    def unlike_test(split: str) -> int:
+        return next((at for at, word in enumerate(("test", "val")) if word in split.casefold()), 2)
+
+    train = next((split for split in splits if "train" in split.casefold()), splits[0])
+    return train, min((split for split in splits if split != train), key=unlike_test)
+
+
 def _splits_of_pattern(place: str) -> list[str]:
     """What stands for ``{split}`` in the local files that a pattern matches, sorted."""
     if not has_folders(path_of(place)):

@@ -177,18 +177,23 @@ def require_labels(listing: "Split", num_images: int | None = None) -> None:
         )
 
 
-def untrained_note(train: "Split") -> str:
-    """Which classes have no image to learn from; empty if all have, or labels are not listed."""
-    labels = getattr(train, "labels", None)
+def absent_note(split: "Split", what_for: str) -> str:
+    """Which classes no image of a split has; empty if all have one, or labels are not listed.
+
+    Args:
+        split: The split.
+        what_for: What images of a class are there for, as ``"learn from"``.
+    """
+    labels = getattr(split, "labels", None)
     if labels is None:
         return ""
     counts = (labels == 1).sum(axis=0)
-    absent = [name for name, count in zip(train.class_names, counts, strict=True) if count == 0]
+    absent = [name for name, count in zip(split.class_names, counts, strict=True) if count == 0]
     if not absent:
         return ""
     shown = ", ".join(absent[:_NAMED]) + (", ..." if len(absent) > _NAMED else "")
     many = counted(len(absent), "class has", "classes have")
-    return f"{many} no image in {train.split!r} to learn from: {shown}"
+    return f"{many} no image in {split.split!r} to {what_for}: {shown}"
 
 
 def image_paths(listing: Any) -> Sequence[AnyPath]:

@@ -486,8 +486,8 @@ def _labels(
     if table.shape == "columns" and len(table.classes) < len(class_names):
         lacking = [name for name in class_names if name not in set(table.classes)]
         notes.append(
-            f"{table.path.name} has no column of {len(lacking):,} classes, such as {lacking[0]!r};"
-            " they are taken for absent (0)"
+            f"{table.path.name} has no column for {counted(len(lacking), 'class', 'classes')}, such"
+            f" as {lacking[0]!r}: without one, a class is taken for absent (0)"
         )
     labels = np.full((len(table.files), len(class_names)), -1 if is_partial else 0, np.int8)
     labels[:, [column[name] for name in table.classes]] = table.labels

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 from dclip.data.listing import ImageListing
 from pipeline import cli, extract, features
 from pipeline.config import Config
+from pipeline.datasets import main
 from pipeline.errors import UsageError
 from pipeline.features import open_dataset, open_labelled, plan_features
 from pipeline.listings import known_splits
@@ -301,6 +303,35 @@ def test_every_stage_says_how_one_table_is_parted(
     assert "--test-on-train" in told
 
 
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "val"), ("train", "holdout test")])
+def test_splits_of_other_names_are_told_with_the_flags_that_take_them(
+    tmp_path: Path, splits: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "d"
+    for split in splits:
+        file = root / "annotations" / f"instances_{split}.json"
+        coco(file, split, {1: "disc", 2: "box"}, [1, 2, 1])
+    train, test = map(shlex.quote, splits)
+    flags = f"--train-split {train} --test-split {test}"
+    words = ["--dataset", "coco", "--root", str(root), "--backbone", TOY, "--output", str(tmp_path)]
+    assert cli.main("run", words) == 2
+    assert "no split 'train2017'; its splits are" in (told := capsys.readouterr().err)
+    assert f"give {flags}" in told
+    assert main(["check", "coco", "--root", str(root)]) == 0
+    assert f"{flags}\n" in capsys.readouterr().out
+    assert cli.main("run", [*words, *shlex.split(flags), "--dry-run"]) == 0
+
+
+def test_usual_splits_need_no_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train2017", "val2017"):
+        file = tmp_path / "annotations" / f"instances_{split}.json"
+        coco(file, split, {1: "disc", 2: "box"}, [1, 2, 1])
+    main(["check", "coco", "--root", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "  val2017:" in told
+    assert "--train-split" not in told
+
+
 LONG = "a very particular and long-winded description of one kind of disc " * 8
 
 
@@ -369,9 +400,13 @@ def test_names_that_are_one_text_and_classes_without_an_image_are_told_once(
     with caplog.at_level(logging.INFO, "pipeline"):
         extract._tell(settings(tmp_path, dataset), plans)
     told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
+    assert len(told) == 3
     assert "1 class has no image in 'train' to learn from: DOG" in told[0]
-    assert "one text to CLIP, and share its probability: 'DOG' = 'Dog' = 'dog'" in told[1]
+    assert "1 class has no image in 'test' to be scored on: Dog; mAP is over the others" in told[1]
+    assert "one text to CLIP, and share its probability: 'DOG' = 'Dog' = 'dog'" in told[2]
+    plan = extract.describe(settings(tmp_path, dataset))
+    assert "'train' to learn from: DOG" in plan
+    assert "'test' to be scored on: Dog" in plan
 
 
 # ---------------------------------------------------------------------------------------------

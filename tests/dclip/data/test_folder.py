@@ -482,7 +482,8 @@ def test_a_split_without_a_column_counts_its_class_as_absent_and_says_so(folder:
     listing = read_folder(folder, "train")
     assert listing.labels.tolist() == [[0, 1]]
     assert listing.notes == (
-        "train.csv has no column of 1 classes, such as 'cat'; they are taken for absent (0)",
+        "train.csv has no column for 1 class, such as 'cat': without one, a class is taken for"
+        " absent (0)",
     )
 
 
