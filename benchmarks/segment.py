@@ -26,10 +26,11 @@ from common import tell
 from dclip.backbones import Backbone, load_backbone
 from dclip.data.pixels import normalise
 from dclip.data.windows import View, Window
+from dclip.methods.dclip import DCLIPMethod
+from dclip.methods.method import Task, initial
+from dclip.methods.settings import DCLIPSettings
 from dclip.metrics import confusion_matrix
-from dclip.model import DCLIP
-from dclip.projectors import ProjectorSizes
-from dclip.segmentation import ClassTexts, Rule, System, label_map, segment_images
+from dclip.segmentation import Rule, System, label_map, segment_images
 
 CLASSES, SIZE = 21, (375, 500)
 MANY, LARGE = 171, (1024, 2048)
@@ -54,11 +55,10 @@ def rates(name: str, device: str, batch: int, rounds: int) -> dict[str, Any]:
     """Images a second of the bare forward and of segmentation, turn by turn."""
     backbone = load_backbone(name, pretrained="random", device=device)
     precision: Literal["float32", "float16"] = "float16" if device == "cuda" else "float32"
-    model = DCLIP(ProjectorSizes.for_embed_dim(backbone.embed_dim)).eval().to(device)
-    texts = torch.randn(CLASSES, backbone.embed_dim, device=device)
-    systems = {
-        "dclip": System("value", ClassTexts(texts, torch.arange(CLASSES, device=device)), model)
-    }
+    pairs = torch.randn(2 * CLASSES, backbone.embed_dim)
+    task = Task.of_features([str(number) for number in range(CLASSES)], pairs)
+    method = initial(DCLIPMethod, DCLIPSettings(), task, seed=0).eval().on(device)
+    systems = {"dclip": System("value", method.task.texts, method)}
     images = views(backbone, batch)
     pixels = torch.from_numpy(np.concatenate([view.pixels for view in images])).to(device)
     targets = torch.randint(0, CLASSES, (batch, *SIZE), device=device)

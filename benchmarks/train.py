@@ -33,8 +33,9 @@ import numpy as np
 import torch
 from common import tell
 
+from dclip.fitting.batches import Batch
+from dclip.fitting.fit import EpochReport, fit
 from dclip.reader import FeatureReader, write_text_features
-from dclip.recipe import Recipe
 from dclip.shards import (
     FORMAT,
     MANIFEST,
@@ -48,8 +49,7 @@ from dclip.shards import (
     write_samples,
     write_shard,
 )  # fmt: skip
-from dclip.training import EpochReport, fit
-from dclip.trials import Training
+from dclip.training import Recipe, Training
 
 COCO = {"images": 82_081, "locations": 197, "dim": 512, "classes": 80}  # RN101 at 448 px
 RN50 = {"locations": 50, "dim": 1024, "classes": 80}  # at 224 px
@@ -166,9 +166,9 @@ def step_work(
     """One optimisation step on a batch in memory."""
 
     def step() -> None:
-        losses = training.objectives(training.forward(local.float()), labels, known=labels.numel())
+        losses = training.losses(Batch(local.float(), labels, known=labels.numel()))
         training.optimizer.zero_grad(set_to_none=True)
-        losses.total.sum().backward()
+        losses[:, 0].sum().backward()
         training.optimizer.step()
 
     return step
@@ -177,13 +177,13 @@ def step_work(
 def bare_products(training: Training, local: torch.Tensor) -> Callable[[], object]:
     """Only the matrix products of a step, of one trial, on float32 in memory."""
     model = training.model()
-    device, pairs = local.device, len(training.texts)
+    device, pairs = local.device, len(training.task.pairs)
     dim, hidden, out = model.sizes.embed_dim, model.sizes.hidden_dim, model.sizes.output_dim
     rows = local.shape[0] * local.shape[1]
     z, zp = torch.randn(rows, dim, device=device), torch.randn(rows, out, device=device)
     w, t = torch.randn(dim, out, device=device), torch.randn(pairs, out, device=device)
     o = torch.randn(rows, pairs, device=device)
-    text, h = training.texts, torch.randn(pairs, hidden, device=device)
+    text, h = training.task.pairs, torch.randn(pairs, hidden, device=device)
     w1 = torch.randn(dim, hidden, device=device)
     w2 = torch.randn(hidden, out, device=device)
     into, into_o = torch.empty_like(zp), torch.empty_like(o)
@@ -300,7 +300,7 @@ def commands(scratch: Path) -> dict[str, Any]:
     run("extract", "--split", "train")
     single = run("train", "--epochs", "10")
     grid = ("mfi_weight=0.1,0.3,1", "redundancy_weight=0.2,0.5,1", "output_dim=32,48,64")
-    axes = [word for axis in grid for word in ("--space", f"train.{axis}")]
+    axes = [word for axis in grid for word in ("--space", f"dclip.{axis}")]
     sweep = run("sweep", "--epochs", "10", *axes)
     return {
         "sweep27_over_single": round(sweep / single, 2),

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     __version__: str
 
     from dclip.backbones import Backbone, ImageFeatures, load_backbone
-    from dclip.batches import MemoryFeatures, hold_out
+    from dclip.fitting.batches import MemoryFeatures, hold_out
+    from dclip.fitting.fit import check_training, fit
     from dclip.logits import pair_logits, presence_probability
     from dclip.losses import asymmetric_loss, mfi_loss
     from dclip.metrics import (
@@ -23,18 +24,16 @@ if TYPE_CHECKING:
     from dclip.model import DCLIP
     from dclip.prediction import Prediction, UntrainedWarning, predict_image
     from dclip.projectors import PROJECTOR_PRESETS, ProjectorSizes
-    from dclip.prompts import encode_class_names, encode_prompt_pairs
-    from dclip.recipe import Recipe
-    from dclip.segmentation import Rule, System, encode_class_texts, segment_images
-    from dclip.training import check_training, fit, predict
-    from dclip.trials import Training
+    from dclip.prompts import encode_class_names, encode_class_texts, encode_prompt_pairs
+    from dclip.segmentation import Rule, System, segment_images
+    from dclip.training import Recipe, Training, predict
 
 _HOME = {
     "Backbone": "dclip.backbones",
     "ImageFeatures": "dclip.backbones",
     "load_backbone": "dclip.backbones",
-    "MemoryFeatures": "dclip.batches",
-    "hold_out": "dclip.batches",
+    "MemoryFeatures": "dclip.fitting.batches",
+    "hold_out": "dclip.fitting.batches",
     "pair_logits": "dclip.logits",
     "presence_probability": "dclip.logits",
     "asymmetric_loss": "dclip.losses",
@@ -52,14 +51,14 @@ _HOME = {
     "ProjectorSizes": "dclip.projectors",
     "encode_class_names": "dclip.prompts",
     "encode_prompt_pairs": "dclip.prompts",
-    "Recipe": "dclip.recipe",
-    "Training": "dclip.trials",
+    "Recipe": "dclip.training",
+    "Training": "dclip.training",
     "Rule": "dclip.segmentation",
     "System": "dclip.segmentation",
-    "encode_class_texts": "dclip.segmentation",
+    "encode_class_texts": "dclip.prompts",
     "segment_images": "dclip.segmentation",
-    "check_training": "dclip.training",
-    "fit": "dclip.training",
+    "check_training": "dclip.fitting.fit",
+    "fit": "dclip.fitting.fit",
     "predict": "dclip.training",
 }
 

@@ -76,7 +76,7 @@ def pair_logits(
         texts.reshape(together, *texts.shape[-2:]),
         dropped,
         local_scale,
-    )
+    )[0]
     return _split_pairs(pooled_scale * pooled.reshape(*trials, *pooled.shape[1:]))
 
 
@@ -192,16 +192,18 @@ def similarity_maps(
 
 
 class _PooledCosine(torch.autograd.Function):
-    """Scaled cosines of locations with unit texts, each text pooled by its own spatial softmax."""
+    """Scaled cosines of locations with unit texts, each text pooled by its own spatial softmax.
+
+    Besides the pooled cosines it gives what its gradient needs; these have no gradient.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
         features: Float[Tensor, "trials images locations dim"],
         texts: Float[Tensor, "trials pairs dim"],
         dropped: Bool[Tensor, "images locations"] | None,
         scale: float,
-    ) -> Float[Tensor, "trials images pairs"]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         norms = torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min_(1e-12)
         similarity = torch.bmm(features.flatten(1, 2), texts.mT)
         similarity = similarity.view(*features.shape[:3], texts.shape[1])
@@ -210,15 +212,19 @@ class _PooledCosine(torch.autograd.Function):
         if dropped is not None:
             seen = similarity.masked_fill(dropped[:, :, None], -math.inf)
         weights = seen.softmax(dim=2)
-        pooled: Tensor = (weights * similarity).sum(dim=2)
-        ctx.scale = scale
+        return (weights * similarity).sum(dim=2), norms, similarity, weights
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        features, texts, _, ctx.scale = inputs
+        pooled, norms, similarity, weights = output
+        ctx.mark_non_differentiable(norms, similarity, weights)
         ctx.save_for_backward(features, texts, norms, similarity, weights, pooled)
-        return pooled
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(
-        ctx: Any, gradient: Float[Tensor, "trials images pairs"]
+        ctx: Any, gradient: Float[Tensor, "trials images pairs"], *_: Tensor
     ) -> tuple[Tensor, Tensor, None, None]:
         features, texts, norms, similarity, weights, pooled = ctx.saved_tensors
         # of the loss by each scaled cosine, o
@@ -231,6 +237,32 @@ class _PooledCosine(torch.autograd.Function):
         by_features = torch.bmm(flat, texts).view_as(features)
         by_features.addcmul_(features, along / norms.square(), value=-1)
         return by_features, torch.bmm(flat.mT, all_features), None, None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, int | None, int | None, None],
+        features: Tensor,
+        texts: Tensor,
+        dropped: Tensor | None,
+        scale: float,
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """One more axis of trials, by the axis that is there."""
+        if in_dims[2] is not None:
+            raise NotImplementedError("trials that drop different locations cannot be computed")
+
+        def joined(values: Tensor, dim: int | None) -> Tensor:
+            if dim is None:
+                values = values.expand(info.batch_size, *values.shape)
+            else:
+                values = values.movedim(dim, 0)
+            return values.flatten(0, 1)
+
+        outputs = _PooledCosine.apply(
+            joined(features, in_dims[0]), joined(texts, in_dims[1]), dropped, scale
+        )
+        parted = tuple(values.unflatten(0, (info.batch_size, -1)) for values in outputs)
+        return parted, (0, 0, 0, 0)
 
 
 def _check_locations(features: Float[Tensor, "*axes locations dim"]) -> None:

@@ -24,6 +24,7 @@ place, all classes compete, and the background rule is that of `dclip.segmentati
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,7 +33,10 @@ from torch.nn import functional as F
 
 from dclip.backbones import ImageFeatures
 from dclip.data.windows import Window
-from dclip.logits import presence_probability, similarity_maps, zero_shot_scores
+from dclip.fitting.batches import Batch
+from dclip.logits import similarity_maps, zero_shot_scores
+from dclip.methods.dclip import DCLIPMethod
+from dclip.methods.method import Method, Task
 from dclip.model import DCLIP
 from dclip.segmentation import LabelMap, label_dtype, label_map, min_max
 
@@ -77,7 +81,7 @@ def predict_image(
     has_global_token: bool,
     texts: Float[Tensor, "classes dim"],
     pairs: Float[Tensor, "pairs dim"],
-    model: DCLIP | None = None,
+    model: Method[Any] | DCLIP | None = None,
     trained: Bool[Tensor, " classes"] | None = None,
     untrained_probability: bool = False,
     threshold: float = 0.5,
@@ -92,7 +96,8 @@ def predict_image(
             in training, and has no place in maps.
         texts: Frozen text features of the classes, for CLIP's own scores.
         pairs: Frozen features of the classes' prompt pairs, negatives first.
-        model: Projectors in evaluation mode; None for frozen CLIP.
+        model: A method, or projectors, in evaluation mode; None for frozen CLIP. One that does not
+            tell probabilities of locations leaves places to frozen CLIP.
         trained: Which of the classes the projectors were trained on. None says all of them: with
             names of your own choice, say which.
         untrained_probability: Also tell ``presence`` of classes that were not trained on. It is
@@ -123,15 +128,19 @@ def predict_image(
         trained = torch.ones(len(texts), dtype=torch.bool)
     trained = trained.to(texts.device)
     _warn_of_untrained(trained)
-    told = presence_probability(model(features.local.float(), pairs.float()).pair_logits)[0]
+    task = Task.of_features([str(number) for number in range(len(texts))], pairs.float())
+    if isinstance(model, DCLIP):
+        model = DCLIPMethod.around(model, task)
+    method = model.for_classes(task)
+    labels = torch.empty(0, 0, dtype=torch.int8)
+    told = method.scores(Batch(features.local.float(), labels, embedding=features.embedding))[0]
     presence = told if untrained_probability else told.where(trained, torch.nan)
-    if not trained.any():
+    odds = method.location_logits(local) if method.scores_locations else None
+    if not trained.any() or odds is None:
         mask = _frozen_mask(cosines, grid, size, threshold)
         return Prediction(presence, best, zero_shot, maps, mask, trained)
     found = (trained & (told >= 0.5)).nonzero().flatten()
-    projected = model.project_texts(pairs.float(), statistics="running")
-    negative, positive = similarity_maps(model.project_images(local.float()), projected).chunk(2, 1)
-    odds = (model.local_scale * model.pooled_scale * (positive - negative)).reshape(-1, *grid)
+    positive, odds = method.location_scores(local), odds.reshape(-1, *grid)
     maps = torch.where(trained[:, None, None], odds.sigmoid(), maps)
     kept = label_dtype(1 + len(texts))
     mask = torch.zeros(size, dtype=kept, device=told.device)

@@ -6,9 +6,10 @@ functions that deal in pairs keep one order: rows ``0 .. N-1`` are the negative 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -103,6 +104,60 @@ def encode_class_names(
         for template in templates
     ]
     return F.normalize(torch.stack(features).mean(dim=0), dim=-1)
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """What the classes are called, as features.
+
+    Attributes:
+        features: One row a phrasing.
+        classes: Which class each row speaks of, from 0 without a gap.
+    """
+
+    features: Float[Tensor, "phrasings dim"]
+    classes: Int64[Tensor, " phrasings"]
+
+
+def encode_class_texts(
+    backbone: Backbone,
+    phrasings: Sequence[Sequence[str]],
+    *,
+    templates: Sequence[str] = (ZERO_SHOT_TEMPLATE,),
+) -> ClassTexts:
+    """Unit features of every phrasing of every class, as `encode_class_names`.
+
+    Args:
+        backbone: Frozen encoder.
+        phrasings: For each class what it is called, at least one name; no name twice.
+        templates: Prompt templates, whose unit features are averaged.
+
+    Raises:
+        ValueError: If there is no class, one has no phrasing, a phrasing is blank or there twice,
+            or a template has not one ``{}``.
+    """
+    nameless = [position for position, names in enumerate(phrasings) if not names]
+    if nameless:
+        raise ValueError(f"classes {nameless} have no phrasing; give each at least one")
+    names = [name for own in phrasings for name in own]
+    features = encode_class_names(backbone, names, templates=templates)
+    classes = [position for position, own in enumerate(phrasings) for _ in own]
+    return ClassTexts(features, torch.tensor(classes, device=features.device))
+
+
+def best_phrasing(
+    scores: Float[Tensor, "windows phrasings locations"], classes: Int64[Tensor, " phrasings"]
+) -> Float[Tensor, "windows classes locations"]:
+    """The largest score among the phrasings of each class.
+
+    Args:
+        scores: Of every phrasing at every location.
+        classes: Which class each phrasing speaks of, from 0 without a gap.
+    """
+    num_classes = int(classes.max()) + 1
+    if num_classes == len(classes) and bool((classes.diff() > 0).all()):
+        return scores  # one phrasing a class, in order
+    return torch.stack([scores[:, classes == own].amax(1) for own in range(num_classes)], dim=1)
 
 
 def _fill(template: str, class_names: Sequence[str]) -> list[str]:

@@ -4,8 +4,8 @@ An image goes through the frozen backbone as one square or as sliding windows
 (`dclip.data.windows`). From there on:
 
 1. `class_scores`: cosines of the local features with the texts of every class; `System` says with
-   which projectors, if any. `surgery_scores` is CLIP Surgery's form.
-   `System.present`, on request, lets only those classes compete that the projectors find.
+   which method, if any. `surgery_scores` is CLIP Surgery's form.
+   `System.present`, on request, lets only those classes compete that the method finds.
 2. `min_max`: on request, each class's scores over the image become 0 to 1.
 3. `label_map`: scores are drawn to the size of the image and each pixel takes the largest; on
    request, it is background where none is sure enough.
@@ -20,7 +20,7 @@ References:
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -31,11 +31,11 @@ from torch.nn import functional as F
 from dclip.backbones import Backbone, ImageFeatures
 from dclip.data.pixels import normalise
 from dclip.data.windows import View, Window
-from dclip.logits import presence_probability, similarity_maps
-from dclip.model import DCLIP
+from dclip.fitting.batches import Batch
+from dclip.logits import similarity_maps
+from dclip.methods.method import Method
 from dclip.precision import at_least_float32, computing_in
-from dclip.prompts import encode_class_names
-from dclip.templates import ZERO_SHOT_TEMPLATE
+from dclip.prompts import ClassTexts, best_phrasing
 
 MAX_CLASSES = 255
 """Of a label map of 8 bits, background included; 255 is no class but what masks leave out."""
@@ -79,79 +79,41 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class ClassTexts:
-    """What the classes are called, as features.
-
-    Attributes:
-        features: One row a phrasing.
-        classes: Which class each row speaks of, from 0 without a gap.
-    """
-
-    features: Float[Tensor, "phrasings dim"]
-    classes: Int64[Tensor, " phrasings"]
-
-
-def encode_class_texts(
-    backbone: Backbone,
-    phrasings: Sequence[Sequence[str]],
-    *,
-    templates: Sequence[str] = (ZERO_SHOT_TEMPLATE,),
-) -> ClassTexts:
-    """Unit features of every phrasing of every class, as `dclip.prompts.encode_class_names`.
-
-    Args:
-        backbone: Frozen encoder.
-        phrasings: For each class what it is called, at least one name; no name twice.
-        templates: Prompt templates, whose unit features are averaged.
-
-    Raises:
-        ValueError: If there is no class, one has no phrasing, a phrasing is blank or there twice,
-            or a template has not one ``{}``.
-    """
-    nameless = [position for position, names in enumerate(phrasings) if not names]
-    if nameless:
-        raise ValueError(f"classes {nameless} have no phrasing; give each at least one")
-    names = [name for own in phrasings for name in own]
-    features = encode_class_names(backbone, names, templates=templates)
-    classes = [position for position, own in enumerate(phrasings) for _ in own]
-    return ClassTexts(features, torch.tensor(classes, device=features.device))
-
-
-@dataclass(frozen=True)
 class System:
     """A way from a backbone's features to scores of classes.
 
     Attributes:
         kind: Kind of local features it looks at.
         texts: Frozen text features of the classes.
-        model: Projectors that both sides pass, in evaluation mode; None for frozen CLIP.
+        method: A method that scores locations, in evaluation mode, whose task is these classes;
+            None for frozen CLIP.
         surgery: Whether scores are those of `surgery_scores`; for frozen CLIP only.
-        pairs: Frozen features of the classes' prompt pairs, negatives first, as the projectors were
-            trained with. Where given, only the classes that `present` finds compete.
-        presence_kind: Kind of local features that `present` looks at: what was trained on.
+        presence_kind: Kind of local features that `present` looks at: what the method was trained
+            on. Where given, only the classes that `present` finds compete.
 
     Raises:
-        ValueError: If projectors are there and surgery is asked for, or the other way round with
-            ``pairs``.
+        ValueError: If a method is there and surgery is asked for, or the other way round with
+            ``presence_kind``; or the method does not score locations.
     """
 
     kind: str
     texts: ClassTexts
-    model: DCLIP | None = None
+    method: Method[Any] | None = None
     surgery: bool = False
-    pairs: Float[Tensor, "pairs dim"] | None = None
-    presence_kind: str = "value"
+    presence_kind: str | None = None
 
     def __post_init__(self) -> None:
-        if self.model is not None and self.surgery:
-            raise ValueError("feature surgery is of frozen CLIP; leave out the projectors")
-        if self.model is None and self.pairs is not None:
-            raise ValueError("only projectors tell which classes are present; leave out pairs")
+        if self.method is not None and self.surgery:
+            raise ValueError("feature surgery is of frozen CLIP; leave out the method")
+        if self.method is None and self.presence_kind is not None:
+            raise ValueError("only methods tell which classes are present; leave out presence_kind")
+        if self.method is not None and not self.method.scores_locations:
+            raise ValueError(f"{self.method.settings.title} does not score locations")
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of local features it needs."""
-        return (self.kind,) if self.pairs is None else (self.kind, self.presence_kind)
+        return (self.kind,) if self.presence_kind is None else (self.kind, self.presence_kind)
 
     @torch.no_grad()
     def scores(
@@ -163,26 +125,22 @@ class System:
             features: What the backbone says of some windows.
             has_global_token: Whether their first location is the mean token, which is dropped.
         """
-        local, texts = features.local, self.texts
+        local = features.local[:, 1:] if has_global_token else features.local
         if self.surgery:
-            token = local[:, 0] if has_global_token else features.embedding
-            local = local[:, 1:] if has_global_token else local
-            return surgery_scores(local, texts, token)
-        local = local[:, 1:] if has_global_token else local
-        if self.model is not None:
-            local = self.model.project_images(at_least_float32(local))
-            projected = self.model.project_texts(texts.features.float(), statistics="running")
-            texts = ClassTexts(projected, texts.classes)
-        return class_scores(local, texts)
+            token = features.local[:, 0] if has_global_token else features.embedding
+            return surgery_scores(local, self.texts, token)
+        if self.method is not None:
+            return self.method.location_scores(local)
+        return class_scores(local, self.texts)
 
     @torch.no_grad()
     def present(
         self, local: Float[Tensor, "windows locations dim"]
     ) -> Int64[Tensor, " found"] | None:
-        """Classes that the projectors find in an image: probability above one half, or the largest.
+        """Classes that the method finds in an image: probability above one half, or the largest.
 
-        It is the projectors' own answer to the task they were trained for, over the locations of
-        all windows as if they were of one.
+        It is the method's own answer to the task it was trained for, over the locations of all
+        windows as if they were of one.
 
         Args:
             local: Of one image and of `presence_kind`, the mean tokens included where there are.
@@ -190,11 +148,11 @@ class System:
         Returns:
             Positions, ascending; None if all classes compete.
         """
-        if self.model is None or self.pairs is None:
+        if self.method is None or self.presence_kind is None:
             return None
         locations = at_least_float32(local).flatten(0, 1)[None]
-        logits = self.model(locations, self.pairs.float()).pair_logits
-        probability = presence_probability(logits)[0]
+        labels = torch.empty(0, 0, dtype=torch.int8)
+        probability = self.method.scores(Batch(locations, labels))[0]
         return (probability >= probability.max().clamp(max=0.5)).nonzero().flatten()
 
 
@@ -210,7 +168,7 @@ def class_scores(
     Returns:
         Cosines in [-1, 1].
     """
-    return _best_phrasing(similarity_maps(local, texts.features), texts.classes)
+    return best_phrasing(similarity_maps(local, texts.features), texts.classes)
 
 
 def surgery_scores(
@@ -240,17 +198,7 @@ def surgery_scores(
     sharpness = SURGERY_SHARPNESS * similarity_maps(token[:, None], texts.features)
     weights = sharpness.softmax(dim=1) * len(texts.features)
     weighted = weights * similarity_maps(local, texts.features)
-    return _best_phrasing(weighted - weighted.mean(dim=1, keepdim=True), texts.classes)
-
-
-def _best_phrasing(
-    scores: Float[Tensor, "windows phrasings locations"], classes: Int64[Tensor, " phrasings"]
-) -> Float[Tensor, "windows classes locations"]:
-    """The largest score among the phrasings of each class."""
-    num_classes = int(classes.max()) + 1
-    if num_classes == len(classes) and bool((classes.diff() > 0).all()):
-        return scores  # one phrasing a class, in order
-    return torch.stack([scores[:, classes == own].amax(1) for own in range(num_classes)], dim=1)
+    return best_phrasing(weighted - weighted.mean(dim=1, keepdim=True), texts.classes)
 
 
 def min_max(
@@ -464,7 +412,7 @@ def segment_images(
             found = {}
             for name, system in systems.items():
                 classes = None
-                if system.pairs is not None:
+                if system.presence_kind is not None:
                     classes = system.present(features[system.presence_kind].local[windows])
                 own = scores[name][windows]
                 found[name] = _decide(own, classes, view, backbone, rule, budget)

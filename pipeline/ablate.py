@@ -1,6 +1,6 @@
 """Which part of the method does what: trainings that differ from the recipe in one thing each.
 
-Trainings that can share passes over the features do (:class:`dclip.trials.Training`); a Ray task
+Trainings that can share passes over the features do (:class:`dclip.fitting.pack.Pack`); a Ray task
 fits such a pack and scores it on the test split, and each result is a small file. So an ablation
 that was stopped goes on, and more seeds or rows train only what is new.
 """
@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dclip.fitting.loop import Loop
+from dclip.methods.settings import DCLIPSettings
 from dclip.words import counted
 from pipeline.cli import Report, main
-from pipeline.config import Config, EvaluateConfig
+from pipeline.config import Config, EvaluateConfig, TrainConfig
 from pipeline.errors import StageError, UsageError, told
+from pipeline.space import Trained, alike
 
 if TYPE_CHECKING:
-    from dclip.recipe import Recipe
     from pipeline.features import FeaturePlan
     from pipeline.tracking import Tracker
 
@@ -54,25 +56,25 @@ class Row:
     Attributes:
         study: Which question it belongs to.
         label: What it is called there.
-        recipe: How it is trained.
+        trained: Settings it is trained with.
     """
 
     study: str
     label: str
-    recipe: "Recipe"
+    trained: Trained
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training: a recipe and a seed of initial weights.
+    """One training: its settings and a seed of initial weights.
 
     Attributes:
-        recipe: Hyper-parameters.
+        trained: Settings.
         seed: Seed of the initial weights.
         name: Hash of these, of the features and of what else shapes the result.
     """
 
-    recipe: "Recipe"
+    trained: Trained
     seed: int
     name: str
 
@@ -87,24 +89,29 @@ def rows(config: Config, embed_dim: int) -> list[Row]:
     Raises:
         UsageError: The recipe has no MFI, so that there is nothing to take away.
     """
-    from dclip.recipe import Recipe
-    from dclip.trials import build_model
-
     wanted = config.ablate
     epochs = {} if wanted.epochs is None else {"epochs": wanted.epochs}
     fixed = {"selection": "last", **epochs}
-    base = config.train.recipe.model_copy(update=fixed)
-    if base.mfi_weight == 0:
-        raise UsageError("ablations need an MFI to take away; --train.mfi-weight must be above 0")
-    own_dim = build_model(base, embed_dim).sizes.output_dim
+    own = config.own
+    if not isinstance(own, DCLIPSettings):
+        raise UsageError(f"ablations are of dclip, not of {own.name}")
+    base = Trained(config.train.model_copy(update=fixed), own)
+    if own.mfi_weight == 0:
+        raise UsageError("ablations need an MFI to take away; --dclip.mfi-weight must be above 0")
+    own_dim = own.output_dim or embed_dim // 2
     dims = wanted.output_dim or [max(2, embed_dim // part) for part in (8, 4, 2, 1)]
-    lambdas = wanted.redundancy_weight or _times(base.redundancy_weight, (0, 0.2, 1, 5))
-    alphas = wanted.mfi_weight or _times(base.mfi_weight, (0, 0.1, 1, 10))
+    lambdas = wanted.redundancy_weight or _times(own.redundancy_weight, (0, 0.2, 1, 5))
+    alphas = wanted.mfi_weight or _times(own.mfi_weight, (0, 0.1, 1, 10))
 
-    def changed(**changes: Any) -> Recipe:
-        return base.model_copy(update=changes)
+    def changed(**changes: Any) -> Trained:
+        return base._replace(own=own.model_copy(update=changes))
 
-    studies: dict[str, dict[str, Recipe]] = {
+    def preset(name: str) -> Trained:
+        values = own.presets[name]
+        train = {**config.train.model_dump(include=_PLACE), **values.loop, **fixed, "preset": name}
+        return Trained(TrainConfig.model_validate(train), DCLIPSettings.model_validate(values.own))
+
+    studies: dict[str, dict[str, Trained]] = {
         "losses": {
             f"{BASE}: ASL + MFI": base,
             "ASL only": changed(mfi_weight=0.0),
@@ -121,27 +128,40 @@ def rows(config: Config, embed_dim: int) -> list[Row]:
         },
         "redundancy_weight": {
             f"lambda = {value:g}": changed(redundancy_weight=value)
-            for value in sorted({*lambdas, base.redundancy_weight})
+            for value in sorted({*lambdas, own.redundancy_weight})
         },
         "mfi_weight": {
             f"alpha = {value:g}": changed(mfi_weight=value)
-            for value in sorted({*alphas, base.mfi_weight})
+            for value in sorted({*alphas, own.mfi_weight})
         },
         "presets": {
-            "author": Recipe.model_validate({"preset": "author", **fixed}),
-            "robust": Recipe.model_validate({"preset": "robust", **fixed}),
+            "author": preset("author"),
+            "robust": preset("robust"),
         },
     }
     return [
-        Row(study, label, recipe)
+        Row(study, label, trained)
         for study in dict.fromkeys(wanted.studies)
-        for label, recipe in studies[study].items()
+        for label, trained in studies[study].items()
     ]
 
 
 def _times(value: float, factors: Sequence[float]) -> list[float]:
     """Multiples without rounding noise."""
     return [float(f"{value * factor:.6g}") for factor in factors]
+
+
+# of the section train: where and how, not what
+_PLACE = {*TrainConfig.model_fields} - {*Loop.model_fields}
+
+
+def _identity(trained: Trained) -> dict[str, Any]:
+    """What tells a training from others; settings at their defaults are left out."""
+    return {
+        "loop": trained.loop.loop.model_dump(exclude={"preset"}, exclude_defaults=True),
+        "method": trained.own.name,
+        "settings": trained.own.model_dump(exclude_defaults=True),
+    }
 
 
 class _Plan:
@@ -166,14 +186,14 @@ class _Plan:
         if threshold != EvaluateConfig.model_fields["threshold"].default:
             shared["threshold"] = threshold
         self.trials = {
-            (recipe, seed): Trial(
-                recipe, seed, digest({**shared, "recipe": recipe.model_dump(), "seed": seed})[:16]
+            (trained, seed): Trial(
+                trained, seed, digest({**shared, **_identity(trained), "seed": seed})[:16]
             )
-            for recipe in dict.fromkeys(row.recipe for row in self.rows)
+            for trained in dict.fromkeys(row.trained for row in self.rows)
             for seed in self.seeds
         }
         table = [
-            (row.study, row.label, self.trials[row.recipe, self.seeds[0]]) for row in self.rows
+            (row.study, row.label, self.trials[row.trained, self.seeds[0]]) for row in self.rows
         ]
         told = [[study, label, trial.name] for study, label, trial in table]
         self.name = f"ablation-{digest({'rows': told, 'seeds': len(self.seeds)})[:12]}"
@@ -204,25 +224,21 @@ class _Plan:
 
 def packs(trials: Iterable[Trial], size: int) -> list[list[Trial]]:
     """Trainings that can run together, at most ``size`` each, all of about one size."""
-    from dclip.trials import MAY_DIFFER
-
-    alike: dict[str, list[Trial]] = {}
-    for trial in trials:
-        common = trial.recipe.model_dump_json(exclude=set(MAY_DIFFER))
-        alike.setdefault(common, []).append(trial)
+    everything = list(trials)
+    groups = [[everything[n] for n in kind] for kind in alike([t.trained for t in everything])]
     result = []
-    for group in alike.values():
+    for group in groups:
         parts = math.ceil(len(group) / size)
         result += [group[part::parts] for part in range(parts)]
-    return sorted(result, key=lambda pack: -len(pack) * pack[0].recipe.epochs)
+    return sorted(result, key=lambda pack: -len(pack) * pack[0].trained.loop.epochs)
 
 
 def run(config: Config) -> Report:
     """Train what is missing, write table and picture, record all in MLflow, print the table."""
     import numpy as np
 
-    from dclip.training import check_recipe, check_training
-    from dclip.trials import Training
+    from dclip.fitting.fit import check_loop, check_source
+    from dclip.methods.registry import find_method
     from pipeline import cluster
     from pipeline.features import open_features
     from pipeline.tracking import Tracker
@@ -238,11 +254,12 @@ def run(config: Config) -> Report:
         )
     for row in plan.rows:
         try:
-            check_recipe(row.recipe, len(reader.class_names))
+            kind = find_method(row.trained.own.name)
+            kind.check(row.trained.own, row.trained.loop, len(reader.class_names))
         except ValueError as error:
             raise StageError(f"row {row.label!r}: {error}") from None
-    base = Training([plan.rows[0].recipe], reader.text_features()[0], seeds=[config.seed])
-    check_training(base, reader, np.arange(len(reader)))
+    check_source(len(reader.class_names), reader, np.arange(len(reader)))
+    check_loop(plan.rows[0].trained.loop, reader, None)
     tracker = Tracker(config)
     with tracker.run(plan.name, key=plan.name, tags={"dclip.stage": "ablate"}) as tracked:
         tracked.params({f"ablate.{k}": v for k, v in config.ablate.model_dump().items()})
@@ -257,7 +274,7 @@ def run(config: Config) -> Report:
                 for trial, result in _fit_all(config, plan, left):
                     results[trial] = result
                     _record(plan, tracker, trial, result)
-        table = summary(plan.rows, {(t.recipe, t.seed): r for t, r in results.items()}, plan.seeds)
+        table = summary(plan.rows, {(t.trained, t.seed): r for t, r in results.items()}, plan.seeds)
         files = _write(config, plan, table)
         for path in files:
             tracked.artifact(path)
@@ -328,11 +345,13 @@ def _fit_pack(settings: Mapping[str, Any], pack: Sequence[Trial]) -> list[dict[s
     import numpy as np
     import torch
 
-    from dclip.batches import hold_out
-    from dclip.training import DivergenceError, EpochReport, divergence, fit
-    from dclip.trials import Training
+    from dclip.fitting.batches import hold_out
+    from dclip.fitting.fit import DivergenceError, EpochReport, divergence, fit
+    from dclip.fitting.pack import Pack
+    from dclip.methods.method import Task
+    from dclip.methods.registry import find_method
     from pipeline.cache import cached_features
-    from pipeline.evaluate import Scores, measure
+    from pipeline.evaluate import measure
     from pipeline.features import open_features
     from pipeline.provenance import git_commit
     from pipeline.train import use_precision
@@ -344,9 +363,11 @@ def _fit_pack(settings: Mapping[str, Any], pack: Sequence[Trial]) -> list[dict[s
         reader,
         features,
     ):
-        training = Training(
-            [trial.recipe for trial in pack],
-            reader.text_features()[0],
+        training = Pack(
+            find_method(pack[0].trained.own.name),
+            [trial.trained.own for trial in pack],
+            pack[0].trained.loop.loop,
+            Task.of_features(reader.class_names, *reader.text_features()),
             seeds=[trial.seed for trial in pack],
             device=device,
         )
@@ -364,22 +385,22 @@ def _fit_pack(settings: Mapping[str, Any], pack: Sequence[Trial]) -> list[dict[s
     scores = training.predict(test, np.arange(len(test)))
     results = []
     for number, trial in enumerate(pack):
-        lines = [
-            {name: value for name, value in reports[number]._asdict().items() if value == value}
-            for reports in history
-        ]
+        lines = [reports[number].line() for reports in history]
         diverged = divergence(training, number) if number in training.diverged else ""
         if not diverged and not scores[number].isfinite().all():
             diverged = "its scores are no numbers"
         results.append(
             {
-                "recipe": trial.recipe.model_dump(),
+                "train": trial.trained.loop.loop.model_dump(),
+                trial.trained.own.name: trial.trained.own.model_dump(),
                 "seed": trial.seed,
-                "parameters": training.model(number).sizes.parameter_count,
+                "parameters": sum(
+                    weight.numel() for weight in training.method(number).parameters()
+                ),
                 "diverged": diverged,
                 "history": lines,
                 "threshold": settings["threshold"],
-                "test": measure(Scores(scores[number], True), test.labels, settings["threshold"])
+                "test": measure(scores[number], test.labels, settings["threshold"])
                 if not diverged
                 else {},
                 "commit": git_commit(),
@@ -390,7 +411,7 @@ def _fit_pack(settings: Mapping[str, Any], pack: Sequence[Trial]) -> list[dict[s
 
 def summary(
     table: Sequence[Row],
-    results: "Mapping[tuple[Recipe, int], Mapping[str, Any]]",
+    results: "Mapping[tuple[Trained, int], Mapping[str, Any]]",
     seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Every row with its scores, seed by seed, and their mean and standard deviation.
@@ -406,7 +427,7 @@ def summary(
     """
     lines = []
     for row in table:
-        own = [results[row.recipe, seed] for seed in seeds]
+        own = [results[row.trained, seed] for seed in seeds]
         kept = [(s, result) for s, result in zip(seeds, own, strict=True) if not result["diverged"]]
         values: dict[str, dict[int, float]] = {
             "test_map": {
@@ -425,7 +446,7 @@ def summary(
         }
         line: dict[str, Any] = {"study": row.study, "row": row.label, "seeds": len(seeds)}
         line |= {"diverged": len(own) - len(kept), "parameters": own[0]["parameters"]}
-        line["epochs"] = row.recipe.epochs
+        line["epochs"] = row.trained.loop.epochs
         for name in _SCORES:
             found = list(values[name].values())
             line[name] = statistics.fmean(found) if found else None
@@ -506,7 +527,7 @@ def _record(
     from pipeline.tracking import flat
     from pipeline.train import metric_names
 
-    label = next(f"{row.study}: {row.label}" for row in plan.rows if row.recipe == trial.recipe)
+    label = next(f"{row.study}: {row.label}" for row in plan.rows if row.trained == trial.trained)
     tags = {"dclip.stage": "ablate", "dclip.study": label.split(":")[0]}
     child = tracker.open(
         f"{label}, seed {trial.seed}",
@@ -514,7 +535,10 @@ def _record(
         parent=plan.name,
         tags=tags,
     )
-    child.params({**flat(trial.recipe.model_dump(), "train."), "seed": trial.seed})
+    loop, own = trial.trained.loop.loop.model_dump(), trial.trained.own
+    child.params(
+        {**flat(loop, "train."), **flat(own.model_dump(), f"{own.name}."), "seed": trial.seed}
+    )
     for line in result["history"]:
         child.metrics(metric_names(line), step=int(line["epoch"]))
     final = {
@@ -542,7 +566,8 @@ def describe(config: Config) -> str:
         f"{len(packs(left, config.ablate.pack))} packs",
     ]
     lines += [
-        f"  {row.study:18} {row.label:22} {row.recipe.epochs} epochs, preset {row.recipe.preset}"
+        f"  {row.study:18} {row.label:22} {row.trained.loop.epochs} epochs, preset "
+        f"{row.trained.loop.preset}"
         for row in plan.rows
     ]
     return "\n".join(lines)

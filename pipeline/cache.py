@@ -25,7 +25,7 @@ except ImportError:  # Windows; macOS has it, but no RAM disk
 if TYPE_CHECKING:
     import torch
 
-    from dclip.batches import FeatureSource
+    from dclip.fitting.batches import FeatureSource
     from dclip.reader import FeatureReader
 
 RAM_DISK = Path("/dev/shm")
@@ -81,7 +81,7 @@ def _on_gpu(
 ) -> "FeatureSource":
     import torch
 
-    from dclip.batches import MemoryFeatures
+    from dclip.fitting.batches import MemoryFeatures
 
     locations, dim = reader.manifest.locations, reader.manifest.dim
     size = 2 * reader.views * len(reader) * locations * dim

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -9,31 +10,32 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from dclip.logits import presence_probability
-from dclip.model import DCLIP
+from dclip.fitting.batches import Batch
+from dclip.fitting.pack import Pack
+from dclip.methods.method import Method, Task
+from dclip.methods.registry import find_method
 from dclip.paths import atomic_write
 from dclip.shards import Manifest
-from dclip.trials import Training, build_model
 from pipeline.errors import StageError, told
 from pipeline.origin import About, bad_checkpoint, read_about
 
-_TEXT = "text_features.pairs"
+_PAIRS, _CLASSES, _WEIGHTS = "text_features.pairs", "text_features.classes", "weights."
 
 
-def write_state(path: Path, training: Training) -> None:
+def write_state(path: Path, pack: Pack) -> None:
     """Write all that a training needs to go on from where it stands."""
     with atomic_write(path) as temporary:
-        safetensors.torch.save_file(training.state_tensors(), temporary)
+        safetensors.torch.save_file(pack.state_tensors(), temporary)
 
 
-def read_state(path: Path, training: Training) -> None:
+def read_state(path: Path, pack: Pack) -> None:
     """Restore in place what :func:`write_state` wrote of an equal training.
 
     Raises:
         StageError: The file is damaged, or of another training.
     """
     try:
-        training.load_state_tensors(safetensors.torch.load_file(path))
+        pack.load_state_tensors(safetensors.torch.load_file(path))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise StageError(
             f"cannot go on from {path}: {told(error)}; delete it to train from the start"
@@ -49,46 +51,58 @@ def read_place(path: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def write_checkpoint(
-    path: Path, model: DCLIP, texts: Float32[Tensor, "pairs dim"], about: About
-) -> None:
-    """Write projectors, the text features they were trained with, and their origin."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors[_TEXT] = texts
+def write_checkpoint(path: Path, method: Method[Any], about: About) -> None:
+    """Write a method's weights, the text features it was trained with, and their origin."""
+    tensors = {f"{_WEIGHTS}{name}": value for name, value in method.state_dict().items()}
+    tensors |= {_PAIRS: method.task.pairs, _CLASSES: method.task.texts.features}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         safetensors.torch.save_file(
-            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+            {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
             temporary,
             metadata=about.metadata(),
         )
 
 
-def load_checkpoint(path: Path) -> tuple[DCLIP, Float32[Tensor, "pairs dim"], About]:
-    """Projectors in evaluation mode, their text features, and their origin.
+def load_checkpoint(path: Path) -> tuple[Method[Any], About]:
+    """A trained method in evaluation mode, on the CPU, and its origin.
 
     Raises:
         StageError: The file is missing, damaged, or of another format.
     """
     about = read_about(path)
+    kind, names = find_method(about.method), about.class_names
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise bad_checkpoint(path, told(error)) from None
+    if not any(name.startswith(_WEIGHTS) for name in tensors):
+        tensors = _as_now(tensors)
     try:
         with torch.device("meta"):  # a width that is wrong takes no memory
-            sizes = build_model(about.recipe, about.embed_dim).state_dict()
-            pairs = torch.empty(2 * len(about.class_names), about.embed_dim)
+            task = Task.placeholder(names, about.embed_dim)
+            sizes = kind(about.settings, task).state_dict()
     except (RuntimeError, TypeError, ValueError):  # of numbers that are too large for torch
-        raise bad_checkpoint(path, "no projectors have the widths that it tells of") from None
-    expected = {f"model.{name}": value for name, value in sizes.items()}
-    _require_alike(path, tensors, {**expected, _TEXT: pairs})
-    texts = tensors.pop(_TEXT)
-    model = build_model(about.recipe, about.embed_dim)
-    model.load_state_dict(
-        {name.removeprefix("model."): value for name, value in tensors.items()}, strict=True
-    )
-    return model.eval(), texts, about
+        raise bad_checkpoint(path, "no weights have the widths that it tells of") from None
+    expected = {f"{_WEIGHTS}{name}": value for name, value in sizes.items()}
+    expected |= {_PAIRS: task.pairs, _CLASSES: task.texts.features}
+    _require_alike(path, tensors, expected)
+    task = Task.of_features(names, tensors.pop(_PAIRS), tensors.pop(_CLASSES))
+    with torch.random.fork_rng(devices=[]):  # the weights drawn are replaced
+        method = kind(about.settings, task)
+    weights = {name.removeprefix(_WEIGHTS): value for name, value in tensors.items()}
+    method.load_state_dict(weights, strict=True)
+    return method.eval(), about
+
+
+def _as_now(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of format 2, which had projectors and prompt pairs, by the names of this one."""
+    found = {
+        name if name == _PAIRS else f"{_WEIGHTS}{name}": value for name, value in tensors.items()
+    }
+    if _PAIRS in found:
+        found[_CLASSES] = found[_PAIRS][len(found[_PAIRS]) // 2 :].clone()
+    return found
 
 
 def _require_alike(
@@ -103,7 +117,7 @@ def _require_alike(
         if name not in tensors:
             raise bad_checkpoint(path, f"{name} is missing")
         if name not in expected:
-            raise bad_checkpoint(path, f"it has {name}, which projectors have not")
+            raise bad_checkpoint(path, f"it has {name}, which its method has not")
         found, wanted = (f"{list(t.shape)} {t.dtype}" for t in (tensors[name], expected[name]))
         if found != wanted:
             raise bad_checkpoint(path, f"{name} is {found}, its training makes {wanted}")
@@ -112,22 +126,22 @@ def _require_alike(
 
 
 class Scorer(nn.Module):
-    """A checkpoint as one function: local features to the probability of each of its classes.
+    """A trained method as one function: local features to the score of each of its classes.
 
     Args:
-        model: Its projectors.
-        texts: The text features they were trained with.
+        method: Trained, fed local features alone.
     """
 
-    def __init__(self, model: DCLIP, texts: Float32[Tensor, "pairs dim"]) -> None:
+    def __init__(self, method: Method[Any]) -> None:
         super().__init__()
-        self.model = model
-        self.texts: Tensor
-        self.register_buffer("texts", texts)
+        self.method = method
+        self.pairs: Tensor
+        self.register_buffer("pairs", method.task.pairs)  # so that they move with the weights
 
     def forward(self, local: Float32[Tensor, "images locations dim"]) -> Tensor:
-        """Probability of presence of every class in every image."""
-        return presence_probability(self.model(local, self.texts).pair_logits)
+        """Score of every class in every image."""
+        labels = torch.empty(0, 0, dtype=torch.int8)
+        return self.method.scores(Batch(local, labels))
 
 
 def check_features(path: Path, about: About, manifest: Manifest) -> None:

@@ -37,10 +37,14 @@ class _Candidate:
 
 def described(about: "About") -> str:
     """A checkpoint in words: what it was trained to."""
-    recipe = about.recipe
+    settings, loop = about.settings, about.loop
+    fields = type(settings).model_fields
+    own = "".join(
+        f"{fields[name].title or name} {getattr(settings, name):g}, " for name in settings.bold[:1]
+    )
     return (
-        f"{about.method}, preset {recipe.preset}, alpha {recipe.mfi_weight:g}, epoch {about.epoch} "
-        f"of {recipe.epochs}, seed {about.seed}"
+        f"{about.name}, preset {loop.preset}, {own}epoch {about.epoch} of {loop.epochs}, seed "
+        f"{about.seed}"
     )
 
 
@@ -80,7 +84,7 @@ def take_checkpoints(config: Config, settings: Sequence[Config]) -> list[Path]:
             if path not in standing:
                 log.info(
                     "%s is not trained with these settings and is left out; pipeline.run trains it",
-                    one.method,
+                    one.trained_name,
                 )
         newer = _others(config, since=max(path.stat().st_mtime_ns for path in standing))
         newer = [other for other in newer if other.path not in paths]
@@ -93,7 +97,7 @@ def take_checkpoints(config: Config, settings: Sequence[Config]) -> list[Path]:
     candidates = _others(config)
     found = []
     for one in settings:
-        alike = [other for other in candidates if other.about.method == one.method]
+        alike = [other for other in candidates if other.about.name == one.trained_name]
         found += [_only(alike, paths[-1])] if alike else []
     if not found and candidates:
         found = [_only(candidates, paths[-1])]

@@ -11,25 +11,31 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import yaml
 from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
+from dclip.methods.registry import find_settings
 from pipeline.config import (
+    DEFAULT_METHOD,
     Config,
     Layer,
     check_environment,
+    check_layer,
     conf_folder,
+    config_class,
     explain,
     find_config_file,
     known_keys,
     merge,
     named_dataset,
+    of_method,
     read_layer,
     yaml_layers,
 )
@@ -60,7 +66,10 @@ class _Parser(argparse.ArgumentParser):
         hints = []
         if message.startswith("unrecognized arguments: "):
             for word in message.removeprefix("unrecognized arguments: ").split():
-                close = difflib.get_close_matches(word.split("=")[0], flags, n=2)
+                flag = word.split("=")[0]
+                leaf = flag.rpartition(".")[2].removeprefix("--")
+                close = [other for other in flags if other.endswith(f".{leaf}")][:2]
+                close = close or difflib.get_close_matches(flag, flags, n=2)
                 if word.startswith("--"):
                     hints.append(f"did you mean {' or '.join(close)}?" if close else "")
         hint = " ".join(filter(None, hints))
@@ -132,7 +141,14 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
     Raises:
         UsageError: An unknown flag, key or value.
     """
-    section = known_keys(stage)
+    given_layers = [read_layer(find_config_file(name)) for name in _given(argv, "--config")]
+    method = _method(argv, given_layers)
+    model = config_class(method)
+    sections = {stage: known_keys(model, stage)}
+    if stage == "train":  # a method's own settings are what is trained
+        own = find_settings(method).name
+        sections[own] = known_keys(model, own)
+    section = sections[stage]
     parser = _Parser(
         prog=f"python -m pipeline.{stage}",
         description=description,
@@ -156,9 +172,9 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
         "--json", action="store_true", help="end stdout with the report as one line of JSON"
     )
     source = CliSettingsSource[Any](
-        Config, root_parser=parser, formatter_class=argparse.RawDescriptionHelpFormatter
+        model, root_parser=parser, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    words = [_long_form(word, section, stage) for word in argv]
+    words = [_long_form(word, sections) for word in argv]
     given: list[str] = []
     if stage in _POSITIONAL:
         key, shown = _POSITIONAL[stage]
@@ -167,19 +183,19 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
         given = flags.__dict__.pop(key)
     else:
         flags = parser.parse_args(words)
-    check_environment()
-    given_layers = [read_layer(find_config_file(name)) for name in flags.config]
+    check_environment(model)
     layers = yaml_layers(_dataset(flags, given_layers), given_layers)
     merged: dict[str, Any] = {}
-    for _, content in layers:
-        merged = merge(merged, content)
+    for layer in layers:
+        check_layer(layer, model)
+        merged = merge(merged, of_method(layer[1], model))
     if given:
         merged = merge(merged, {stage: {key: given}})
     values = {key: value for key, value in vars(flags).items() if key not in _CONTROL}
     try:
-        config = Config(_cli_settings_source=source(parsed_args=values), **merged)
+        config = model(_cli_settings_source=source(parsed_args=values), **merged)
     except ValidationError as error:
-        raise UsageError(explain(error, layers)) from None
+        raise UsageError(explain(error, layers, model)) from None
     except SettingsError as error:
         raise UsageError(f"cannot read a value of the command line: {error}") from None
     return config, flags
@@ -209,16 +225,36 @@ def _dataset(flags: argparse.Namespace, layers: Sequence[Layer]) -> str:
     return named or variable or named_dataset(layers) or default
 
 
-def _long_form(word: str, section: Sequence[str], stage: str) -> str:
-    """Accept ``--key`` of the stage's own section without its prefix, and ``_`` for ``-``."""
+def _given(argv: Sequence[str], flag: str) -> list[str]:
+    """Values of a flag of the command line, in order, before it is parsed."""
+    found = []
+    for word, following in pairwise([*argv, ""]):
+        if word.startswith(f"{flag}="):
+            found.append(word.partition("=")[2])
+        elif word == flag:
+            found.append(following)
+    return found
+
+
+def _method(argv: Sequence[str], layers: Sequence[Layer]) -> str:
+    """The method in force, whose settings are flags: flag, variable, files."""
+    files = [str(content["method"]) for _, content in layers if "method" in content]
+    variable = os.environ.get("DCLIP_METHOD")
+    return [DEFAULT_METHOD, *files, *filter(None, [variable]), *_given(argv, "--method")][-1]
+
+
+def _long_form(word: str, sections: Mapping[str, Sequence[str]]) -> str:
+    """Accept ``--key`` of the stage's own sections without their prefix, and ``_`` for ``-``."""
     if not word.startswith("--"):
         return word
     flag, equals, value = word.partition("=")
     flag = flag.replace("_", "-")
     bare = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
-    if bare in section:  # no section has a key of the top level (tests/pipeline/test_cli.py)
-        no = "no-" if flag.startswith("--no-") else ""
-        flag = f"--{no}{stage.replace('_', '-')}.{bare.replace('_', '-')}"
+    for section, keys in sections.items():
+        if bare in keys:  # no section has a key of the top level (tests/pipeline/test_cli.py)
+            no = "no-" if flag.startswith("--no-") else ""
+            flag = f"--{no}{section.replace('_', '-')}.{bare.replace('_', '-')}"
+            break
     return f"{flag}{equals}{value}"
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -23,6 +24,7 @@ from pydantic import (
     PlainValidator,
     ValidationError,
     WithJsonSchema,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -34,8 +36,10 @@ from pydantic_settings import (
 )
 from typing_extensions import TypeAliasType
 
+from dclip.fitting.loop import Loop
+from dclip.methods.registry import METHODS, find_settings
+from dclip.methods.settings import MethodSettings
 from dclip.paths import AnyPath, RemotePath, as_path
-from dclip.recipe import Recipe
 from dclip.templates import ZERO_SHOT_TEMPLATE
 from pipeline.errors import UsageError
 from pipeline.pages import page
@@ -137,8 +141,8 @@ class ExtractConfig(BaseModel):
     limit: int | None = Field(None, ge=1, description="only the first images of each split")
 
 
-class TrainConfig(Recipe):
-    """How projectors are fitted: the recipe, and the processes that run it."""
+class TrainConfig(Loop):
+    """How a method is trained: the loop, and the processes that run it."""
 
     workers: int = Field(
         1, ge=1, description="Ray Train workers; the global batch stays batch_size"
@@ -179,9 +183,9 @@ class TrainConfig(Recipe):
         return self
 
     @property
-    def recipe(self) -> Recipe:
+    def loop(self) -> Loop:
         """What shapes the trained weights, without where and how often."""
-        return Recipe.model_validate(self.model_dump(include=set(Recipe.model_fields)))
+        return Loop.model_validate(self.model_dump(include=set(Loop.model_fields)))
 
 
 class EvaluateConfig(BaseModel):
@@ -378,15 +382,11 @@ class SweepConfig(BaseModel):
         "chosen by the scores of those before (TPE)",
     )
     space: Annotated[dict[str, list[Any] | str], NoDecode] = Field(
-        {
-            "train.redundancy_weight": [0.2, 1.0],
-            "train.mfi_weight": [0.1, 1.0],
-            "train.output_dim": [32, 64],
-        },
-        min_length=1,
-        description="what to vary, any key of the recipe (train.*) or seed (of initial weights): "
-        "train.lr=1e-3,3e-3 tries these values, train.lr=1e-4..1e-2 (random, optuna) the range "
-        "between, evenly on a logarithmic scale; repeat the flag for more keys",
+        {},
+        description="what to vary, any key of the method's section, of the loop (train.*) or seed "
+        "(of initial weights): train.lr=1e-3,3e-3 tries these values, train.lr=1e-4..1e-2 (random, "
+        "optuna) the range between, evenly on a logarithmic scale; repeat the flag for more keys; "
+        "left out: what the method proposes",
     )
     trials: int | None = Field(
         None,
@@ -397,8 +397,9 @@ class SweepConfig(BaseModel):
     asha: bool = Field(False, description="stop weak trials early (ASHA)")
     pack: Literal["auto", "never"] = Field(
         "auto",
-        description="auto: trials that differ only in lambda, alpha, d' and seed share each pass "
-        "over the features, unless asha or optuna; never: each trial has a process of its own",
+        description="auto: trials that differ only in seed, and in what the method lets differ "
+        "(DCLIP: lambda, alpha, d'), share each pass over the features, unless asha or optuna; "
+        "never: each trial has a process of its own",
     )
     concurrency: int | None = Field(
         None, ge=1, description="processes at once; left out: one per CPU, or as GPUs allow"
@@ -480,10 +481,14 @@ class AblateConfig(BaseModel):
 
 _NAME = re.compile(r"[^\W_](?:[\w. -]{0,62}[^\W_])?")
 
-RESERVED_NAMES = frozenset(
-    {"zero_shot", "zero_shot_local", "linear_probe", *get_args(System)}  # rows of reports
-)
-"""What no training may be called, as reports call others so."""
+DEFAULT_METHOD = "dclip"
+"""What is trained where nothing is said."""
+
+
+def reserved_names(method: str) -> set[str]:
+    """What no training of a method may be called, as reports call others so."""
+    others = {name for name in METHODS if name != method}
+    return {*others, *get_args(System), *find_settings(method).variants}
 
 
 def usual_backbone(settings: Mapping[str, Any]) -> str:
@@ -560,10 +565,15 @@ class Config(BaseSettings):
     include_global_token: bool | None = Field(
         None, description="keep the mean token of a ResNet (the authors do); left out: yes"
     )
+    method: str = Field(
+        DEFAULT_METHOD,
+        description="what is trained: dclip, or package.module:Class of your own; its settings are "
+        "in a section of its own name",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
     seed: int = Field(0, ge=0, description="seed of initial weights and of the shuffle")
     name: str | None = Field(
-        None, description="name shown in MLflow; left out: dclip, or asl_only without MFI"
+        None, description="name shown in MLflow and reports; left out: that of the method"
     )
     experiment: str | None = Field(None, description="MLflow experiment; left out: dclip-<dataset>")
     options: dict[str, str] = Field(
@@ -591,15 +601,32 @@ class Config(BaseSettings):
                 "a name has 1 to 64 letters, digits, '-', '_', '.' or spaces, and begins and ends "
                 "with a letter or digit"
             )
-        if name in RESERVED_NAMES:
-            raise ValueError(f"this is what reports call another system ({name}); take another")
         return name
 
     @model_validator(mode="after")
     def _own_name(self) -> Self:
-        if self.name == "asl_only" and self.train.mfi_weight > 0:
-            raise ValueError("asl_only is what reports call trainings without MFI; take another")
+        if self.name in reserved_names(self.method) and self.name != self.own.own_name():
+            raise ValueError(f"name: reports call another system so ({self.name}); take another")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        """Defaults of the loop and of the method's section, as the preset says."""
+        settings = find_settings(values.get("method", cls.model_fields["method"].default))
+        train = values.get("train", {})
+        if not isinstance(train, Mapping):
+            return values
+        name = train.get("preset", "robust")
+        if name not in settings.presets:
+            raise ValueError(
+                f"train.preset: {settings.name} has {', '.join(settings.presets)}, not {name!r}"
+            )
+        preset, own = settings.presets[name], values.get(settings.name, {})
+        filled = {"train": {**preset.loop, **train}}
+        if isinstance(own, Mapping) and settings.name in cls.model_fields:
+            filled[settings.name] = {**preset.own, **own}
+        return {**values, **filled}
 
     @field_validator("experiment")
     @classmethod
@@ -640,9 +667,16 @@ class Config(BaseSettings):
         return self.seed if self.train.data_seed is None else self.train.data_seed
 
     @property
-    def method(self) -> str:
-        """Name of what these settings train: ``name`` if given, else by the presence of MFI."""
-        return self.name or ("dclip" if self.train.mfi_weight > 0 else "asl_only")
+    def own(self) -> MethodSettings:
+        """Settings of the method: the section of its name, or the usual ones without it."""
+        settings = find_settings(self.method)
+        preset = settings.presets[self.train.preset]
+        return getattr(self, settings.name, None) or settings.model_validate(preset.own)
+
+    @property
+    def trained_name(self) -> str:
+        """What reports call what these settings train: ``name`` if given, else the method's."""
+        return self.name or self.own.own_name()
 
     @property
     def own_store(self) -> str:
@@ -664,10 +698,45 @@ class Config(BaseSettings):
         """Folder of records that wait for an MLflow store that did not answer."""
         return self.output.absolute() / "mlflow-pending"
 
-    def with_train(self, **changes: Any) -> "Config":
-        """The same settings with some of ``train`` replaced (checked again)."""
-        train = TrainConfig.model_validate({**self.train.model_dump(), **changes})
-        return self.model_copy(update={"train": train})
+    def with_own(self, **changes: Any) -> "Config":
+        """The same settings with some of the method's replaced (checked again)."""
+        own = self.own
+        changed = type(own).model_validate({**own.model_dump(), **changes})
+        return self.model_copy(update={own.name: changed})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The class of a method's settings is made as it is needed, and is pickled by its name."""
+        return _again, (self.method, self.model_dump(mode="json"))
+
+
+def _again(method: str, values: dict[str, Any]) -> Config:
+    return config_class(method).model_validate(values)
+
+
+@cache
+def config_class(method: str) -> type[Config]:
+    """The settings with the section of a method.
+
+    Args:
+        method: As in :func:`dclip.methods.registry.find_settings`.
+
+    Raises:
+        UsageError: There is no such method, or its section has the name of another.
+    """
+    try:
+        settings = find_settings(method)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if settings.name in Config.model_fields:
+        raise UsageError(f"method {method!r} is called {settings.name!r}, which is another setting")
+    described = f"python -m pipeline.train --method {method}: {settings.title}"
+    section: Any = (settings, Field(settings(), description=described))
+    kept = Config.model_fields["method"]
+    named: Any = (str, Field(method, description=kept.description))
+    made: type[Config] = create_model(
+        "Config", __base__=Config, __doc__=Config.__doc__, method=named, **{settings.name: section}
+    )
+    return made
 
 
 def as_flags(config: Config, *sections: str) -> list[str]:
@@ -680,9 +749,11 @@ def as_flags(config: Config, *sections: str) -> list[str]:
     merged: dict[str, Any] = {"dataset": config.dataset}
     for _, content in yaml_layers(config.dataset, []):
         merged = merge(merged, content)
-    usual = Config(**merged)
+    usual = type(config)(**merged)
     is_usual = config.dataset == Config.model_fields["dataset"].default
     words = [] if is_usual else ["--dataset", config.dataset]
+    if config.method != DEFAULT_METHOD:
+        words += ["--method", config.method]
     own = [key for key, field in Config.model_fields.items() if not _is_section(field.annotation)]
     for section in ("", *sections):
         prefix = f"{section}." if section else ""
@@ -764,8 +835,11 @@ def named_dataset(layers: Sequence[Layer]) -> str | None:
     return None
 
 
-def check_environment() -> None:
+def check_environment(model: type[Config] = Config) -> None:
     """Refuse variables that begin as ours do and are none: a misspelt one would do nothing.
+
+    Args:
+        model: Settings with the section of the method.
 
     Raises:
         UsageError: There is one; the message has the nearest name.
@@ -776,8 +850,8 @@ def check_environment() -> None:
         if not name.startswith(prefix) or name in _OTHER_VARIABLES:
             continue
         key = name.removeprefix(prefix).lower().replace("__", ".")
-        if _field(key) is None and key.partition(".")[0] not in Config.model_fields:
-            known = {prefix + key.replace(".", "__").upper() for key in _all_keys()}
+        if _field(model, key) is None and key.partition(".")[0] not in model.model_fields:
+            known = {prefix + key.replace(".", "__").upper() for key in _all_keys(model)}
             close = difflib.get_close_matches(name, known | _OTHER_VARIABLES, n=1)
             hint = f"did you mean {close[0]}?" if close else "settings are DCLIP_<SECTION>__<KEY>"
             raise UsageError(f"unknown environment variable {variable}; {hint}")
@@ -787,15 +861,17 @@ def check_environment() -> None:
 _OTHER_VARIABLES = {"DCLIP_COMMIT", "DCLIP_TRACEBACK", "DCLIP_TEST_DATA"}
 
 
-def _all_keys() -> list[str]:
+def _all_keys(model: type[Config]) -> list[str]:
     return [
         key
-        for top in Config.model_fields
-        for key in (top, *(f"{top}.{leaf}" for leaf in known_keys(top)))
+        for top in model.model_fields
+        for key in (top, *(f"{top}.{leaf}" for leaf in known_keys(model, top)))
     ]
 
 
-def explain(error: ValidationError, layers: Sequence[Layer] = ()) -> str:
+def explain(
+    error: ValidationError, layers: Sequence[Layer] = (), model: type[Config] = Config
+) -> str:
     """One line per problem, in the words of the command line, with the file that has the value."""
     lines = []
     for problem in error.errors():
@@ -803,7 +879,7 @@ def explain(error: ValidationError, layers: Sequence[Layer] = ()) -> str:
         if problem["type"] == "default_factory_not_called":
             continue  # it follows from another setting, which has a line of its own
         if problem["type"] == "extra_forbidden":
-            lines.append(_unknown_key(key))
+            lines.append(_unknown_key(model, key))
         else:
             message = problem["msg"].removeprefix("Value error, ")
             where = _origin(problem["loc"], problem["input"], layers)
@@ -833,10 +909,10 @@ def _origin(place: Sequence[str | int], value: object, layers: Sequence[Layer]) 
 
 
 def read_layer(path: Path) -> Layer:
-    """The settings of one config file.
+    """The settings of one config file; :func:`check_layer` looks at its keys.
 
     Raises:
-        UsageError: It is missing, is not a YAML mapping, or holds an unknown key.
+        UsageError: It is missing, is not a YAML mapping, or has a key twice.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -851,13 +927,26 @@ def read_layer(path: Path) -> Layer:
         found = "nothing" if content is None else repr(content)
         raise UsageError(f"config file {path} must hold 'key: value' lines, and has {found}")
     try:
-        content = _nested(content)
-        for key in _flat_keys(content):
-            if _field(key) is None:
-                raise UsageError(_unknown_key(key))
+        return path, _nested(content)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
-    return path, content
+
+
+def check_layer(layer: Layer, model: type[Config]) -> None:
+    """Refuse keys of a config file that are no settings.
+
+    Raises:
+        UsageError: There is one; the message has the nearest name.
+    """
+    path, content = layer
+    for key in _flat_keys(content):
+        if _field(model, key) is None:
+            raise UsageError(f"{path}: {_unknown_key(model, key)}")
+
+
+def of_method(content: Mapping[str, Any], model: type[Config]) -> dict[str, Any]:
+    """Settings without the sections of methods that are not the one in force."""
+    return {key: value for key, value in content.items() if key in model.model_fields}
 
 
 def _nested(content: Mapping[Any, Any]) -> dict[str, Any]:
@@ -899,30 +988,34 @@ def _flat_keys(content: Mapping[Any, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _field(key: str) -> object | None:
-    model: Any = Config
+def _field(model: type[Config], key: str) -> object | None:
+    found: Any = model
     for part in key.split("."):
-        if get_origin(model) is dict:
+        if get_origin(found) is dict:
             return str  # free keys; the data set knows them
-        fields = getattr(model, "model_fields", {})
+        fields = getattr(found, "model_fields", {})
+        if found is model and part not in fields and part in METHODS:
+            found = find_settings(part)  # a file may serve several methods
+            continue
         if part not in fields:
             return None
-        model = fields[part].annotation
-    return model  # type: ignore[no-any-return]
+        found = fields[part].annotation
+    return found  # type: ignore[no-any-return]
 
 
-def known_keys(section: str = "") -> list[str]:
-    """Keys of one section of :class:`Config`; of its top level if ``section`` is empty."""
-    model: Any = _field(section) if section else Config
-    return list(getattr(model, "model_fields", {}))
+def known_keys(model: type[Config], section: str = "") -> list[str]:
+    """Keys of one section of the settings; of their top level if ``section`` is empty."""
+    found: Any = _field(model, section) if section else model
+    return list(getattr(found, "model_fields", {}))
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(model: type[Config], key: str) -> str:
     section, _, leaf = key.rpartition(".")
-    while section and not known_keys(section):
+    while section and not known_keys(model, section):
         section, _, leaf = section.rpartition(".")
-    known = known_keys(section)
-    close = difflib.get_close_matches(leaf, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    known = known_keys(model, section)
+    elsewhere = [f"{one}.{leaf}" for one in model.model_fields if leaf in known_keys(model, one)]
+    close = elsewhere or difflib.get_close_matches(leaf, known, n=1)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     where = f"section {section!r}" if section else "the top level"
     return f"unknown key {key!r}; {hint}keys of {where}: {', '.join(known)}"

@@ -9,8 +9,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,14 @@ from dclip.words import counted
 from pipeline.cli import Report, main, remarks
 from pipeline.config import Config
 from pipeline.errors import StageError
+from pipeline.looks import title_of
 from pipeline.pages import page
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dclip.model import DCLIP
+    from dclip.methods.method import Method
+    from dclip.methods.settings import MethodSettings
     from dclip.reader import FeatureReader
     from pipeline.features import FeaturePlan
     from pipeline.origin import About
@@ -42,116 +43,87 @@ Writes a report (JSON) and figures (PNG), and records both in MLflow. A report t
 again; --anew makes it again."""
 
 _FORMAT = 1
-BASELINES = ("clip", "zero_shot", "zero_shot_local", "linear_probe")
-"""Rows and cosines of a report that are of no checkpoint."""
+BASELINES = ("zero_shot", "zero_shot_local", "linear_probe")
+"""Methods of a report that need no checkpoint."""
+
+# rows whose cosine is that of CLIP's own texts
+_CLIP = {"zero_shot": "clip", "zero_shot_local": "clip"}
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Scores of one system on the test split, larger meaning more likely present.
+def baselines(config: Config) -> "dict[str, MethodSettings]":
+    """Methods that stand beside every checkpoint: frozen CLIP, and the probe if it is asked for."""
+    from dclip.methods.registry import find_settings
 
-    Attributes:
-        scores: One row an image, one column a class.
-        are_probabilities: Whether a threshold on them means something.
-    """
-
-    scores: "Tensor"
-    are_probabilities: bool
+    names = BASELINES if config.evaluate.linear_probe else BASELINES[:-1]
+    own = {"linear_probe": {"epochs": config.evaluate.probe_epochs}}
+    return {name: find_settings(name).model_validate(own.get(name, {})) for name in names}
 
 
-def baseline_scores(config: Config, test: "FeatureReader") -> dict[str, Scores]:
-    """Scores of frozen CLIP, globally and locally, and of the linear probe if it is asked for.
+def baseline(
+    config: Config, name: str, settings: "MethodSettings", test: "FeatureReader"
+) -> "Method[Any]":
+    """A method that needs no checkpoint; fitted on the training split if it trains itself.
 
     Raises:
-        StageError: The probe's features, of the training split, are missing or damaged.
+        StageError: Features of the training split are missing or damaged.
     """
-    import torch
-
-    from dclip.batches import hold_out
-    from dclip.logits import similarity_maps, zero_shot_scores
-    from dclip.methods.linear_probe import fit_linear_probe
+    from dclip.fitting.batches import hold_out
+    from dclip.methods.method import Task, initial
+    from dclip.methods.registry import find_method
     from pipeline.features import open_features, plan_features
 
-    _, classes = test.text_features()
-    local = torch.cat([similarity_maps(batch, classes).amax(-1) for batch, _ in _batches(test)])
-    result = {
-        "zero_shot": Scores(zero_shot_scores(test.embeddings(), classes), False),
-        "zero_shot_local": Scores(local, False),
-    }
-    if config.evaluate.linear_probe:
+    task = Task.of_features(test.class_names, *test.text_features())
+    method = initial(find_method(name), settings, task, seed=config.seed)
+    if settings.trained_by == "itself":
         train = open_features(plan_features(config, config.train_split).folders[:1], config.output)
         rows, _ = hold_out(len(train), config.train.val_fraction, seed=config.data_seed)
-        probe = fit_linear_probe(
-            lambda: _batches(train, rows=rows, seed=config.seed),
-            embed_dim=train.manifest.dim,
-            num_classes=len(train.class_names),
-            epochs=config.evaluate.probe_epochs,
-            seed=config.seed,
-        )
-        with torch.no_grad():
-            logits = torch.cat([probe(batch) for batch, _ in _batches(test)])
-        result["linear_probe"] = Scores(logits.sigmoid(), True)
-    return result
+        method.fit(train, rows, seed=config.seed)
+    return method.eval()
 
 
-def _batches(
-    reader: "FeatureReader", *, rows: Any = None, seed: int | None = None, size: int = 256
-) -> "Iterator[tuple[Tensor, Tensor]]":
-    """Local features in float32 and labels; in a seeded order if a seed is given."""
-    import numpy as np
-
-    order = np.arange(len(reader)) if rows is None else rows
-    if seed is not None:
-        order = np.random.default_rng([seed, 2]).permutation(order)
-    for start in range(0, len(order), size):
-        batch = order[start : start + size]
-        yield reader.local(batch).float(), reader.labels[batch]
-
-
-def checkpoint_scores(model: "DCLIP", texts: "Tensor", test: "FeatureReader") -> Scores:
-    """Probability of presence of each class by a checkpoint."""
-    import numpy as np
-
-    from dclip.training import predict
-
-    return Scores(predict(model, test, np.arange(len(test)), texts), True)
-
-
-def measure(scores: Scores, labels: "Tensor", threshold: float) -> dict[str, Any]:
+def measure(scores: "Tensor", labels: "Tensor", threshold: float | None) -> dict[str, Any]:
     """Metrics of one system: AP by class, mAP, and where a threshold means something, F1s.
 
     A class without a positive has no AP, labels without any no mAP: they are None.
+
+    Args:
+        scores: One row an image, one column a class.
+        labels: 1, 0, or -1 for unknown.
+        threshold: From which a class counts as predicted; None where scores are no probabilities.
     """
     from dclip.metrics import average_precision, f1_scores, mean_average_precision
 
-    ap = average_precision(scores.scores, labels)
+    ap = average_precision(scores, labels)
     has_positive = bool((labels == 1).any())
     result: dict[str, Any] = {
-        "map": mean_average_precision(scores.scores, labels) if has_positive else None,
+        "map": mean_average_precision(scores, labels) if has_positive else None,
         "ap": [None if value != value else round(value, 6) for value in ap.tolist()],
     }
-    if scores.are_probabilities:
-        f1 = f1_scores(scores.scores, labels, threshold=threshold)
+    if threshold is not None:
+        f1 = f1_scores(scores, labels, threshold=threshold)
         result |= {name: round(float(value), 6) for name, value in f1._asdict().items()}
     return result
 
 
 def evaluate(
     config: Config, files: "Mapping[str, Path]"
-) -> "tuple[Report, dict[str, tuple[DCLIP, Tensor, About]]]":
-    """Compare checkpoints with the baselines on the test split.
+) -> "tuple[Report, dict[str, tuple[Method[Any], About]]]":
+    """Compare checkpoints with the baselines on the test split; all of them are methods.
 
     Args:
         config: Settings; they say where the features are.
         files: Checkpoints to score, by what the report calls them.
 
     Returns:
-        The report, and the models behind it.
+        The report, and the methods of the checkpoints.
 
     Raises:
         StageError: Features or checkpoints are missing, damaged, or do not belong together.
     """
-    from dclip.metrics import inter_class_cosine, similarity_report
+    import numpy as np
+
+    from dclip.fitting.fit import scores_of
+    from dclip.metrics import inter_class_cosine
     from pipeline.choice import described
     from pipeline.features import open_features, plan_features, tested_on_train, warnings_of
     from pipeline.provenance import git_commit
@@ -159,15 +131,21 @@ def evaluate(
     plan = plan_features(config, config.test_split)
     test = open_features(plan.folders[:1], config.output)
     models = load_models(files, test)
-    systems = baseline_scores(config, test)
+    methods = {
+        name: baseline(config, name, settings, test) for name, settings in baselines(config).items()
+    } | {name: method for name, (method, _) in models.items()}
+    systems, cosines = {}, {}
     similarity: dict[str, Any] = {}
-    pairs, _ = test.text_features()
-    several = len(test.class_names) > 1  # of one class there is no cosine between classes
-    cosines = {"clip": inter_class_cosine(pairs[len(pairs) // 2 :]) if several else None}
-    for name, (model, texts, _) in models.items():
-        systems[name] = checkpoint_scores(model, texts, test)
-        similarity[name] = similarity_report(model, texts) if several else {}
-        cosines[name] = similarity[name].get("dclip/positive/eval/raw")
+    for name, method in methods.items():
+        scores = scores_of(method, test, np.arange(len(test)))
+        threshold = config.evaluate.threshold if method.gives_probabilities else None
+        systems[name] = measure(scores, test.labels, threshold)
+        features = method.class_features()
+        if features is not None:  # of one class there is no cosine between classes
+            cosine = inter_class_cosine(features) if len(features) > 1 else None
+            cosines[_CLIP.get(name, name)] = cosine
+        if name in models:
+            similarity[name] = method.similarity()
     report = {
         "stage": "evaluate",
         "dataset": config.dataset,
@@ -175,15 +153,12 @@ def evaluate(
         "images": len(test),
         "class_names": list(test.class_names),
         "threshold": config.evaluate.threshold,
-        "systems": {
-            name: measure(scores, test.labels, config.evaluate.threshold)
-            for name, scores in systems.items()
-        },
+        "systems": systems,
         "inter_class_cosine": cosines,
         "similarity": similarity,
         "features": test.manifest.fingerprint,
         "checkpoints": {name: str(path) for name, path in files.items()},
-        "trained": {name: described(about) for name, (*_, about) in models.items()},
+        "trained": {name: described(about) for name, (_, about) in models.items()},
         "test_on_train": tested_on_train(config),
         "test_fraction": config.test_fraction,
         "split_seed": None if config.test_fraction is None else config.split_seed,
@@ -197,8 +172,8 @@ def evaluate(
 
 def load_models(
     files: "Mapping[str, Path]", test: "FeatureReader"
-) -> "dict[str, tuple[DCLIP, Tensor, About]]":
-    """Checkpoints by name, each with its texts and origin.
+) -> "dict[str, tuple[Method[Any], About]]":
+    """Methods of checkpoints by name, each with its origin.
 
     Raises:
         StageError: One is missing, damaged, or was not made for these features.
@@ -207,29 +182,21 @@ def load_models(
 
     models = {}
     for name, path in files.items():
-        model, texts, about = load_checkpoint(path)
+        method, about = load_checkpoint(path)
         check_features(path, about, test.manifest)
-        models[name] = (model, texts, about)
+        models[name] = (method, about)
     return models
 
 
 def table(report: Report) -> str:
     """The report as a table for people, in percent."""
-    names = {
-        "zero_shot": "CLIP zero-shot (global)",
-        "zero_shot_local": "CLIP zero-shot (best location)",
-        "linear_probe": "linear probe, max-pooled",
-        "asl_only": "projectors, ASL only",
-        "dclip": "DCLIP (ASL + MFI)",
-    }
-    cosine = {"zero_shot": "clip", "zero_shot_local": "clip"}
     width = max(32, *(len(name) + 2 for name in report["systems"]))
     lines = [f"{'':{width}}{'mAP':>7}{'CF1':>7}{'OF1':>7}{'C-P':>7}{'cosine':>9}"]
     for name, row in report["systems"].items():
-        between = report["inter_class_cosine"].get(cosine.get(name, name))
+        between = report["inter_class_cosine"].get(_CLIP.get(name, name))
         cells = [row["map"], row.get("cf1"), row.get("of1"), row.get("class_precision")]
         lines.append(
-            f"{names.get(name, name):{width}}"
+            f"{title_of(name):{width}}"
             + "".join(f"{'-' if cell is None else f'{100 * cell:.1f}':>7}" for cell in cells)
             + f"{'-' if between is None else f'{between:.3f}':>9}"
         )
@@ -357,7 +324,7 @@ def _named(checkpoints: "list[Path]") -> "dict[str, Path]":
     from pipeline.choice import names_of
     from pipeline.origin import read_about
 
-    names = names_of({path: read_about(path).method for path in checkpoints}, BASELINES)
+    names = names_of({path: read_about(path).name for path in checkpoints}, ("clip", *BASELINES))
     return {names[path]: path for path in checkpoints}
 
 
@@ -376,7 +343,7 @@ def _draw(
     files: "Mapping[str, Path]",
     folder: Path,
     report: Report,
-    models: "Mapping[str, tuple[DCLIP, Tensor, About]] | None",
+    models: "Mapping[str, tuple[Method[Any], About]] | None",
 ) -> list[Path]:
     """Draw all figures of a report; its models are loaded where they are not at hand."""
     from pipeline import figures

@@ -21,37 +21,20 @@ from dclip.words import counted
 from pipeline.canvas import MAX_INCHES, heading, more, one_line, save
 from pipeline.config import Config, bounds
 from pipeline.features import open_features
+from pipeline.looks import color_of, short_title_of
 from pipeline.mask_figures import show_heat
+from pipeline.space import leaf
 
 if TYPE_CHECKING:
-    from dclip.model import DCLIP
+    from dclip.methods.method import Method
     from pipeline.cli import Report
-    from pipeline.evaluate import Scores
     from pipeline.features import FeaturePlan
     from pipeline.origin import About
 
 log = logging.getLogger(__name__)
 
-Models = Mapping[str, "tuple[DCLIP, Tensor, About]"]
+Models = Mapping[str, "tuple[Method[Any], About]"]
 
-LABELS = {
-    "clip": "frozen CLIP",
-    "zero_shot": "CLIP zero-shot",
-    "zero_shot_local": "CLIP, best location",
-    "linear_probe": "linear probe",
-    "asl_only": "ASL only",
-    "dclip": "DCLIP",
-}
-# one colour a system, the same in every picture; readable with colour-blind eyes
-_COLORS = {
-    "clip": "#7f7f7f",
-    "zero_shot": "#7f7f7f",
-    "zero_shot_local": "#bdbdbd",
-    "linear_probe": "#000000",
-    "asl_only": "#e69f00",
-    "dclip": "#0072b2",
-}
-_SPARE = ("#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 _MAX_CLASSES_IN_MAPS = 6
 _READABLE = 80  # classes with their names along both sides of a matrix
 _LISTED = 150  # classes with their names along one side
@@ -64,7 +47,7 @@ def draw_all(
     config: Config,
     plan: "FeaturePlan",
     report: "Report",
-    systems: "Mapping[str, Scores]",
+    systems: Mapping[str, Any],
     models: Models,
 ) -> list[Path]:
     """Draw every picture of a report; the files, in the order to look at them.
@@ -74,10 +57,11 @@ def draw_all(
     test = open_features(plan.folders[:1], config.output, verify=False)
     pairs, classes = test.text_features()
     texts = {"clip": pairs[len(pairs) // 2 :]}
-    for method, (model, pairs_of, _) in models.items():
+    for name, (method, _) in models.items():
         with torch.no_grad():
-            projected = model.project_texts(pairs_of, statistics="running")
-        texts[method] = projected[len(projected) // 2 :]
+            own = method.class_features()
+        if own is not None:
+            texts[name] = own
     matrices = {name: cosine_matrix(features).numpy() for name, features in texts.items()}
     names = report["class_names"]
     title = subject(report, str(test.manifest.spec["backbone_name"]))
@@ -151,7 +135,7 @@ def similarity_matrices(
     for axis, (system, matrix) in zip(axes, matrices.items(), strict=True):
         image = axis.imshow(matrix[np.ix_(order, order)], vmin=low, vmax=1.0, cmap="viridis")
         mean = _off_diagonal(matrix).mean()
-        axis.set_title(f"{_label(system)}: mean {mean:.2f} off the diagonal", fontsize=10)
+        axis.set_title(f"{short_title_of(system)}: mean {mean:.2f} off the diagonal", fontsize=10)
         labels = [one_line(names[column]) for column in order]
         axis.set_xticks(range(len(order)), labels, rotation=90, fontsize=7)
         axis.set_yticks(range(len(order)), labels, fontsize=7)
@@ -176,10 +160,10 @@ def cosine_histogram(matrices: Mapping[str, np.ndarray], title: str = "") -> Fig
             cosines,
             bins=bins,
             alpha=0.55,
-            color=_color(system, number),
-            label=f"{_label(system)} (mean {cosines.mean():.2f})",
+            color=color_of(system, number),
+            label=f"{short_title_of(system)} (mean {cosines.mean():.2f})",
         )
-        axis.axvline(float(cosines.mean()), color=_color(system, number), lw=1.5, ls="--")
+        axis.axvline(float(cosines.mean()), color=color_of(system, number), lw=1.5, ls="--")
     axis.set_xlabel("cosine between two classes (positive prompts)")
     axis.set_ylabel("pairs of classes")
     axis.legend(frameon=False, ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -217,10 +201,10 @@ def ap_bars(
             places,
             heights,
             width,
-            color=_color(system, number),
-            label=_label(system)
+            color=color_of(system, number),
+            label=short_title_of(system)
             if row["map"] is None
-            else f"{_label(system)} (mAP {100 * row['map']:.1f})",
+            else f"{short_title_of(system)} (mAP {100 * row['map']:.1f})",
         )
     if len(shown) < len(order):
         axis.axvline(half - 0.5, color="#7f7f7f", lw=1, ls=":")
@@ -255,7 +239,7 @@ def activation_maps(
     a map which lights up for the wrong class shows.
     """
     counts = (test.labels == 1).sum(dim=1)
-    systems = ["clip", *models]
+    systems = ["clip", *(name for name, (own, _) in models.items() if own.scores_locations)]
     most = max(1, int(MAX_INCHES / (2.05 * len(systems))))
     rows = torch.argsort(counts, descending=True, stable=True)[: min(limit, most)].tolist()
     columns = 2 + min(_MAX_CLASSES_IN_MAPS, int(counts.max()))
@@ -287,7 +271,7 @@ def activation_maps(
             top = axes[block * len(systems) + line]
             top[0].imshow(pixels)
             extra = f"\nand {left_out} more" if left_out > 0 else ""
-            top[0].set_title(f"{_label(system)}{extra}", fontsize=9)
+            top[0].set_title(f"{short_title_of(system)}{extra}", fontsize=9)
             drawn = None
             for axis, column, heat in zip(top[1:], wanted, maps, strict=False):
                 large = F.interpolate(
@@ -306,7 +290,7 @@ def activation_maps(
                 figure.colorbar(drawn, ax=top.tolist(), shrink=0.8, aspect=12).ax.tick_params(
                     labelsize=7
                 )
-    note = "cosine with the class; checkpoints: positive less negative prompt; a scale each line"
+    note = "cosine with the class; checkpoints: log-odds that it is there; a scale each line"
     fewer = more(len(rows), limit, "scenes asked for") if len(rows) < min(limit, len(test)) else ""
     figure.suptitle(heading(title, fewer, note), fontsize=9)
     return figure
@@ -325,33 +309,31 @@ def _maps(system: str, local: Tensor, classes: Tensor, models: Models) -> Tensor
     """What every location says of every class: ``[images, classes, locations]``."""
     if system == "clip":
         return similarity_maps(local, classes)
-    model, texts, _ = models[system]
-    projected = model.project_texts(texts, statistics="running")
-    negative, positive = similarity_maps(model.project_images(local), projected).chunk(2, dim=1)
-    return positive - negative
+    method, _ = models[system]
+    odds = method.location_logits(local)
+    return method.location_scores(local) if odds is None else odds
 
 
 def sweep_trials(
-    rows: Sequence[Mapping[str, Any]], space: Mapping[str, list[Any] | str], title: str = ""
+    rows: Sequence[Mapping[str, Any]],
+    space: Mapping[str, list[Any] | str],
+    title: str = "",
+    *,
+    color: str | None = None,
 ) -> Figure:
-    """Validation mAP of every trial against each swept setting, coloured by inter-class cosine.
+    """Validation mAP of every trial against each swept setting, coloured by what was watched.
 
     Values of a list stand side by side, those of a range on a scale. The best trial is ringed and
     named. Of more than 24 settings the first are shown.
     """
     keys = list(space)[:_PANELS]
     best = max(rows, key=lambda row: row["val_map"])
-    titles = {
-        "train.mfi_weight": "MFI weight \u03b1",
-        "train.redundancy_weight": "redundancy weight \u03bb",
-        "train.output_dim": "projector dimension d'",
-    }
     columns = min(3, len(keys))
     lines = -(-len(keys) // columns)
     figure = Figure(figsize=(1.2 + 3.6 * columns, 0.2 + 3.6 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
     scores = [100 * row["val_map"] for row in rows]
-    cosines = [np.nan if (c := row["inter_class_cosine"]) is None else c for row in rows]
+    watched = [np.nan if not color or (c := row[color]) is None else c for row in rows]
     points = None
     for axis, key in zip(axes.flat, keys, strict=False):
         given = [row[key] for row in rows]
@@ -361,7 +343,7 @@ def sweep_trials(
         points = axis.scatter(
             [values.index(value) for value in given] if is_list else given,
             scores,
-            c=cosines,
+            c=watched,
             plotnonfinite=True,  # a single class has no cosine
             cmap="viridis",
             s=45,
@@ -388,15 +370,16 @@ def sweep_trials(
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 3) if is_short else (1,)))
             axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel(titles.get(key, key.removeprefix("train.")))
+        axis.set_xlabel(leaf(key))
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(keys) :]:
         axis.axis("off")
     for axis in axes[:, 0]:
         axis.set_ylabel("mAP on held-out images, %")
-    if points is not None:
-        figure.colorbar(points, ax=axes, label="inter-class cosine after training")
-    settings = ", ".join(f"{key.removeprefix('train.')}={_value(best[key])}" for key in keys)
+    if points is not None and color:
+        label = f"{color.replace('_', ' ')} after training"
+        figure.colorbar(points, ax=axes, label=label)
+    settings = ", ".join(f"{leaf(key)}={_value(best[key])}" for key in keys)
     named = one_line(
         f"ringed: trial {best['trial']}, {100 * best['val_map']:.1f} %, {settings}", 110
     )
@@ -507,11 +490,3 @@ def cooccurrence(together: np.ndarray, names: Sequence[str], title: str) -> Figu
 
 def _off_diagonal(matrix: np.ndarray) -> np.ndarray:
     return matrix[~np.eye(len(matrix), dtype=bool)]
-
-
-def _label(system: str) -> str:
-    return LABELS.get(system, system)
-
-
-def _color(system: str, number: int) -> str:
-    return _COLORS.get(system, _SPARE[number % len(_SPARE)])

@@ -116,7 +116,7 @@ def plan_predict(config: Config) -> PredictPlan:
     if checkpoint is not None:
         about, kind = read_origin(checkpoint, backbone)
         taken = (
-            f"projectors {checkpoint} ({why}): {about.method}, trained on "
+            f"projectors {checkpoint} ({why}): {about.name}, trained on "
             f"{counted(len(about.class_names), 'class', 'classes')} and {about.made_on}"
         )
     known = {fold_name(name): name for name in about.class_names} if about else {}
@@ -307,7 +307,7 @@ class Predictor:
         self._pairs = encode_prompt_pairs(self._backbone, spelt).float()
         self._model = self._trained = None
         if plan.checkpoint is not None:
-            self._model = load_checkpoint(plan.checkpoint)[0].to(device)
+            self._model = load_checkpoint(plan.checkpoint)[0].on(device)
             self._trained = torch.tensor([name is not None for name in plan.trained_as])
 
     def predict(self, image: "Image.Image") -> "Prediction":

@@ -1,4 +1,4 @@
-"""The whole study: features, DCLIP and ASL-only projectors, their comparison with frozen CLIP."""
+"""The whole study: features, a method and its variants, their comparison with frozen CLIP."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ Extract features, train DCLIP and its ASL-only ablation, and compare both with f
 
 examples:
   python -m pipeline.run                                  the embedded dataset, a few minutes
-  python -m pipeline.run --train.mfi-weight 0.3 --seed 1
+  python -m pipeline.run --dclip.mfi-weight 0.3 --seed 1
   python -m pipeline.run --dataset coco --root DIR --backbone RN101 --train.preset author
 Stages whose result stands are skipped; whatever was stopped goes on."""
 
@@ -39,11 +39,8 @@ def run(config: Config) -> Report:
         if _is_pending(config):
             timed("start", lambda: session.enter_context(cluster.ray_session(config)) or {})
         features = timed("extract", partial(extract.run, config))
-        trained = {
-            settings.method: timed(f"train {settings.method}", partial(train.run, settings))
-            for settings in train.methods(config)
-        }
-    checkpoints = [Path(report["checkpoint"]) for report in trained.values()]
+        trained = timed("train", lambda: {"all": train.run_together(train.compared(config))})
+    checkpoints = [Path(report["checkpoint"]) for report in trained["all"]]
     compared = timed("evaluate", partial(evaluate.publish, config, checkpoints))
     return {
         "stage": "run",
@@ -64,7 +61,7 @@ def _is_pending(config: Config) -> bool:
     """Whether any stage has work for Ray."""
     plans = [*extract.all_plans(config)]
     source = plan_features(config, config.train_split)
-    paths = [train.checkpoint_path(settings, source) for settings in train.methods(config)]
+    paths = [train.checkpoint_path(settings, source) for settings in train.compared(config)]
     return not (all(map(is_complete, plans)) and all(path.is_file() for path in paths))
 
 
@@ -72,10 +69,11 @@ def describe(config: Config) -> str:
     """The plan of all stages in words, for ``--dry-run``."""
     parts = [("extract", extract.describe(config))]
     parts += [
-        (f"train {settings.method}", train.describe(settings)) for settings in train.methods(config)
+        (f"train {settings.trained_name}", train.describe(settings))
+        for settings in train.compared(config)
     ]
     source = plan_features(config, config.train_split)
-    made = [train.checkpoint_path(settings, source) for settings in train.methods(config)]
+    made = [train.checkpoint_path(settings, source) for settings in train.compared(config)]
     parts += [("evaluate", evaluate.describe(config, made))]
     return "\n".join(f"{stage}:\n  " + text.replace("\n", "\n  ") for stage, text in parts)
 

@@ -25,12 +25,11 @@ from pipeline.config import Config, SegmentConfig
 from pipeline.errors import StageError
 from pipeline.features import describe_backbone, open_backbone, tested_on_train, warnings_of
 from pipeline.groups import Groups, make_groups, read_arrays
+from pipeline.looks import heading_of, title_of
 from pipeline.pages import page
 from pipeline.preflight import TEMPLATES, require_fit_names, require_images
 from pipeline.systems import (
-    LABELS,
     SystemPlan,
-    Texts,
     build_systems,
     encode_texts,
     plan_systems,
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
 
     from dclip.data.segmentation import SegmentationListing
     from dclip.data.windows import View
+    from dclip.methods.method import Task
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,6 @@ other."""
 
 _FORMAT = 1
 _WORST = 10  # confusions that a report names
-_COMPARED = ("redundancy_weight", "mfi_weight", "output_dim")  # lambda, alpha, d' of checkpoints
 
 
 @dataclass(frozen=True)
@@ -256,7 +255,7 @@ class Segmenter:
     """
 
     def __init__(
-        self, config: Config, plan: SegmentPlan, texts: Texts, device: str, threads: int
+        self, config: Config, plan: SegmentPlan, texts: "Task", device: str, threads: int
     ) -> None:
         from dclip.extraction import BATCH_SIZES
 
@@ -415,7 +414,7 @@ def count_all(config: Config, plan: SegmentPlan) -> list[Counts]:
     return [counts for counts in found if counts is not None]
 
 
-def scored_texts(config: Config, plan: SegmentPlan) -> Texts:
+def scored_texts(config: Config, plan: SegmentPlan) -> "Task":
     """What the systems are told of the classes."""
     phrasings = [plan.listing.phrasings[position] for position in plan.scored]
     return encode_texts(open_backbone(config), phrasings, config.segment.templates)
@@ -433,7 +432,7 @@ def measure(config: Config, plan: SegmentPlan, groups: Sequence[Counts]) -> dict
 
     from dclip.metrics import Leakage, class_iou, confusion_pairs, cosine_matrix, leakage, miou
     from dclip.metrics import pixel_accuracy as accuracy
-    from dclip.segmentation import encode_class_texts
+    from dclip.prompts import encode_class_texts
 
     names = plan.listing.class_names
     # background is no class where it is neither true nor predicted
@@ -493,12 +492,12 @@ _LEGEND = (
 
 def table(report: Report) -> str:
     """The report as a table for people, in percent, and what the columns mean."""
-    width = max(28, *(len(LABELS.get(name, name)) + 2 for name in report["systems"]))
+    width = max(28, *(len(title_of(name)) + 2 for name in report["systems"]))
     lines = [f"{'':{width}}" + "".join(f"{title:>14}" for title in _SHOWN.values())]
     for name, row in report["systems"].items():
         cells = [row[column] for column in _SHOWN]
         lines.append(
-            f"{LABELS.get(name, name):{width}}"
+            f"{title_of(name):{width}}"
             + "".join(f"{'-' if cell is None else f'{100 * cell:.1f}':>14}" for cell in cells)
         )
     how = report["protocol"]
@@ -641,7 +640,7 @@ def draw(
     even = [int(row) for row in np.linspace(0, plan.num_images - 1, count).round()]
     worst = [int(row) for row in np.argsort(scores, kind="stable")[:count]]
     truth = "truth" if config.segment.background != "none" else "truth; only its pixels count"
-    titles = [truth, *map(_title, shown)]
+    titles = [truth, *map(heading_of, shown)]
     texts = scored_texts(config, plan)
     drawn_plan = replace(plan, systems=[s for s in plan.systems if s.name in shown])
     segmenter = Segmenter(config, drawn_plan, texts, "cpu", 1)
@@ -651,7 +650,7 @@ def draw(
     try:
         for name, rows, what in (
             ("masks.png", even, "images evenly spread"),
-            ("failures.png", worst, f"lowest IoU by {_title(judge).replace(chr(10), ' ')}"),
+            ("failures.png", worst, f"lowest IoU by {heading_of(judge).replace(chr(10), ' ')}"),
         ):
             drawn = []
             for row, (found, target) in zip(rows, segmenter.segment(rows), strict=True):
@@ -686,12 +685,6 @@ def draw(
     return paths
 
 
-def _title(system: str) -> str:
-    """What a system is called above a column."""
-    base = system.removesuffix("_present")
-    return LABELS.get(base, base) + (",\nof classes it finds" if base != system else "")
-
-
 def _shown(plan: SegmentPlan, report: Report) -> list[str]:
     """Systems that are drawn: CLIP-VV, or the first, and the best two others."""
     names = [system.name for system in plan.systems]
@@ -719,9 +712,9 @@ def checkpoint_rows(plan: SegmentPlan, report: Report) -> list[dict[str, Any]]:
         last = about.history[about.epoch - 1] if about.history else {}
         rows[system.checkpoint] = {
             "name": system.name,
-            "method": about.method,
+            "method": about.name,
             "seed": about.seed,
-            **{key: getattr(about.recipe, key) for key in _COMPARED},
+            **{key: getattr(about.settings, key) for key in sorted(about.settings.may_differ)},
             "val_map": last.get("val_map"),
             "inter_class_cosine": last.get("inter_class_cosine"),
             "miou": report["systems"][system.name]["miou"],

@@ -31,7 +31,6 @@ from pipeline.groups import Groups, make_groups, read_arrays
 from pipeline.preflight import require_images, require_labels
 from pipeline.systems import (
     SystemPlan,
-    Texts,
     build_systems,
     encode_texts,
     read_origin,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dclip.data.listing import Listing
+    from dclip.methods.method import Task
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def plan_segments(config: Config) -> SegmentsPlan:
     checkpoint = wanted.checkpoint or take_checkpoint(config)
     about, trained_kind = read_origin(checkpoint, backbone)
     system = SystemPlan(
-        about.method,
+        about.name,
         wanted.kind,
         checkpoint.absolute(),
         trained_kind,
@@ -127,14 +127,14 @@ class SegmentScorer:
     """
 
     def __init__(
-        self, config: Config, plan: SegmentsPlan, texts: Texts, device: str, threads: int
+        self, config: Config, plan: SegmentsPlan, texts: "Task", device: str, threads: int
     ) -> None:
         from dclip.extraction import BATCH_SIZES
 
         self._plan, self._device = plan, device
         self._area = config.segments_mlr.area
         self._backbone = open_backbone(config, device=device)
-        self._texts = texts.classes.features.to(device)
+        self._texts = texts.texts.features.to(device)
         self._systems = build_systems([plan.system], texts, device=device)
         self._precision: Any = config.segments_mlr.precision
         if self._precision == "auto":

@@ -3,26 +3,26 @@
 import difflib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from dclip.recipe import Recipe
+from dclip.fitting.loop import Loop
+from dclip.methods.registry import find_settings
+from dclip.methods.settings import MethodSettings
 from pipeline.config import Config, TrainConfig, bounds
 from pipeline.errors import UsageError
 
 SEED = "seed"
-_PREFIX = "train."
-# a preset stands for many keys at once; sweep one value of it at a time
-_KEYS = [f"{_PREFIX}{name}" for name in Recipe.model_fields if name != "preset"] + [SEED]
+_LOOP = "train."
 MOST_TRIALS = 10_000
 """Of one sweep: more could neither be compared in MLflow nor drawn."""
 _LARGEST_SEED = 2**63 - 1  # of torch
 _MOST_IN_A_PACK = 32  # bounds the memory of their activations
 
 Point = dict[str, Any]
-"""Values of the swept keys: ``{"train.mfi_weight": 0.1, "seed": 3}``."""
+"""Values of the swept keys: ``{"train.lr": 0.1, "seed": 3}``."""
 
 
 class Entry(NamedTuple):
@@ -32,22 +32,78 @@ class Entry(NamedTuple):
     point: Point
 
 
-def recipe_at(train: TrainConfig, point: Mapping[str, Any]) -> TrainConfig:
-    """Settings of the training at a point."""
-    changes = {
-        key.removeprefix(_PREFIX): value for key, value in point.items() if key.startswith(_PREFIX)
-    }
-    return TrainConfig.model_validate({**train.model_dump(), **changes})
+class Trained(NamedTuple):
+    """Settings of one training.
+
+    Attributes:
+        loop: Those of the section ``train``.
+        own: Those of the method.
+    """
+
+    loop: TrainConfig
+    own: MethodSettings
+
+
+def trained_at(
+    loop: Mapping[str, Any], method: str, own: Mapping[str, Any], point: Mapping[str, Any]
+) -> Trained:
+    """Settings of the training at a point.
+
+    Args:
+        loop: Values of the section ``train``, outside the point.
+        method: Name of the method.
+        own: Values of its own section.
+        point: Values of the swept keys.
+    """
+    settings = find_settings(method)
+    prefix = f"{settings.name}."
+    return Trained(
+        TrainConfig.model_validate({**loop, **_below(point, _LOOP)}),
+        settings.model_validate({**own, **_below(point, prefix)}),
+    )
+
+
+def _below(point: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): v for key, v in point.items() if key.startswith(prefix)}
+
+
+def at(config: Config, point: Mapping[str, Any]) -> Trained:
+    """Settings of the training at a point of a sweep of these settings."""
+    return trained_at(config.train.model_dump(), config.method, config.own.model_dump(), point)
+
+
+def keys_of(config: Config) -> list[str]:
+    """All that can be swept; a preset stands for many keys at once and is none of them."""
+    own = config.own
+    return [
+        *(f"{own.name}.{name}" for name in type(own).model_fields),
+        *(f"{_LOOP}{name}" for name in Loop.model_fields if name != "preset"),
+        SEED,
+    ]
+
+
+def space_of(config: Config) -> Mapping[str, list[Any] | str]:
+    """What is varied: as the settings say, or as the method proposes.
+
+    Raises:
+        UsageError: Neither says anything.
+    """
+    own = config.own
+    space = config.sweep.space or {f"{own.name}.{k}": v for k, v in own.sweep_space.items()}
+    if not space:
+        raise UsageError(f"say what to vary by --space; these can be: {', '.join(keys_of(config))}")
+    return space
 
 
 def checked_space(config: Config) -> dict[str, list[Any] | str]:
-    """The space with values of the types the recipe has.
+    """The space with values of the types the settings have.
 
     Raises:
-        UsageError: A key cannot be swept, or the recipe refuses a value; the message names both. Or
-            ASHA would compare trainings of different lengths, or there are too many trials.
+        UsageError: A key cannot be swept, or the settings refuse a value; the message names both.
+            Or ASHA would compare trainings of different lengths, or there are too many trials.
     """
-    if config.sweep.asha and f"{_PREFIX}epochs" in config.sweep.space:
+    given = space_of(config)
+    if config.sweep.asha and f"{_LOOP}epochs" in given:
         raise UsageError(
             "sweep.asha stops trials that are behind others at the same epoch, and a longer "
             "training, whose learning rate falls later, would be stopped for its length alone; "
@@ -57,16 +113,17 @@ def checked_space(config: Config) -> dict[str, list[Any] | str]:
         raise UsageError(
             f"sweep.trials: {config.sweep.trials} trials, a sweep has at most {MOST_TRIALS}"
         )
+    known = keys_of(config)
     space: dict[str, list[Any] | str] = {}
-    for key, values in config.sweep.space.items():
-        if key not in _KEYS:
-            full = f"{_PREFIX}{key}"
-            close = [full] if full in _KEYS else difflib.get_close_matches(key, _KEYS, n=1)
-            if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) in TrainConfig.model_fields:
+    for key, values in given.items():
+        if key not in known:
+            close = [one for one in known if leaf(one) == leaf(key)]
+            close = close or difflib.get_close_matches(key, known, n=1)
+            if key.startswith(_LOOP) and key.removeprefix(_LOOP) in TrainConfig.model_fields:
                 close = []  # no slip of the pen: what all trials of a sweep have in common
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise UsageError(
-                f"sweep.space: {key!r} cannot be swept; {hint}these can: {', '.join(_KEYS)}"
+                f"sweep.space: {key!r} cannot be swept; {hint}these can: {', '.join(known)}"
             )
         if isinstance(values, str):
             if config.sweep.search == "grid":
@@ -75,10 +132,11 @@ def checked_space(config: Config) -> dict[str, list[Any] | str]:
                     "--search random or optuna"
                 )
             low, high = bounds(values)
-            if _is_integer(key) and not (low.is_integer() and high.is_integer()):
+            whole = _is_integer(config, key)
+            if whole and not (low.is_integer() and high.is_integer()):
                 raise UsageError(f"sweep.space: {key} is a whole number, got {values}")
             for end in (low, high):
-                _checked(config, key, int(end) if _is_integer(key) else end)
+                _checked(config, key, int(end) if whole else end)
             space[key] = values
         else:
             # equal values would be equal trials
@@ -87,28 +145,32 @@ def checked_space(config: Config) -> dict[str, list[Any] | str]:
 
 
 def _checked(config: Config, key: str, value: Any) -> Any:
-    """The value as the recipe understands it."""
+    """The value as the settings understand it."""
     try:
         if key == SEED:
             return TypeAdapter(Annotated[int, Field(ge=0, le=_LARGEST_SEED)]).validate_python(value)
-        return getattr(recipe_at(config.train, {key: value}), key.removeprefix(_PREFIX))
+        found = at(config, {key: value})
+        own = found.loop if key.startswith(_LOOP) else found.own
+        return getattr(own, leaf(key))
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         text = f"{message[:1].lower()}{message[1:]}"
         raise UsageError(f"sweep.space: {key}: {text}, got {value!r}") from None
 
 
-def _is_integer(key: str) -> bool:
-    kinds = (int, int | None)
-    return key == SEED or TrainConfig.model_fields[key.removeprefix(_PREFIX)].annotation in kinds
+def _is_integer(config: Config, key: str) -> bool:
+    if key == SEED:
+        return True
+    model = TrainConfig if key.startswith(_LOOP) else type(config.own)
+    return model.model_fields[leaf(key)].annotation in (int, int | None)
 
 
 def entries(config: Config) -> list[Entry]:
     """All trials of a grid or of random search, in a fixed order.
 
-    The grid takes every combination once (without MFI, lambda makes no difference and is left
-    out); fewer ``trials`` are drawn from it. Random search draws each key by itself, from its list
-    or its range, and no point twice.
+    The grid takes every combination once (values that make no difference are left out); fewer
+    ``trials`` are drawn from it. Random search draws each key by itself, from its list or its
+    range, and no point twice.
 
     Raises:
         UsageError: See :func:`checked_space`.
@@ -134,10 +196,10 @@ def entries(config: Config) -> list[Entry]:
             chosen = sorted(random.choice(len(points), wanted, replace=False).tolist())
             points = [points[number] for number in chosen]
     else:
-        draws = _Draws(random)
+        draws, whole = _Draws(random), whole_numbers(config)
         wanted = wanted or 8
         for _ in range(100 * wanted):  # whole numbers may repeat
-            point = draw(space, draws)
+            point = draw(space, whole, draws)
             if tuple(point.values()) not in drawn:
                 drawn.add(tuple(point.values()))
                 points.append(point)
@@ -147,18 +209,23 @@ def entries(config: Config) -> list[Entry]:
 
 
 def _grid(config: Config, lists: Mapping[str, list[Any]]) -> list[Point]:
-    weight = f"{_PREFIX}redundancy_weight"
-    alpha = f"{_PREFIX}mfi_weight"
+    """Every combination; values that make no difference in one are the first of their lists."""
+    name = config.own.name
     points: dict[tuple[Any, ...], Point] = {}
     for values in itertools.product(*lists.values()):
         point = dict(zip(lists, values, strict=True))
-        if weight in lists and point.get(alpha, config.train.mfi_weight) == 0:
-            point[weight] = lists[weight][0]
+        idle = {f"{name}.{key}" for key in at(config, point).own.idle()}
+        point |= {key: lists[key][0] for key in idle & lists.keys()}
         points.setdefault(tuple(point.values()), point)
     return list(points.values())
 
 
-def draw(space: Mapping[str, list[Any] | str], source: Any) -> Point:
+def whole_numbers(config: Config) -> frozenset[str]:
+    """Keys whose values are whole numbers."""
+    return frozenset(key for key in keys_of(config) if _is_integer(config, key))
+
+
+def draw(space: Mapping[str, list[Any] | str], whole: Collection[str], source: Any) -> Point:
     """One point; ``source`` has the methods by which an Optuna trial suggests values."""
     point: Point = {}
     for key, values in space.items():
@@ -166,7 +233,7 @@ def draw(space: Mapping[str, list[Any] | str], source: Any) -> Point:
             point[key] = source.suggest_categorical(key, values)
             continue
         low, high = bounds(values)
-        if _is_integer(key):
+        if key in whole:
             point[key] = source.suggest_int(key, int(low), int(high), log=low > 0)
         else:
             point[key] = source.suggest_float(key, low, high, log=low > 0)
@@ -199,26 +266,39 @@ def packs(config: Config, trials: Sequence[Entry], slots: int) -> list[list[Entr
     Points that differ in more than training together allows, or whose sweep says ``never``, stay
     apart. Trials are dealt out in turn by their width, so that groups take about equally long.
     """
-    from dclip.trials import MAY_DIFFER
-
     if config.sweep.pack == "never" or config.sweep.asha:
         return [[entry] for entry in trials]
-    kinds: dict[str, list[Entry]] = {}
-    for entry in trials:
-        recipe = recipe_at(config.train, entry.point).recipe
-        kinds.setdefault(recipe.model_dump_json(exclude=set(MAY_DIFFER)), []).append(entry)
+    settings = {entry.number: at(config, entry.point) for entry in trials}
     groups = []
-    for kind in kinds.values():
-        count = max(round(slots * len(kind) / len(trials)), -(-len(kind) // _MOST_IN_A_PACK))
-        count = min(max(count, 1), len(kind))
-        kind.sort(key=lambda entry: recipe_at(config.train, entry.point).output_dim or 0)
-        groups += [kind[first::count] for first in range(count)]
+    for kind in alike([settings[entry.number] for entry in trials]):
+        own = [trials[place] for place in kind]
+        count = max(round(slots * len(own) / len(trials)), -(-len(own) // _MOST_IN_A_PACK))
+        count = min(max(count, 1), len(own))
+        own.sort(key=lambda entry: _width(settings[entry.number].own))
+        groups += [own[first::count] for first in range(count)]
     return groups
 
 
-def suggest(space: Mapping[str, list[Any] | str], name: str, trial: Any) -> dict[str, Any]:
+def alike(trained: Sequence[Trained]) -> list[list[int]]:
+    """Places of trainings that can share passes over the features, group by group."""
+    kinds: dict[str, list[int]] = {}
+    for place, (loop, own) in enumerate(trained):
+        common = loop.model_dump_json() + own.model_dump_json(exclude=set(own.may_differ))
+        kinds.setdefault(common, []).append(place)
+    return list(kinds.values())
+
+
+def _width(own: MethodSettings) -> list[int]:
+    """How large the weights of a method are, as far as trials that train together differ in it."""
+    values = [getattr(own, name) for name in sorted(own.may_differ)]
+    return [value or 0 for value in values if value is None or isinstance(value, int)]
+
+
+def suggest(
+    space: Mapping[str, list[Any] | str], whole: Collection[str], name: str, trial: Any
+) -> dict[str, Any]:
     """A trial's parameters for Ray Tune, chosen by Optuna: a group of one under ``name``."""
-    return {name: [Entry(trial.number, draw(space, trial))]}
+    return {name: [Entry(trial.number, draw(space, whole, trial))]}
 
 
 def shown(value: object) -> str:
@@ -228,4 +308,9 @@ def shown(value: object) -> str:
 
 def label(point: Point) -> str:
     """Name of a trial: its values."""
-    return " ".join(f"{key.removeprefix(_PREFIX)}={shown(value)}" for key, value in point.items())
+    return " ".join(f"{leaf(key)}={shown(value)}" for key, value in point.items())
+
+
+def leaf(key: str) -> str:
+    """A swept key without its section."""
+    return key.rpartition(".")[2]

@@ -1,8 +1,8 @@
 """One search space to many trials of training, on cached features, compared in MLflow.
 
 Trials that may share the passes over the features run as packs; a pack, or a trial by itself, runs
-:func:`dclip.training.fit` in a process of its own. Only the driver writes to MLflow: a parent run
-for the sweep, and a child run for each trial, found again after an interruption.
+:func:`dclip.fitting.fit.fit` in a process of its own. Only the driver writes to MLflow: a parent
+run for the sweep, and a child run for each trial, found again after an interruption.
 """
 
 import csv
@@ -13,11 +13,12 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dclip.fitting.loop import Loop
 from dclip.words import counted
 from pipeline.cli import Report, main
 from pipeline.config import Config, as_flags, bounds
@@ -25,13 +26,16 @@ from pipeline.errors import StageError, UsageError, told
 from pipeline.space import (
     SEED,
     Entry,
+    at,
     checked_space,
     entries,
     label,
+    leaf,
     packs,
-    recipe_at,
     shown,
+    space_of,
     suggest,
+    whole_numbers,
 )
 
 if TYPE_CHECKING:
@@ -43,13 +47,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-Train with many settings, and compare them in MLflow: lambda, alpha and the projector dimension, or
-any other key of `train`, and the seed.
+Train with many settings, and compare them in MLflow: any key of the method's section (for DCLIP
+lambda, alpha and the dimension, unless others are given) or of `train`, and the seed.
 
 examples:
   python -m pipeline.sweep                                the default grid, a few minutes
-  python -m pipeline.sweep --space train.mfi_weight=0.05,0.1,0.3 --space train.output_dim=32,64
-  python -m pipeline.sweep --space train.mfi_weight=0.1,1 --space seed=0,1,2
+  python -m pipeline.sweep --space dclip.mfi_weight=0.05,0.1,0.3 --space dclip.output_dim=32,64
+  python -m pipeline.sweep --space dclip.mfi_weight=0.1,1 --space seed=0,1,2
   python -m pipeline.sweep --search optuna --trials 20 --asha --space train.lr=1e-4..1e-2
 Trials are ranked by val/map, on images held out of the training split; the test split is not
 looked at. Each leaves a checkpoint for pipeline.evaluate; the best becomes a registered model
@@ -59,18 +63,26 @@ pickle: resume only sweeps from an output folder that you trust."""
 
 
 def sweep_name(config: Config, plan: "FeaturePlan") -> str:
-    """Name of a sweep; a hash of features, recipe, space and seed."""
+    """Name of a sweep; a hash of features, method, settings, space and seed."""
     from dclip.shards import digest
 
-    swept = {key.removeprefix("train.") for key in config.sweep.space}
+    space = space_of(config)
+    own = config.own
+    swept = {key.removeprefix("train.") for key in space}
+    swept_own = {key.removeprefix(f"{own.name}.") for key in space}
     identity = digest(
         {
             "features": plan.fingerprint,
             **({"views": [view.fingerprint for view in plan.views]} if plan.views else {}),
-            "recipe": config.train.recipe.model_dump(exclude=swept | {"epochs"}),
+            "method": config.method,
+            "settings": own.model_dump(exclude=swept_own, exclude_defaults=True),
+            "loop": config.train.loop.model_dump(
+                exclude=swept | {"epochs", "preset"}, exclude_defaults=True
+            ),
             "val_fraction": config.train.val_fraction,
             "precision": config.train.precision,
-            "sweep": config.sweep.model_dump(exclude={"concurrency", "gpus_per_trial"}),
+            "space": space,
+            "sweep": config.sweep.model_dump(exclude={"concurrency", "gpus_per_trial", "space"}),
             "seed": config.seed,
             "data_seed": config.data_seed,
         }
@@ -102,8 +114,9 @@ def run(config: Config) -> Report:
     tags = {"dclip.stage": "sweep", "dclip.sweep_id": name}
     title = f"sweep {label_of_space(config)} {name[-12:][:6]}"
     with tracker.run(title, key=name, tags=tags) as tracked:
-        space = config.sweep.model_dump(exclude={"concurrency", "gpus_per_trial"})
-        tracked.params({f"sweep.{key}": value for key, value in space.items()})
+        said = config.sweep.model_dump(exclude={"concurrency", "gpus_per_trial"})
+        said["space"] = dict(space_of(config))
+        tracked.params({f"sweep.{key}": value for key, value in said.items()})
         tracked.dataset(
             f"{config.dataset_slug}-{config.train_split}", plan.folder, plan.fingerprint, "training"
         )
@@ -113,7 +126,7 @@ def run(config: Config) -> Report:
         tracker.retire(name, [runs.key(_entry(row)) for row in rows])
         done = [row for row in rows if row["val_map"] is not None]
         again = [row for row in rows if row["again"]]
-        files = _write_results(folder, rows, config.sweep.space)
+        files = _write_results(config, folder, rows)
         for path in files:
             tracked.artifact(path)
         if again:
@@ -129,7 +142,7 @@ def run(config: Config) -> Report:
         checkpoint = _write_checkpoints(config, plan, folder, done)[0]
         words = explanation(config, name, rows, checkpoint)
         tracked.metrics({"best/val_map": best["val_map"], "trials": float(len(rows))})
-        tracked.tags({f"best.{key}": shown(best[key]) for key in config.sweep.space})
+        tracked.tags({f"best.{key}": shown(best[key]) for key in space_of(config)})
         tracked.tags({_NOTE: words})
         child = runs.run(_entry(best), goes_on=False)
         child.tags({_NOTE: words})
@@ -181,6 +194,12 @@ def check(config: Config) -> None:
         entries(config)
     if config.train.val_fraction == 0:
         raise UsageError("a sweep ranks trials by val/map; --train.val-fraction must be above 0")
+    usual = config.own.presets[config.train.preset].loop.get("epochs", Loop().epochs)
+    if config.train.epochs not in (usual, config.sweep.epochs):
+        log.info(
+            "sweep: trials have %s (--sweep.epochs); --train.epochs %d is for pipeline.train",
+            counted(config.sweep.epochs, "epoch"), config.train.epochs,
+        )  # fmt: skip
     if config.train.workers > 1:
         raise UsageError(
             f"a sweep runs many trials at once, each in one process; --train.workers "
@@ -196,12 +215,12 @@ def check_points(config: Config, reader: "FeatureReader") -> None:
     Raises:
         UsageError: No held-out image has a class, or a value does not suit the features.
     """
-    from dclip.batches import hold_out
-    from dclip.training import check_settings, check_source
+    from dclip.fitting.batches import hold_out
+    from dclip.fitting.fit import check_loop, check_source
 
     rows, val_rows = hold_out(len(reader), config.train.val_fraction, seed=config.data_seed)
     try:
-        check_source(reader.text_features()[0], reader, rows)
+        check_source(len(reader.class_names), reader, rows)
     except ValueError as error:
         raise UsageError(f"cannot sweep: {told(error)}") from None
     if not (reader.labels[val_rows] == 1).any():
@@ -215,12 +234,12 @@ def check_points(config: Config, reader: "FeatureReader") -> None:
             continue
         for value in bounds(values) if isinstance(values, str) else values:
             try:
-                check_settings(recipe_at(config.train, {key: value}).recipe, reader, val_rows)
+                check_loop(at(config, {key: value}).loop, reader, val_rows)
             except ValueError as error:
                 raise UsageError(f"sweep.space: {key}={shown(value)}: {told(error)}") from None
     if not space.keys() & _SUIT_FEATURES:
         try:
-            check_settings(config.train.recipe, reader, val_rows)
+            check_loop(config.train, reader, val_rows)
         except ValueError as error:
             raise UsageError(f"cannot sweep: {told(error)}") from None
 
@@ -239,10 +258,10 @@ def _entry(row: Mapping[str, Any]) -> Entry:
 
 
 def _settings(config: Config, row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trial was trained with: all that was swept, and lambda, alpha and d'."""
-    recipe = recipe_at(config.train, _entry(row).point)
-    usual = {f"train.{key}": getattr(recipe, key) for key in ("redundancy_weight", "mfi_weight")}
-    return {**usual, "train.output_dim": recipe.output_dim, **_entry(row).point}
+    """What a trial was trained with: all that was swept, and what the method proposes to sweep."""
+    own = at(config, _entry(row).point).own
+    usual = {f"{own.name}.{key}": getattr(own, key) for key in own.sweep_space}
+    return {**usual, **_entry(row).point}
 
 
 def _run_trials(
@@ -321,7 +340,7 @@ def _run_trials(
     rows = [
         row
         for result in results
-        for row in _rows(result)
+        for row in _rows(result, config.own.watched)
         if len(row["pack"]) == 1 or row["trial"] not in numbers
     ]
     return sorted(rows, key=lambda row: (row["val_map"] is None, -(row["val_map"] or 0)))
@@ -354,6 +373,8 @@ def _trial_settings(
     """What all trials share."""
     return {
         "train": {**config.train.model_dump(), "epochs": config.sweep.epochs},
+        "method": config.method,
+        "own": config.own.model_dump(),
         "features": plan.folders,
         "output": str(config.output.absolute()),
         "states": str(folder / _STATES),
@@ -415,11 +436,11 @@ def _optuna(config: Config, trials: int) -> Any:
     sampler = optuna.samplers.TPESampler(
         seed=config.seed, n_startup_trials=min(10, 1 + trials // 3)
     )
-    choose = partial(suggest, checked_space(config), PACK)
+    choose = partial(suggest, checked_space(config), whole_numbers(config), PACK)
     return OptunaSearch(choose, metric=SCORE, mode="max", sampler=sampler)
 
 
-def _rows(result: Any) -> list[dict[str, Any]]:
+def _rows(result: Any, watched: Collection[str]) -> list[dict[str, Any]]:
     """One row for each point of a finished pack."""
     from pipeline.trials import PACK, reason
 
@@ -435,7 +456,7 @@ def _rows(result: Any) -> list[dict[str, Any]]:
                 "trial": entry.number,
                 **entry.point,
                 "val_map": None if error else outcome.get("val_map"),
-                "inter_class_cosine": None if error else outcome.get("inter_class_cosine"),
+                **{key: None if error else outcome["watched"].get(key) for key in watched},
                 "epochs": outcome.get("epochs", 0),
                 "error": error,
                 "pack": pack,
@@ -450,10 +471,10 @@ def _write_checkpoints(
     config: Config, plan: "FeaturePlan", folder: Path, rows: Sequence[Mapping[str, Any]]
 ) -> list[Path]:
     """The projectors of each trial as a checkpoint like that of a training, in the given order."""
+    from dclip.methods.method import Task
     from pipeline.checkpoints import read_state, write_checkpoint
     from pipeline.features import open_features
-    from pipeline.origin import FORMAT, About, Encoder
-    from pipeline.provenance import git_commit
+    from pipeline.origin import about_training
     from pipeline.trials import begin, lines, read_results, state_files, trained
 
     reader = open_features(plan.folders, config.output, verify=False)
@@ -461,10 +482,10 @@ def _write_checkpoints(
     found: dict[int, Path] = {}
     (folder / "trials").mkdir(exist_ok=True)
     packs = {tuple(entry.number for entry in row["pack"]): row["pack"] for row in rows}
+    task = Task.of_features(reader.class_names, *reader.text_features())
     for pack in packs.values():
-        texts = reader.text_features()[0]
-        places = trained(pack, settings, len(texts) // 2)
-        training = begin([pack[place] for place in places], texts, settings, "cpu")
+        places = trained(pack, settings, len(reader.class_names))
+        training = begin([pack[place] for place in places], task, settings, "cpu")
         state, reports = state_files(folder / _STATES, pack)
         read_state(state, training)
         results = read_results(reports, pack)[: training.epoch]
@@ -472,30 +493,24 @@ def _write_checkpoints(
             if row["pack"] != pack:
                 continue
             place, number = row["place"], places.index(row["place"])
-            about = About(
-                format=FORMAT,
-                method=config.method,
-                feature_space=plan.feature_space,
-                backbone_name=str(reader.manifest.spec["backbone_name"]),
-                embed_dim=reader.manifest.dim,
-                class_names=list(reader.class_names),
-                recipe=training.recipes[number],
-                seed=_entry(row).point.get(SEED, config.seed),
+            point = _entry(row).point
+            own = training.settings[number]
+            train = config.train.model_copy(update=training.loop.model_dump())
+            about = about_training(
+                config.model_copy(update={own.name: own, "train": train}),
+                plan,
+                reader,
                 epoch=training.best_epoch(number),
-                features=plan.fingerprint,
+                seed=point.get(SEED, config.seed),
                 history=lines(results, place),
-                commit=git_commit(),
-                encoder=Encoder.of(config, reader.manifest.spec),
             )
             path = folder / "trials" / f"trial-{row['trial']:04d}.safetensors"
-            write_checkpoint(path, training.model(number), training.texts, about)
+            write_checkpoint(path, training.method(number), about)
             found[row["trial"]] = path
     return [found[row["trial"]] for row in rows]
 
 
-def _write_results(
-    folder: Path, rows: Sequence[Mapping[str, Any]], space: Mapping[str, list[Any] | str]
-) -> list[Path]:
+def _write_results(config: Config, folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Table of all trials as CSV, and, if any has a score, its picture."""
     from dclip.paths import atomic_write
     from pipeline import figures
@@ -513,29 +528,24 @@ def _write_results(
     done = [row for row in rows if row["val_map"] is not None]
     if not done:
         return [table]
-    save(figures.sweep_trials(done, space), picture)
+    color = next(iter(config.own.watched), None)
+    save(figures.sweep_trials(done, space_of(config), color=color), picture)
     return [table, picture]
 
 
 _MOST_SHOWN = 50  # lines on a terminal
-_SHORT = {
-    "train.redundancy_weight": "lambda",
-    "train.mfi_weight": "alpha",
-    "train.output_dim": "dim",
-}
 
 
 def _print_table(config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
     """The best trials, and a line on how many more there are."""
-    keys = list(config.sweep.space)
-    titles = [_SHORT.get(key, key.removeprefix("train.")) for key in keys]
-    table = [[*titles, "val mAP", "cosine", "epochs", ""]]
+    keys, watched = list(space_of(config)), config.own.watched
+    table = [[*(_heading(config, key) for key in keys), "val mAP", *watched.values(), "epochs", ""]]
     for row in rows[:_MOST_SHOWN]:
-        scores = ["-", "-", str(row["epochs"]), "failed: " + row["error"]]
+        values = [row["val_map"], *(row[key] for key in watched)]
+        cells = ["-" if v is None else f"{v:.3f}" for v in values]
         if row["val_map"] is not None:
-            cosine = row["inter_class_cosine"]
-            scores = [f"{100 * row['val_map']:.1f}", "-" if cosine is None else f"{cosine:.3f}"]
-            scores += [str(row["epochs"]), ""]
+            cells[0] = f"{100 * row['val_map']:.1f}"
+        scores = [*cells, str(row["epochs"]), row["error"] and "failed: " + row["error"]]
         table.append([*(shown(row[key]) for key in keys), *scores])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join([*map(str.rjust, line[:-1], widths), line[-1]]).rstrip() for line in table]
@@ -543,6 +553,12 @@ def _print_table(config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
         failed = sum(row["val_map"] is None for row in rows[_MOST_SHOWN:])
         lines.append(f"and {len(rows) - _MOST_SHOWN} more, {failed} of them failed")
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _heading(config: Config, key: str) -> str:
+    """What stands above the column of a swept key."""
+    field = type(config.own).model_fields.get(key.removeprefix(f"{config.own.name}."))
+    return (field and field.title) or leaf(key)
 
 
 def _print_results(config: Config, files: Sequence[Path], words: str, tracker: "Tracker") -> None:
@@ -566,7 +582,7 @@ def label_of_space(config: Config) -> str:
     """What is varied, in short: how a sweep is told from others in MLflow."""
     ranges = {
         key: values if isinstance(values, str) else ",".join(shown(value) for value in values)
-        for key, values in config.sweep.space.items()
+        for key, values in space_of(config).items()
     }
     return label(ranges)[:200]
 
@@ -606,7 +622,7 @@ def explanation(
 
 def _lead(config: Config, best: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
     """How far the best setting is before the next, in deviations between seeds where known."""
-    keys = [key for key in config.sweep.space if key != SEED]
+    keys = [key for key in space_of(config) if key != SEED]
 
     def setting(row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(row[key] for key in keys)
@@ -614,7 +630,7 @@ def _lead(config: Config, best: Mapping[str, Any], others: Sequence[Mapping[str,
     groups: dict[tuple[Any, ...], list[float]] = {}
     for row in (best, *others):
         groups.setdefault(setting(row), []).append(row["val_map"])
-    deviation = seed_deviation(list(groups.values())) if SEED in config.sweep.space else None
+    deviation = seed_deviation(list(groups.values())) if SEED in space_of(config) else None
     spread = "" if deviation is None else f"; between seeds val/map deviates by {deviation:.4f}"
     following = next((row for row in others if setting(row) != setting(best)), None)
     if following is None:
@@ -652,7 +668,7 @@ def describe(config: Config) -> str:
     sweep = config.sweep
     lines = [f"features {plan.folder} ({'complete' if is_complete(plan) else 'not extracted yet'})"]
     if sweep.search == "optuna":
-        trials = [f"chosen from {label(sweep.space)}"]
+        trials = [f"chosen from {label(dict(space_of(config)))}"]
         count = sweep.trials or 8
     else:
         points = entries(config)

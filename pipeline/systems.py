@@ -12,12 +12,12 @@ from pipeline.errors import StageError, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from dclip.backbones import Backbone
     from dclip.data.segmentation import SegmentationListing
     from dclip.data.windows import View
-    from dclip.segmentation import ClassTexts, Rule, System
+    from dclip.methods.method import Task
+    from dclip.segmentation import Rule, System
     from pipeline.features import BackboneInfo
     from pipeline.origin import About
 
@@ -33,20 +33,6 @@ _FROZEN: Mapping[str, tuple[str, ...]] = {
     "sclip": ("sclip",),
     "clearclip": ("clearclip",),
     "naclip": ("naclip",),
-}
-
-LABELS = {
-    "clip": "CLIP, last layer as it is",
-    "maskclip": "MaskCLIP, value path",
-    "clip_vv": "CLIP-VV",
-    "clip_surgery": "CLIP Surgery",
-    "sclip": "SCLIP",
-    "clearclip": "ClearCLIP",
-    "naclip": "NACLIP",
-    "asl_only": "projectors, ASL only",
-    "asl_only_present": "  ... of classes it finds",
-    "dclip": "DCLIP (ASL + MFI)",
-    "dclip_present": "  ... of classes it finds",
 }
 
 
@@ -109,7 +95,7 @@ def plan_systems(config: Config, backbone: "BackboneInfo") -> list[SystemPlan]:
 
 def _plan_projectors(config: Config, backbone: "BackboneInfo") -> list[SystemPlan]:
     """Plans of the checkpoints; several of one method are called by their files."""
-    from pipeline.train import methods
+    from pipeline.train import compared
 
     kind = config.segment.kind
     if kind not in backbone.paths:
@@ -118,11 +104,11 @@ def _plan_projectors(config: Config, backbone: "BackboneInfo") -> list[SystemPla
             + ", ".join(backbone.paths)
         )
     try:
-        files = given_files(config.segment.checkpoint) or take_checkpoints(config, methods(config))
+        files = given_files(config.segment.checkpoint) or take_checkpoints(config, compared(config))
     except NoCheckpointError as error:
         raise NoCheckpointError(f"{error}, or only frozen --segment.systems") from None
     origins = {path: read_origin(path, backbone) for path in files}
-    names = names_of({path: about.method for path, (about, _) in origins.items()}, _FROZEN)
+    names = names_of({path: about.name for path, (about, _) in origins.items()}, _FROZEN)
     return [
         SystemPlan(names[path], kind, path, trained_kind, tuple(about.class_names))
         for path, (about, trained_kind) in origins.items()
@@ -138,7 +124,7 @@ def read_origin(path: Path, backbone: "BackboneInfo") -> "tuple[About, str]":
     from dclip.shards import digest
     from pipeline.checkpoints import load_checkpoint
 
-    about = load_checkpoint(path)[2]  # whole, so that no worker is the first to find damage
+    about = load_checkpoint(path)[1]  # whole, so that no worker is the first to find damage
     spaces = {digest(backbone.space(kind)): kind for kind in backbone.paths}
     if about.feature_space not in spaces:
         raise StageError(
@@ -149,59 +135,45 @@ def read_origin(path: Path, backbone: "BackboneInfo") -> "tuple[About, str]":
     return about, spaces[about.feature_space]
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Frozen text features of the classes that are scored, on the CPU.
-
-    Attributes:
-        classes: Of every phrasing.
-        pairs: Of the prompt pairs of the display names, negatives first.
-    """
-
-    classes: "ClassTexts"
-    pairs: "Tensor"
-
-
 def encode_texts(
     backbone: "Backbone", phrasings: Sequence[Sequence[str]], templates: Sequence[str]
-) -> Texts:
+) -> "Task":
     """What the systems of a comparison are told of the classes.
 
     Raises:
         ValueError: Classes without a name of their own, or a template without its ``{}``.
     """
-    from dclip.prompts import encode_prompt_pairs
-    from dclip.segmentation import ClassTexts, encode_class_texts
+    from dclip.methods.method import Task
 
-    texts = encode_class_texts(backbone, phrasings, templates=templates)
-    pairs = encode_prompt_pairs(backbone, [names[0] for names in phrasings])
-    classes = ClassTexts(texts.features.float().cpu(), texts.classes.cpu())
-    return Texts(classes, pairs.float().cpu())
+    return replace(Task.of(backbone, phrasings, templates=templates), backbone=None)
 
 
-def build_systems(plans: Sequence[SystemPlan], texts: Texts, *, device: str) -> "dict[str, System]":
-    """The systems by name, with their texts and projectors on the device.
+def build_systems(plans: Sequence[SystemPlan], task: "Task", *, device: str) -> "dict[str, System]":
+    """The systems by name, with their texts and methods on the device.
 
     Raises:
-        StageError: A checkpoint is missing or damaged.
+        StageError: A checkpoint is missing or damaged, or of a method that does not score the
+            locations of these classes.
     """
-    from dclip.segmentation import ClassTexts, System
+    from dclip.segmentation import System
     from pipeline.checkpoints import load_checkpoint
 
-    classes = ClassTexts(texts.classes.features.to(device), texts.classes.classes.to(device))
+    own = task.to(device)
     systems = {}
     for plan in plans:
         if plan.checkpoint is None:
-            systems[plan.name] = System(plan.kind, classes, surgery=plan.name == "clip_surgery")
+            systems[plan.name] = System(plan.kind, own.texts, surgery=plan.name == "clip_surgery")
             continue
-        assert plan.trained_kind is not None
-        systems[plan.name] = System(
-            plan.kind,
-            classes,
-            load_checkpoint(plan.checkpoint)[0].to(device),
-            pairs=texts.pairs.to(device) if plan.only_present else None,
-            presence_kind=plan.trained_kind,
-        )
+        try:
+            method = load_checkpoint(plan.checkpoint)[0].for_classes(own).to(device)
+            systems[plan.name] = System(
+                plan.kind,
+                own.texts,
+                method,
+                presence_kind=plan.trained_kind if plan.only_present else None,
+            )
+        except ValueError as error:
+            raise StageError(f"checkpoint {plan.checkpoint}: {error}") from None
     return systems
 
 

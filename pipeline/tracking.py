@@ -609,14 +609,14 @@ def _log_model(client: mlflow.MlflowClient, run_id: str, checkpoint: Path) -> st
 
             from pipeline.checkpoints import Scorer, load_checkpoint
 
-            model, texts, about = load_checkpoint(checkpoint)
+            method, about = load_checkpoint(checkpoint)
             kind = np.dtype("float32")
             experiment = client.get_run(run_id).info.experiment_id
             logged = client.create_logged_model(experiment, "projectors", run_id)
             client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
             with tempfile.TemporaryDirectory() as folder:
                 mlflow.pytorch.save_model(
-                    Scorer(model, texts).eval(),
+                    Scorer(method).eval(),
                     f"{folder}/model",
                     mlflow_model=Model(
                         artifact_path=logged.artifact_location,

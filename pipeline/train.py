@@ -1,21 +1,23 @@
-"""Feature shards to a checkpoint: Ray Train fits the projectors.
+"""Feature shards to a checkpoint: Ray Train fits a method.
 
-The work is :func:`dclip.training.fit`; this stage reads the manifest, places workers, keeps
-resumable checkpoints, records each epoch, and writes one safetensors file.
+The work is :func:`dclip.fitting.fit.fit`; this stage reads the manifest, places workers, keeps
+resumable checkpoints, records each epoch, and writes one safetensors file a training. Trainings
+that differ only in what the method lets differ are one pack, on one Ray Train run.
 """
 
 import json
 import logging
+import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dclip.recipe import Recipe
+from dclip.fitting.loop import Loop
 from dclip.words import counted
 from pipeline.cli import Report, main
 from pipeline.config import Config, TrainConfig
@@ -23,20 +25,21 @@ from pipeline.errors import StageError, UsageError, told
 from pipeline.watch import watched
 
 if TYPE_CHECKING:
+    from dclip.fitting.pack import Pack
     from dclip.reader import FeatureReader
-    from dclip.trials import Training
     from pipeline.features import FeaturePlan
     from pipeline.tracking import TrackedRun
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-Fit the two projectors on the feature shards that pipeline.extract made.
+Train a method on the feature shards that pipeline.extract made.
 
 examples:
   python -m pipeline.train                                DCLIP with the robust preset
   python -m pipeline.train --mfi-weight 0                 ASL only, for comparison
   python -m pipeline.train --preset author --workers 2    the published recipe, two workers
+  python -m pipeline.train --method package.module:Class  a method of your own
 A run that was stopped goes on from its last checkpoint; finished settings are not trained again."""
 
 _HISTORY, STATE = "history.jsonl", "state.safetensors"
@@ -44,11 +47,16 @@ _HISTORY, STATE = "history.jsonl", "state.safetensors"
 _PLACEMENT = {"workers", "min_workers", "max_failures", "checkpoint_seconds", "cache"}
 
 
-def methods(config: Config) -> list[Config]:
-    """Settings of the trainings that are compared: without MFI, and with it."""
-    plain = config.with_train(mfi_weight=0.0).model_copy(update={"name": "asl_only"})
-    full = config.model_copy(update={"name": config.name or "dclip"})
-    return [plain, full] if config.train.mfi_weight > 0 else [plain]
+def compared(config: Config) -> list[Config]:
+    """Settings of the trainings that are compared: the method's variants, and the method."""
+    own = config.own
+    if own.variant() is not None:
+        return [config]
+    plain = [
+        config.with_own(**variant.changes).model_copy(update={"name": name})
+        for name, variant in own.variants.items()
+    ]
+    return [*plain, config]
 
 
 def checkpoint_path(config: Config, plan: "FeaturePlan") -> Path:
@@ -57,65 +65,97 @@ def checkpoint_path(config: Config, plan: "FeaturePlan") -> Path:
 
 
 def run_name(config: Config, plan: "FeaturePlan") -> str:
-    """Name of a training: the method, and a hash of features, recipe and seed."""
+    """Name of a training, and a hash of features, method, settings and seed.
+
+    Settings at their defaults are left out of the hash, so that one more of them renames nothing
+    that stands; that defaults stay is tested.
+    """
     from dclip.shards import digest
 
     identity = digest(
         {
             "features": plan.fingerprint,
             **({"views": [view.fingerprint for view in plan.views]} if plan.views else {}),
-            "recipe": config.train.model_dump(exclude=_PLACEMENT),
+            "method": config.method,
+            "settings": config.own.model_dump(exclude_defaults=True),
+            "loop": config.train.model_dump(exclude=_PLACEMENT | {"preset"}, exclude_defaults=True),
             "seed": config.seed,
         }
     )
-    return f"{config.method}-{identity[:12]}"
+    return f"{config.trained_name}-{identity[:12]}"
 
 
 def shown_name(config: Config, name: str) -> str:
     """How MLflow shows a training: the method, what differs from its preset, and the short hash."""
-    usual = Recipe(preset=config.train.preset)
+    own, loop = config.own, config.train
+    preset = own.presets[loop.preset]
+    usual = Loop.model_validate({**preset.loop, "preset": loop.preset})
+    usual_own = type(own).model_validate(preset.own)
+    variant = own.variant()
+    said = own.variants[variant].changes if variant else {}  # by the name
     words = [
-        f"{key}={getattr(config.train, key)}"
-        for key in Recipe.model_fields
-        if getattr(config.train, key) != getattr(usual, key)
-        and not (key == "mfi_weight" and config.method == "asl_only")  # which says it
+        f"{key}={getattr(mine, key)}"
+        for mine, theirs in ((own, usual_own), (loop, usual))
+        for key in type(theirs).model_fields
+        if getattr(mine, key) != getattr(theirs, key)
+        and not (mine is own and key in said and config.trained_name == variant)
     ]
     if config.seed:
         words.append(f"seed={config.seed}")
-    preset = [config.train.preset] if config.train.preset != "robust" else []
+    preset_words = [loop.preset] if loop.preset != "robust" else []
     more = [f"and {len(words) - 4} more"] if len(words) > 4 else []
-    return " ".join([config.method, *preset, *words[:4], *more, name[-12:][:6]])
+    return " ".join([config.trained_name, *preset_words, *words[:4], *more, name[-12:][:6]])
 
 
 def run(config: Config) -> Report:
-    """Train the projectors of these settings, unless their checkpoint stands."""
+    """Train the method of these settings, unless its checkpoint stands."""
+    return run_together([config])[0]
+
+
+def run_together(configs: Sequence[Config]) -> list[Report]:
+    """Train the methods of several settings as one pack, those whose checkpoint does not stand.
+
+    Args:
+        configs: Settings that differ in the method's own and in ``name`` alone.
+    """
     from pipeline.features import plan_features
     from pipeline.origin import read_about
 
     started = time.perf_counter()
-    check(config)
-    plan = plan_features(config, config.train_split)
-    path = checkpoint_path(config, plan)
-    made = not path.is_file()
-    if made:
-        _train(config, plan, path)
-    else:
-        log.info("train: nothing to do, %s stands", path)
-    about = read_about(path)
-    kept = about.history[about.epoch - 1]
-    sys.stdout.write(
-        f"{about.method}: epoch {about.epoch} ({about.recipe.selection}), loss "
-        f"{kept['loss']:.4f}, val/map {_percent(kept.get('val_map'))}, inter-class cosine "
-        f"{_number(kept.get('inter_class_cosine'))}, at {path}\n"
-    )
-    return {
-        "stage": "train",
-        "method": about.method,
-        "checkpoint": str(path),
-        "trained_now": made,
-        "final": kept,
-        "seconds": round(time.perf_counter() - started, 2),
-    }
+    for config in configs:
+        check(config)
+    plan = plan_features(configs[0], configs[0].train_split)
+    paths = [checkpoint_path(config, plan) for config in configs]
+    missing = [place for place, path in enumerate(paths) if not path.is_file()]
+    for place, path in enumerate(paths):
+        if place not in missing:
+            log.info("train: nothing to do, %s stands", path)
+    if missing:
+        _train([configs[place] for place in missing], plan, [paths[place] for place in missing])
+    seconds = round(time.perf_counter() - started, 2)
+    reports = []
+    for place, path in enumerate(paths):
+        about = read_about(path)
+        kept = about.history[about.epoch - 1]
+        watched = "".join(
+            f", {name.replace('_', '-')} {_number(kept.get(name))}"
+            for name in about.settings.watched
+        )
+        sys.stdout.write(
+            f"{about.name}: epoch {about.epoch} ({about.loop.selection}), loss "
+            f"{kept['loss']:.4f}, val/map {_percent(kept.get('val_map'))}{watched}, at {path}\n"
+        )
+        reports.append(
+            {
+                "stage": "train",
+                "method": about.name,
+                "checkpoint": str(path),
+                "trained_now": place in missing,
+                "final": kept,
+                "seconds": seconds,
+            }
+        )
+    return reports
 
 
 def check(config: Config) -> None:
@@ -143,75 +183,85 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _train(config: Config, plan: "FeaturePlan", path: Path) -> None:
+def _train(configs: Sequence[Config], plan: "FeaturePlan", paths: Sequence[Path]) -> None:
+    """Train a pack of settings, and write the checkpoint of each."""
     from pipeline import cluster
 
     cluster.require_cluster()  # what follows takes seconds to load
 
-    from dclip.batches import hold_out
-    from dclip.training import check_training
+    from dclip.fitting.batches import hold_out
+    from dclip.fitting.fit import check_training, divergence
+    from dclip.shards import digest
     from pipeline.checkpoints import read_state, write_checkpoint
     from pipeline.features import open_features
-    from pipeline.origin import FORMAT, About, Encoder
-    from pipeline.provenance import git_commit
+    from pipeline.origin import about_training
     from pipeline.tracking import Tracker
 
+    config = configs[0]
     reader = open_features(plan.folders, config.output)
-    training = begin(config.train, reader, seed=config.seed)
-    rows, val_rows = hold_out(len(reader), config.train.val_fraction, seed=config.data_seed)
-    check_training(training, reader, rows, val_rows)
-    name = run_name(config, plan)
+    names = [run_name(one, plan) for one in configs]
+    name = names[0] if len(names) == 1 else f"pack-{digest({'pack': names})[:12]}"
     folder = config.output.absolute() / "train" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / STATE).is_file():
-        read_state(folder / STATE, training)
-        _require_history(folder / _HISTORY, training.epoch)
-        log.info("train: %s goes on after epoch %d, step %d", name, training.epoch, training.step)
     settings = {
         "train": config.train.model_dump(),
+        "method": config.method,
+        "own": [one.own.model_dump() for one in configs],
         "seed": config.seed,
         "data_seed": config.data_seed,
         "features": plan.folders,
         "output": str(config.output.absolute()),
         "folder": str(folder),
     }
+    pack = begin(settings, reader)
+    rows, val_rows = hold_out(len(reader), config.train.val_fraction, seed=config.data_seed)
+    check_training(pack, reader, rows, val_rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / STATE).is_file():
+        read_state(folder / STATE, pack)
+        _require_history(folder / _HISTORY, pack.epoch)
+        log.info("train: %s goes on after epoch %d, step %d", name, pack.epoch, pack.step)
     tracker = Tracker(config)
-    with tracker.run(shown_name(config, name), key=name, tags={"dclip.stage": "train"}) as tracked:
-        tracked.params(run_params(config, plan))
-        source = f"{config.dataset_slug}-{config.train_split}"
-        tracked.dataset(source, plan.folder, plan.fingerprint, "training")
+    called = " + ".join(one.trained_name for one in configs)
+    with ExitStack() as stack:
+        tracked = []
+        for one, own_name in zip(configs, names, strict=True):
+            run = stack.enter_context(
+                tracker.run(shown_name(one, own_name), key=own_name, tags={"dclip.stage": "train"})
+            )
+            run.params(run_params(one, plan))
+            source = f"{config.dataset_slug}-{config.train_split}"
+            run.dataset(source, plan.folder, plan.fingerprint, "training")
+            tracked.append(run)
         with (
-            _follow(folder / _HISTORY, config.train.epochs, training.epoch, config.method, tracked),
+            _follow(folder / _HISTORY, config.train.epochs, pack.epoch, called, tracked),
             _interruption_told(config, folder),
         ):
-            if training.epoch < config.train.epochs:
+            if pack.epoch < config.train.epochs:
                 with cluster.ray_session(config):
                     _fit_on_ray(config, settings, folder)
-        read_state(folder / STATE, training)
-        if training.epoch < config.train.epochs:
+        read_state(folder / STATE, pack)
+        if pack.epoch < config.train.epochs:
             raise StageError(
-                f"training {name} stands at epoch {training.epoch} of {config.train.epochs}: "
+                f"training {name} stands at epoch {pack.epoch} of {config.train.epochs}: "
                 "another process wrote to it meanwhile; the same command goes on"
             )
-        about = About(
-            format=FORMAT,
-            method=config.method,
-            feature_space=plan.feature_space,
-            backbone_name=str(reader.manifest.spec["backbone_name"]),
-            embed_dim=reader.manifest.dim,
-            class_names=list(reader.class_names),
-            recipe=config.train.recipe,
-            seed=config.seed,
-            epoch=training.best_epoch(),
-            features=plan.fingerprint,
-            history=_read_history(folder / _HISTORY),
-            commit=git_commit(),
-            encoder=Encoder.of(config, reader.manifest.spec),
-        )
-        write_checkpoint(path, training.model(), training.texts, about)
-        tracked.tags({"dclip.selection": config.train.selection, "dclip.epoch": str(about.epoch)})
-        tracked.artifact(path, "projectors")
-        tracked.text(config.model_dump_json(indent=1), "config.json")
+        history = _read_history(folder / _HISTORY)
+        for trial, (one, path) in enumerate(zip(configs, paths, strict=True)):
+            if trial in pack.diverged:
+                continue
+            about = about_training(
+                one, plan, reader, epoch=pack.best_epoch(trial), seed=one.seed,
+                history=[lines[trial] for lines in history],
+            )  # fmt: skip
+            write_checkpoint(path, pack.method(trial), about)
+            tracked[trial].tags(
+                {"dclip.selection": config.train.selection, "dclip.epoch": str(about.epoch)}
+            )
+            tracked[trial].artifact(path, "checkpoint")
+            tracked[trial].text(one.model_dump_json(indent=1), "config.json")
+        if pack.diverged:
+            first = min(pack.diverged)
+            raise StageError(f"training {names[first]} diverged: {divergence(pack, first)}")
 
 
 @contextmanager
@@ -235,14 +285,24 @@ def _interruption_told(config: Config, folder: Path) -> Iterator[None]:
         raise
 
 
-def begin(
-    recipe: TrainConfig, reader: "FeatureReader", *, seed: int, device: str = "cpu"
-) -> "Training":
-    """One fresh trial on these features."""
-    from dclip.trials import Training
+def begin(settings: Mapping[str, Any], reader: "FeatureReader", device: str = "cpu") -> "Pack":
+    """Fresh trials of some settings on these features.
 
-    use_precision(recipe.precision, device)
-    return Training([recipe.recipe], reader.text_features()[0], seeds=[seed], device=device)
+    Args:
+        settings: ``train``, ``method``, ``own`` (one a trial) and ``seed``.
+        reader: Features.
+        device: Where they are trained.
+    """
+    from dclip.fitting.pack import Pack
+    from dclip.methods.method import Task
+    from dclip.methods.registry import find_method
+
+    train = TrainConfig.model_validate(settings["train"])
+    use_precision(train.precision, device)
+    kind = find_method(settings["method"])
+    own = [kind.Settings.model_validate(one) for one in settings["own"]]
+    task = Task.of_features(reader.class_names, *reader.text_features())
+    return Pack(kind, own, train.loop, task, seeds=[settings["seed"]] * len(own), device=device)
 
 
 def use_precision(precision: str, device: str) -> None:
@@ -260,7 +320,9 @@ def run_params(config: Config, plan: "FeaturePlan") -> dict[str, Any]:
     keep = {"dataset", "backbone", "pretrained", "resolution", "seed", "train_split"}
     return {
         **flat(config.model_dump(include=keep)),
+        "method": config.method,
         **flat(config.train.model_dump(exclude=_PLACEMENT), "train."),
+        **flat(config.own.model_dump(), f"{config.own.name}."),
         "features": plan.fingerprint[:12],
     }
 
@@ -383,9 +445,9 @@ def _worker(settings: dict[str, Any]) -> str | None:
     import ray.train
     import ray.train.torch
 
-    from dclip.batches import hold_out
+    from dclip.fitting.batches import hold_out
+    from dclip.fitting.fit import DivergenceError, EpochReport, fit, share_state
     from dclip.paths import write_text
-    from dclip.training import DivergenceError, EpochReport, fit, share_state
     from pipeline.cache import cached_features
     from pipeline.checkpoints import read_state, write_state
 
@@ -400,12 +462,12 @@ def _worker(settings: dict[str, Any]) -> str | None:
     def save() -> None:
         nonlocal saved
         if rank == 0:
-            write_state(state, training)
+            write_state(state, pack)
             saved = time.monotonic()
 
     def on_epoch(reports: list[EpochReport]) -> None:
         if rank == 0:
-            history.append({name: x for name, x in reports[0]._asdict().items() if x == x})
+            history.append([report.line() for report in reports])
             write_text(history_file, "".join(json.dumps(line) + "\n" for line in history))
         save()
 
@@ -416,16 +478,16 @@ def _worker(settings: dict[str, Any]) -> str | None:
     with cached_features(
         settings["features"], Path(settings["output"]), cache=config.cache, device=device
     ) as (reader, features):
-        training = begin(config, reader, seed=settings["seed"], device=str(device))
+        pack = begin(settings, reader, str(device))
         if rank == 0 and state.is_file():
-            read_state(state, training)
+            read_state(state, pack)
         if workers > 1:  # what another node sees of the file may be older
-            share_state(training, rank)
-        history = _read_history(history_file)[: training.epoch]
+            share_state(pack, rank)
+        history = _read_history(history_file)[: pack.epoch]
         rows, val_rows = hold_out(len(reader), config.val_fraction, seed=settings["data_seed"])
         try:
             fit(
-                training,
+                pack,
                 features,
                 rows,
                 seed=settings["data_seed"],
@@ -440,8 +502,8 @@ def _worker(settings: dict[str, Any]) -> str | None:
     return None
 
 
-def _read_history(path: Path) -> list[dict[str, float]]:
-    """One line an epoch; none if no epoch is done."""
+def _read_history(path: Path) -> list[list[dict[str, float]]]:
+    """One line an epoch, with what it did to each trial; none if no epoch is done."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [json.loads(line) for line in lines]
 
@@ -467,7 +529,7 @@ def _require_history(path: Path, epochs: int) -> None:
 
 @contextmanager
 def _follow(
-    path: Path, epochs: int, done: int, label: str, tracked: "TrackedRun"
+    path: Path, epochs: int, done: int, label: str, tracked: "Sequence[TrackedRun]"
 ) -> Iterator[None]:
     """Show and record each epoch while the workers run, from the file that rank 0 writes."""
     from pipeline.progress import progress
@@ -476,12 +538,14 @@ def _follow(
 
     def look() -> None:
         nonlocal seen
-        for line in _read_history(path)[seen:]:
-            tracked.metrics(metric_names(line), step=int(line["epoch"]))
+        for lines in _read_history(path)[seen:]:
+            for run, line in zip(tracked, lines, strict=True):
+                run.metrics(metric_names(line), step=int(line["epoch"]))
             seen += 1
             if seen > done:
-                note = f"loss {line['loss']:.4f}, val/map {_percent(line.get('val_map'))}"
-                bar.advance(1, note)
+                losses = ", ".join(f"{line.get('loss', math.nan):.4f}" for line in lines)
+                maps = ", ".join(_percent(line.get("val_map")) for line in lines)
+                bar.advance(1, f"loss {losses}, val/map {maps}")
 
     with (
         progress(f"train {label}", epochs, "epochs", done) as bar,
@@ -492,35 +556,32 @@ def _follow(
 
 def metric_names(line: Mapping[str, float]) -> dict[str, float]:
     """Line of the history under the names MLflow shows; its plots open on the first one."""
-    names = {
-        "val/map": "val_map",
-        "train/inter_class_cosine": "inter_class_cosine",
-        "train/loss": "loss",
-        "train/asl": "asl",
-        "train/mfi": "mfi",
-        "train/lr": "lr",
-        "train/images_per_second": "images_per_second",
-    }
-    return {shown: line[key] for shown, key in names.items() if key in line}
+    first = {"val/map": line["val_map"]} if "val_map" in line else {}
+    others = {f"train/{key}": v for key, v in line.items() if key not in ("epoch", "val_map")}
+    return first | others
 
 
 def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
+    from dclip.methods.method import Task, initial
+    from dclip.methods.registry import find_method
     from dclip.shards import MANIFEST
-    from dclip.trials import build_model
     from pipeline.features import describe_backbone, plan_features
 
     check(config)
     plan = plan_features(config, config.train_split)
     path = checkpoint_path(config, plan)
-    model = build_model(config.train, describe_backbone(config).embed_dim)
+    names = plan.listing.class_names
+    task = Task.placeholder(names, describe_backbone(config).embed_dim)
+    method = initial(find_method(config.method), config.own, task, seed=config.seed)
+    parameters = sum(weight.numel() for weight in method.parameters())
     held = round(plan.num_images * config.train.val_fraction)
     features = "complete" if (plan.folder / MANIFEST).is_file() else "not extracted yet"
     return "\n".join(
         [
             f"features {plan.folder} ({features})",
             f"{plan.num_images - held} images to train on, {held} held out for val/*",
-            f"{model.sizes.parameter_count} parameters, {config.train.epochs} epochs, "
+            f"{parameters} parameters, {config.train.epochs} epochs, "
             f"preset {config.train.preset}, {counted(config.train.workers, 'worker')}",
             f"checkpoint {path} ({'stands' if path.is_file() else 'to be made'})",
         ]

@@ -11,19 +11,21 @@ import torch
 from ray import tune
 from ray.tune.experiment import Trial
 
-from dclip.batches import hold_out
+from dclip.fitting.batches import hold_out
+from dclip.fitting.fit import DivergenceError, EpochReport, divergence, fit
+from dclip.fitting.pack import Pack
+from dclip.methods.method import Task
+from dclip.methods.registry import find_method
 from dclip.paths import write_text
 from dclip.shards import digest
-from dclip.training import DivergenceError, EpochReport, check_recipe, divergence, fit
-from dclip.trials import Training
 from pipeline import cluster
 from pipeline.cache import cached_features
 from pipeline.checkpoints import read_state, write_state
-from pipeline.config import Config, TrainConfig
+from pipeline.config import Config
 from pipeline.errors import told
 from pipeline.features import FeaturePlan
 from pipeline.progress import Progress
-from pipeline.space import SEED, Entry, label, recipe_at
+from pipeline.space import SEED, Entry, Trained, at, label, trained_at
 from pipeline.tracking import TrackedRun, Tracker
 from pipeline.train import metric_names, run_params, use_precision
 
@@ -56,15 +58,20 @@ def lines(results: list[dict[str, Any]], number: int) -> list[dict[str, float]]:
     return [outcome["line"] for outcome in outcomes if not outcome["error"]]
 
 
-def begin(
-    pack: Sequence[Entry], texts: torch.Tensor, settings: Mapping[str, Any], device: str
-) -> Training:
+def trained_as(point: Mapping[str, Any], settings: Mapping[str, Any]) -> Trained:
+    """Settings of the training at a point of a sweep."""
+    return trained_at(settings["train"], settings["method"], settings["own"], point)
+
+
+def begin(pack: Sequence[Entry], task: Task, settings: Mapping[str, Any], device: str) -> Pack:
     """Fresh trials of some points."""
-    train = TrainConfig.model_validate(settings["train"])
-    use_precision(train.precision, device)
-    return Training(
-        [recipe_at(train, point).recipe for _, point in pack],
-        texts,
+    all_of = [trained_as(point, settings) for _, point in pack]
+    use_precision(all_of[0].loop.precision, device)
+    return Pack(
+        find_method(settings["method"]),
+        [one.own for one in all_of],
+        all_of[0].loop.loop,
+        task,
         seeds=[point.get(SEED, settings["seed"]) for _, point in pack],
         device=device,
     )
@@ -72,9 +79,9 @@ def begin(
 
 def refusal(entry: Entry, settings: Mapping[str, Any], num_classes: int) -> str:
     """Why a point is not trained: it is bound to diverge; empty if it is not."""
-    train = TrainConfig.model_validate(settings["train"])
+    one = trained_as(entry.point, settings)
     try:
-        check_recipe(recipe_at(train, entry.point).recipe, num_classes)
+        find_method(settings["method"]).check(one.own, one.loop, num_classes)
     except ValueError as error:
         return told(error)
     return ""
@@ -98,7 +105,7 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
 
     Args:
         space: ``{"pack": [Entry, ...]}``.
-        settings: ``train``, ``seed``, ``data_seed``, ``features`` (folders), ``output``,
+        settings: ``train``, ``method``, ``own``, ``seed``, ``data_seed``, ``features``, ``output``,
             ``states`` (folder), ``device``, ``gpus``, the share of a GPU it may fill, and
             ``apart``, numbers of points that are not trained in packs (any more).
 
@@ -108,7 +115,7 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     pack = [Entry(*entry) for entry in space[PACK]]  # Tune may have made lists of them
     if len(pack) > 1 and pack[0].number in settings["apart"]:
         return
-    train = TrainConfig.model_validate(settings["train"])
+    train = trained_as(pack[0].point, settings).loop
     device = torch.device(settings["device"])
     gpu_share = float(settings["gpus"]) if len(pack) == 1 else 1.0
     if device.type == "cuda" and gpu_share < 1:
@@ -122,10 +129,10 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         device=device,
         gpu_share=gpu_share,
     ) as (reader, features):
-        texts = reader.text_features()[0]
-        places = trained(pack, settings, len(texts) // 2)
+        task = Task.of_features(reader.class_names, *reader.text_features())
+        places = trained(pack, settings, len(reader.class_names))
         own = [pack[n] for n in places]
-        training = begin(own, texts, settings, str(device)) if own else None
+        training = begin(own, task, settings, str(device)) if own else None
         rows, val_rows = hold_out(len(reader), train.val_fraction, seed=settings["data_seed"])
         results = read_results(reports, pack)
         if not results:
@@ -141,7 +148,7 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             outcomes: list[dict[str, Any]] = []
             for place, entry in enumerate(pack):
                 if place not in places:
-                    outcomes.append(_failed(0, refusal(entry, settings, len(texts) // 2)))
+                    outcomes.append(_failed(0, refusal(entry, settings, len(reader.class_names))))
                     continue
                 assert training is not None  # as there are places
                 number = places.index(place)
@@ -154,13 +161,13 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
                 if error:
                     outcomes.append(_failed(len(history), error))
                     continue
-                line = {key: v for key, v in epochs[number]._asdict().items() if v == v}
+                line = epochs[number].line()
                 kept = [*history, line][training.best_epoch(number) - 1]
                 outcomes.append(
                     {
                         "line": line,
                         "val_map": kept["val_map"],
-                        "inter_class_cosine": kept.get("inter_class_cosine"),
+                        "watched": {key: kept.get(key) for key in epochs[number].watched},
                         "epochs": len(history) + 1,
                         "error": "",
                     }
@@ -302,9 +309,12 @@ class TrialRuns(tune.Callback):  # type: ignore[misc]
                 tags={"dclip.stage": "trial", "dclip.sweep_id": self.sweep},
                 goes_on=goes_on,
             )
-            train = self.config.train.model_copy(update={"epochs": self.config.sweep.epochs})
+            found = at(self.config, entry.point)
+            train = found.loop
+            if "train.epochs" not in entry.point:
+                train = train.model_copy(update={"epochs": self.config.sweep.epochs})
             seed = entry.point.get(SEED, self.config.seed)
-            settings = {"train": recipe_at(train, entry.point), "seed": seed}
+            settings = {"train": train, found.own.name: found.own, "seed": seed}
             run.params(run_params(self.config.model_copy(update=settings), self.plan))
             self._runs[entry.number] = run
         return self._runs[entry.number]

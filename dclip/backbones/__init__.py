@@ -3,9 +3,6 @@
 Nothing here is trained. Importing this package does not import ``open_clip``; `load_backbone` does.
 """
 
-import difflib
-import importlib
-import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -20,6 +17,7 @@ from dclip.backbones.gradients import (
     Tower,
     require,
 )
+from dclip.by_name import find_own, is_own
 
 __all__ = [
     "DEFAULT_RESOLUTION",
@@ -35,8 +33,6 @@ __all__ = [
 
 DEFAULT_RESOLUTION = 448
 """Side in pixels of the images for every backbone but ``tiny``; the resolution of the paper."""
-
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class ImageFeatures(NamedTuple):
@@ -158,7 +154,7 @@ def load_backbone(
         Traceback (most recent call last):
         ValueError: unknown backbone 'RN51'; did you mean 'RN50', ...
     """
-    if _FACTORY.fullmatch(name):
+    if is_own(name):
         for option, value in (
             ("pretrained", pretrained),
             ("include_global_token", include_global_token),
@@ -184,23 +180,7 @@ def load_backbone(
 
 def _call_factory(name: str, *, resolution: int | None, device: torch.device | str) -> Backbone:
     """The backbone a user's ``package.module:factory`` builds, checked against the protocol."""
-    module_name, _, factory_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, something it imports is not
-        raise ValueError(
-            f"no module {error.name!r} for the backbone {name!r}; install it or add its folder to"
-            " PYTHONPATH"
-        ) from error
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        near = difflib.get_close_matches(factory_name, dir(module))
-        raise ValueError(
-            f"{module_name!r} has no callable {factory_name!r} for the backbone {name!r}"
-            + _did_you_mean(near)
-        )
+    factory = find_own(name, "backbone")
     backbone = factory(resolution=resolution, device=device)
     missing = [member for member in _members(Backbone) if not hasattr(backbone, member)]
     if missing:
@@ -216,8 +196,3 @@ def _members(protocol: type) -> list[str]:
     """Names of the attributes and methods a protocol asks for, as written in its class body."""
     methods = [key for key, value in vars(protocol).items() if callable(value)]
     return [key for key in [*protocol.__annotations__, *methods] if not key.startswith("_")]
-
-
-def _did_you_mean(near: Sequence[str]) -> str:
-    """The end of an error message that offers near matches, or nothing."""
-    return f"; did you mean {', '.join(map(repr, near))}?" if near else ""

@@ -137,7 +137,7 @@ def _gram_squares(
             rows - rows.mean(dim=-2, keepdim=True), dim=-2 if gram == "feature" else -1
         )
     matrix = rows.mT @ rows if gram == "feature" else rows @ rows.mT
-    diagonal, off_diagonal = _SquaredDistance.apply(matrix)
+    diagonal, off_diagonal, _ = _SquaredDistance.apply(matrix)
     return diagonal, off_diagonal
 
 
@@ -150,13 +150,25 @@ class _SquaredDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, matrix: Float[Tensor, "*trials size size"]
-    ) -> tuple[Float[Tensor, "*trials"], Float[Tensor, "*trials"]]:
+        matrix: Float[Tensor, "*trials size size"],
+    ) -> tuple[Float[Tensor, "*trials"], Float[Tensor, "*trials"], Float[Tensor, "*trials size"]]:
         distance = matrix.diagonal(dim1=-2, dim2=-1) - 1
         # Set to zero rather than subtract, so that rounding leaves nothing where nothing should be.
         matrix.diagonal(dim1=-2, dim2=-1).zero_()
-        ctx.save_for_backward(distance, matrix)
-        return distance.square().sum(dim=-1), matrix.square().sum(dim=(-2, -1))
+        return distance.square().sum(dim=-1), matrix.square().sum(dim=(-2, -1)), distance
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(output[2], inputs[0])
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int], matrix: Float[Tensor, "..."]
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """One more axis of trials, by the axes that are there."""
+        del info
+        return _SquaredDistance.apply(matrix.movedim(in_dims[0], 0)), (0, 0, 0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -164,6 +176,7 @@ class _SquaredDistance(torch.autograd.Function):
         ctx: Any,
         by_diagonal: Float[Tensor, "*trials"],
         by_off_diagonal: Float[Tensor, "*trials"],
+        _: Tensor,
     ) -> Float[Tensor, "*trials size size"]:
         distance, off_diagonal = ctx.saved_tensors
         by_matrix: Tensor = off_diagonal * (2 * by_off_diagonal[..., None, None])

@@ -1,12 +1,18 @@
 """Linear probe: what a linear classifier on frozen local features gets without any text."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dclip.fitting.batches import Batch, FeatureSource
+from dclip.methods.method import Method, Task
+from dclip.methods.settings import LinearProbeSettings, MethodSettings
 
 LabelledBatches = Callable[
     [],
@@ -113,6 +119,58 @@ def fit_linear_probe(
         probe.weight.copy_(weight / std)
         probe.bias.copy_(bias - probe.weight @ mean)
     return probe.eval()
+
+
+class LinearProbeMethod(Method[LinearProbeSettings]):
+    """The probe as a method: bound to its classes, fitted in seconds (`fit_linear_probe`)."""
+
+    Settings: ClassVar[type[MethodSettings]] = LinearProbeSettings
+    scores_locations = True
+
+    def __init__(self, settings: LinearProbeSettings, task: Task) -> None:
+        super().__init__(settings, task)
+        self.probe = LinearProbe(task.dim, len(task.class_names))
+
+    def fit(self, features: FeatureSource, rows: Int64[np.ndarray, " rows"], *, seed: int) -> None:
+        """Fit in place, on batches of 256 rows in one seeded order."""
+        device = self.task.pairs.device
+        order = np.random.default_rng([seed, 2]).permutation(rows)
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for start in range(0, len(order), 256):
+                own = order[start : start + 256]
+                yield features.local(own).to(device).float(), features.labels[own].to(device)
+
+        self.probe = fit_linear_probe(
+            batches,
+            embed_dim=self.task.dim,
+            num_classes=len(self.task.class_names),
+            epochs=self.settings.epochs,
+            seed=seed,
+        )
+
+    def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
+        """Probability that each class is present."""
+        logits: Tensor = self.probe(batch.local)
+        return logits.sigmoid()
+
+    def location_scores(
+        self, local: Float[Tensor, "images locations dim"]
+    ) -> Float[Tensor, "images classes locations"]:
+        """Logit of each class at each location."""
+        return F.linear(local.float(), self.probe.weight, self.probe.bias).mT
+
+    def location_logits(
+        self, local: Float[Tensor, "images locations dim"]
+    ) -> Float[Tensor, "images classes locations"]:
+        """Logit of each class at each location."""
+        return self.location_scores(local)
+
+    def for_classes(self, task: Task) -> Method[Any]:
+        """Only its own classes."""
+        if task.class_names != self.task.class_names:
+            raise ValueError("a linear probe knows the classes it was fitted on, and no others")
+        return self.with_task(task)
 
 
 def _channel_statistics(

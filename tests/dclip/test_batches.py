@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dclip.batches import (
+from dclip.fitting.batches import (
     Batch,
     FeatureSource,
     MemoryFeatures,
@@ -19,7 +19,7 @@ from dclip.batches import (
     location_boxes,
     prefetch,
 )
-from dclip.recipe import Recipe
+from dclip.training import Recipe
 
 
 @given(st.integers(1, 200), st.floats(0, 0.9), st.integers(0, 5))

@@ -14,17 +14,17 @@ from dclip.backbones import Backbone, ImageFeatures, load_backbone
 from dclip.data.pixels import normalise
 from dclip.data.windows import Window, sliding_view, whole_view
 from dclip.logits import presence_probability
+from dclip.methods.dclip import DCLIPMethod
+from dclip.methods.method import Task
 from dclip.model import DCLIP
 from dclip.projectors import ProjectorSizes
-from dclip.prompts import encode_prompt_pairs
+from dclip.prompts import ClassTexts, encode_class_texts, encode_prompt_pairs
 from dclip.segmentation import (
-    ClassTexts,
     Rule,
     System,
     _decide,
     _largest,
     class_scores,
-    encode_class_texts,
     label_map,
     min_max,
     segment_images,
@@ -100,7 +100,7 @@ def test_surgery_with_equal_weights_keeps_the_winner_of_every_location() -> None
 def test_projectors_are_normalised_after_and_the_mean_token_is_dropped() -> None:
     model = DCLIP(ProjectorSizes(embed_dim=6, hidden_dim=5, output_dim=4)).eval()
     local, features = random(2, 4, 6), F.normalize(random(3, 6, seed=1), dim=1)
-    system = System("value", texts(features), model)
+    system = of_projectors("value", texts(features), model)
     found = system.scores(ImageFeatures(local[:, 0], local), has_global_token=True)
     with torch.no_grad():
         images = F.normalize(local[:, 1:] @ model.image_projector.output.weight.T, dim=-1)
@@ -120,6 +120,16 @@ def test_surgery_takes_the_mean_token_where_there_is_one_and_the_embedding_elsew
     assert torch.equal(without, surgery_scores(local, called, embedding))
 
 
+def of_projectors(
+    kind: str, called: ClassTexts, model: DCLIP, pairs: Tensor | None = None
+) -> System:
+    """A system of projectors; with prompt pairs, one of classes that they find."""
+    known = called.features.repeat(2, 1) if pairs is None else pairs
+    task = Task(tuple(str(number) for number in range(len(known) // 2)), known, called)
+    presence = None if pairs is None else "value"
+    return System(kind, called, DCLIPMethod.around(model, task), presence_kind=presence)
+
+
 def projectors(dim: int) -> DCLIP:
     torch.manual_seed(0)
     return DCLIP(ProjectorSizes(embed_dim=dim, hidden_dim=5, output_dim=4)).eval()
@@ -127,7 +137,7 @@ def projectors(dim: int) -> DCLIP:
 
 def test_classes_found_present_are_those_of_the_projectors_own_answer() -> None:
     model, local, pairs = projectors(6), random(1, 9, 6), random(10, 6, seed=1)
-    system = System("vv", texts(random(5, 6, seed=2)), model, pairs=pairs)
+    system = of_projectors("vv", texts(random(5, 6, seed=2)), model, pairs)
     with torch.no_grad():
         probability = presence_probability(model(local, pairs).pair_logits)[0]
     expected = [k for k, p in enumerate(probability.tolist()) if p >= 0.5]
@@ -147,18 +157,19 @@ def test_where_no_class_is_found_the_most_probable_one_is_taken() -> None:
         probability = presence_probability(model(local, pairs).pair_logits)[0]
     absent = (probability < 0.5).nonzero().flatten()
     few = torch.cat([pairs[absent], pairs[absent + 5]])
-    found = System("vv", texts(random(len(absent), 6)), model, pairs=few).present(local)
+    found = of_projectors("vv", texts(random(len(absent), 6)), model, few).present(local)
     assert found is not None
     assert found.tolist() == [int(probability[absent].argmax())]
 
 
 def test_only_projectors_tell_what_is_present() -> None:
     called = texts(random(3, 6))
-    assert System("vv", called, projectors(6)).present(random(1, 9, 6)) is None
-    with pytest.raises(ValueError, match="leave out pairs"):
-        System("vv", called, pairs=random(6, 6))
-    with pytest.raises(ValueError, match="leave out the projectors"):
-        System("vv", called, projectors(6), surgery=True)
+    system = of_projectors("vv", called, projectors(6))
+    assert system.present(random(1, 9, 6)) is None
+    with pytest.raises(ValueError, match="leave out presence_kind"):
+        System("vv", called, presence_kind="value")
+    with pytest.raises(ValueError, match="leave out the method"):
+        System("vv", called, system.method, surgery=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -286,9 +297,8 @@ def test_images_have_maps_of_their_own_size_whatever_the_batch(tiny: Backbone) -
 def test_classes_that_are_not_found_win_no_pixel(tiny: Backbone, background: float | None) -> None:
     names = ("circle", "square", "star", "moon")
     called = encode_class_texts(tiny, [(name,) for name in names])
-    system = System(
-        "vv", called, projectors(tiny.embed_dim), pairs=encode_prompt_pairs(tiny, names)
-    )
+    pairs = encode_prompt_pairs(tiny, names)
+    system = of_projectors("vv", called, projectors(tiny.embed_dim), pairs)
     view = whole_view(picture(64, 64), 64)
     images = normalise(torch.tensor(view.pixels), tiny.mean, tiny.std)
     present = system.present(tiny.encode_images(images).local)

@@ -10,21 +10,22 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dclip.losses import asymmetric_loss, mfi_loss
-from dclip.metrics import mean_average_precision
-from dclip.model import DCLIP, DCLIPOutput
-from dclip.recipe import Recipe
-from dclip.training import (
+from dclip.fitting.batches import Batch
+from dclip.fitting.fit import (
     DivergenceError,
     EpochReport,
     check_training,
     divergence,
     fit,
     learning_rate,
-    predict,
     share_state,
 )
-from dclip.trials import Training, initial_model, objective
+from dclip.losses import asymmetric_loss, mfi_loss
+from dclip.methods.dclip import DCLIPMethod
+from dclip.methods.method import Task, initial
+from dclip.metrics import mean_average_precision
+from dclip.model import DCLIP
+from dclip.training import Recipe, Training, predict
 
 CLASSES, DIM, GRID = 4, 16, (2, 3)
 LOCATIONS = GRID[0] * GRID[1]
@@ -84,6 +85,20 @@ def train(  # type: ignore[no-untyped-def]
     return training, reports
 
 
+def initial_method(recipe: Recipe, *, seed: int) -> DCLIPMethod:
+    task = Task.of_features([str(number) for number in range(CLASSES)], texts())
+    return initial(DCLIPMethod, recipe.method, task, seed=seed)  # type: ignore[return-value]
+
+
+def initial_model(recipe: Recipe, texts: Tensor, *, seed: int) -> DCLIP:
+    return initial_method(recipe, seed=seed).model
+
+
+def values(report: EpochReport) -> list[float]:
+    """All but the speed."""
+    return [*report.losses.values(), *report.watched.values(), report.lr, report.val_map]
+
+
 def weights(training: Training, trial: int = 0) -> dict[str, Tensor]:
     return training.model(trial).state_dict()
 
@@ -113,9 +128,8 @@ def test_it_learns_scenes_that_frozen_features_confuse() -> None:
     cache = Cache(512)
     recipe = Recipe(epochs=12, lr=1e-2, batch_size=16, hidden_dim=32, output_dim=16, mfi_weight=0.3)
     training, reports = train([recipe] * 4, cache, seeds=[0, 1, 2, 3], val_rows=np.arange(64))
-    first, last = (torch.tensor(reports[epoch]).mean(0) for epoch in (0, -1))
-    names = EpochReport._fields
-    before, after = dict(zip(names, first, strict=True)), dict(zip(names, last, strict=True))
+    lines = [[report.line() for report in reports[epoch]] for epoch in (0, -1)]
+    before, after = ({key: np.mean([one[key] for one in e]) for key in e[0]} for e in lines)
     assert after["val_map"] > 0.95
     assert after["val_map"] > before["val_map"]
     assert after["loss"] < before["loss"]
@@ -151,12 +165,12 @@ def test_stacked_trials_give_the_outputs_of_their_models(aggregation: str) -> No
     local = Cache(5).local(np.arange(5)).float()
     dropped = torch.zeros(5, LOCATIONS, dtype=torch.bool)
     dropped[2, 1:] = True
-    outputs = training.forward(local, dropped)
-    # of both stacks: output dimension 4 holds trial 1, output dimension 8 trials 0 and 2
-    for trial, output, number in [(1, outputs[0], 0), (0, outputs[1], 0), (2, outputs[1], 1)]:
-        expected: DCLIPOutput = training.model(trial)(local, texts(), dropped)
-        torch.testing.assert_close(output.pair_logits[number], expected.pair_logits)
-        torch.testing.assert_close(output.text_features[number], expected.text_features)
+    batch = Batch(local, Cache(5).labels, dropped, known=5 * CLASSES)
+    scores, losses = training.scores(batch), training.losses(batch)
+    for trial in range(3):
+        alone = training.method(trial)
+        torch.testing.assert_close(scores[trial], alone.scores(batch))
+        torch.testing.assert_close(losses[trial], torch.stack([*alone.losses(batch).values()]))
 
 
 def test_fresh_trials_have_the_weights_of_their_seeds() -> None:
@@ -231,7 +245,7 @@ def test_trials_that_train_together_end_as_each_would_alone(optimizer: str) -> N
         for name, value in weights(alone).items():
             torch.testing.assert_close(weights(together, trial)[name], value, rtol=1e-4, atol=1e-5)
         for several, (one,) in zip(reports, own, strict=True):
-            assert several[trial][:-1] == pytest.approx(one[:-1], rel=1e-4, abs=1e-5)
+            assert values(several[trial]) == pytest.approx(values(one), rel=1e-4, abs=1e-5)
     assert not torch.equal(
         *[weights(together, trial)["image_projector.output.weight"] for trial in (0, 3)]
     )
@@ -252,7 +266,7 @@ def test_a_trial_that_diverges_changes_no_bit_of_the_others(selection: str, opti
     for several, expected in zip(reports, own, strict=True):
         assert math.isnan(several[1].val_map)
         assert not math.isfinite(several[1].loss)
-        assert [several[0][:-1], several[2][:-1]] == [expected[0][:-1], expected[2][:-1]]
+        assert [values(several[n]) for n in (0, 2)] == [values(expected[n]) for n in (0, 2)]
     for trial in (0, 2):
         assert together.best_epoch(trial) == calm.best_epoch(trial)
         for name, value in weights(calm, trial).items():
@@ -338,7 +352,7 @@ def test_going_on_from_a_saved_state_ends_with_the_same_weights(
     fit(resumed, cache, rows, seed=3, val_rows=val, on_epoch=rest.append)
     for name, value in weights(straight).items():
         assert torch.equal(value, weights(resumed)[name]), name
-    assert [line[0][:-1] for line in rest] == [line[0][:-1] for line in reports[2:]]
+    assert [values(line[0]) for line in rest] == [values(line[0]) for line in reports[2:]]
     assert resumed.best_epoch() == straight.best_epoch()
 
 
@@ -398,13 +412,15 @@ def test_gradients_of_uneven_shares_sum_to_the_gradient_of_the_batch(reduction: 
     labels = cache.labels.long()
     labels[2, 1] = -1  # unknown labels count for the mean, too
     recipe = Recipe.model_validate({"asl_reduction": reduction, "mfi_weight": 0.3})
-    model = initial_model(recipe, texts(), seed=0).double()
+    method = initial_method(recipe, seed=0).double()
+    pairs = texts().double()
+    method.task = Task.of_features(method.task.class_names, pairs)
     known = int((labels >= 0).sum())
 
     def gradients(rows: list[int], workers: int) -> list[Tensor]:
-        output = model(cache.local(np.array(rows)).double(), texts().double())
-        loss = objective(output, labels[rows], recipe, known=known, workers=workers).total
-        return list(torch.autograd.grad(loss, list(model.parameters())))
+        local = cache.local(np.array(rows)).double()
+        loss = method.losses(Batch(local, labels[rows], known=known, workers=workers))["loss"]
+        return list(torch.autograd.grad(loss, list(method.parameters())))
 
     whole = gradients(list(range(7)), 1)
     shares = [gradients(list(range(rank, 7, 2)), 2) for rank in range(2)]
@@ -469,10 +485,10 @@ def test_the_moving_average_is_the_recurrence_over_the_steps() -> None:
 def test_without_mfi_only_asl_moves_the_weights() -> None:
     recipe = Recipe(mfi_weight=0.0)
     cache = Cache(4)
-    model = initial_model(recipe, texts(), seed=0)
-    losses = objective(model(cache.local(np.arange(4)).float(), texts()), cache.labels, recipe)
-    assert losses.total.item() == losses.asl.item()
-    assert losses.mfi.item() > 0
+    local = cache.local(np.arange(4)).float()
+    losses = initial_method(recipe, seed=0).losses(Batch(local, cache.labels, known=4 * CLASSES))
+    assert losses["loss"].item() == losses["asl"].item()
+    assert losses["mfi"].item() > 0
 
 
 def test_a_loss_that_leaves_the_numbers_stops_with_a_remedy() -> None:

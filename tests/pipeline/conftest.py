@@ -16,7 +16,8 @@ from types import ModuleType
 import psutil
 import pytest
 
-from pipeline.config import Config
+from dclip.methods.settings import DCLIPSettings
+from pipeline.config import Config, TrainConfig, config_class
 
 TOY = "toy_backbone:make"
 
@@ -62,19 +63,33 @@ def settings(output: Path, **changes: object) -> Config:
         "output": output,
         "device": "cpu",
         "extract": {"limit": 48, "shard_size": 16, "workers": 2},
-        "train": {"epochs": 4, "val_fraction": 0.25, "output_dim": 8},
+        "train": {"epochs": 4, "val_fraction": 0.25},
+        "dclip": {"output_dim": 8},
         "evaluate": {"probe_epochs": 2, "scenes": 2},
         "sweep": {
             "epochs": 2,
             "space": {
-                "train.redundancy_weight": [0.2, 1.0],
-                "train.mfi_weight": [0.0, 0.1],
-                "train.output_dim": [4, 8],
+                "dclip.redundancy_weight": [0.2, 1.0],
+                "dclip.mfi_weight": [0.0, 0.1],
+                "dclip.output_dim": [4, 8],
             },
             "trials": 2,
         },
     }
-    return Config.model_validate({**values, **changes})
+    values |= changes
+    train = values["train"]
+    if isinstance(train, dict):  # keys of the method among those of the loop
+        own = {key: train[key] for key in train.keys() & DCLIPSettings.model_fields.keys()}
+        values["train"] = {key: value for key, value in train.items() if key not in own}
+        values["dclip"] = {**values["dclip"], **own}  # type: ignore[dict-item]
+    return config_class("dclip").model_validate(values)
+
+
+def with_train(config: Config, **changes: object) -> Config:
+    """The same settings, some of the loop or of the method replaced (checked again)."""
+    own = {key: changes.pop(key) for key in changes.keys() & DCLIPSettings.model_fields.keys()}
+    train = TrainConfig.model_validate({**config.train.model_dump(), **changes})
+    return config.with_own(**own).model_copy(update={"train": train})
 
 
 def workers_below(pid: int, title: str) -> list[psutil.Process]:

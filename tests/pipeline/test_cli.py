@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from dclip.data.registry import DATASETS
+from dclip.methods.settings import DCLIPSettings
 from dclip.paths import RemotePath
 from pipeline import cli
-from pipeline.config import Config, conf_folder, known_keys
+from pipeline.config import Config, conf_folder, config_class, known_keys
 from pipeline.errors import UsageError
 
 STAGES = (
@@ -44,21 +45,22 @@ def test_help_teaches_and_imports_nothing_heavy(stage: str) -> None:
 
 def test_later_layers_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
-    first.write_text("train: {lr: 0.1, epochs: 7, clip: 0.2}\n")
+    first.write_text("train: {lr: 0.1, epochs: 7}\ndclip: {clip: 0.2}\n")
     second.write_text("train: {lr: 0.2, epochs: 8}\n")
     monkeypatch.setenv("DCLIP_TRAIN__EPOCHS", "9")
-    monkeypatch.setenv("DCLIP_TRAIN__GAMMA_NEG", "3")
-    config = parse("--config", str(first), "--config", str(second), "--train.gamma-neg", "4")
-    assert (config.train.clip, config.train.lr) == (0.2, 0.2)
-    assert (config.train.epochs, config.train.gamma_neg) == (9, 4)
+    monkeypatch.setenv("DCLIP_DCLIP__GAMMA_NEG", "3")
+    config = parse("--config", str(first), "--config", str(second), "--dclip.gamma-neg", "4")
+    assert (config.own.clip, config.train.lr) == (0.2, 0.2)
+    assert (config.train.epochs, config.own.gamma_neg) == (9, 4)
     assert config.backbone == "tiny"  # conf/shapes.yaml, below all of these
 
 
 def test_a_preset_fills_what_the_layers_leave_open(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("train: {lr: 0.5}\n")
-    train = parse("--config", str(file), "--preset", "author").train
-    assert (train.lr, train.optimizer, train.mfi_weight) == (0.5, "sgd", 7e-5)
+    config = parse("--config", str(file), "--preset", "author")
+    assert (config.train.lr, config.train.optimizer) == (0.5, "sgd")
+    assert config.own == DCLIPSettings(**DCLIPSettings.presets["author"].own)
 
 
 def test_keys_of_the_stage_need_no_prefix_and_both_dashes_do() -> None:
@@ -72,13 +74,16 @@ def test_keys_of_the_stage_need_no_prefix_and_both_dashes_do() -> None:
 def test_no_flag_means_two_things() -> None:
     """A key of a section needs no prefix in its stage, so none may be one of the top level."""
     top = {*Config.model_fields, "config", "dry_run", "print_config", "json", "version", "help"}
-    sections = [name for name in Config.model_fields if known_keys(name)]
+    model = config_class("dclip")
+    sections = [name for name in model.model_fields if known_keys(model, name)]
     assert {"extract", "train", "segment", "segments_mlr"} <= set(sections)
-    assert {name: shared for name in sections if (shared := top & set(known_keys(name)))} == {}
+    assert {
+        name: shared for name in sections if (shared := top & set(known_keys(model, name)))
+    } == {}
     for section in sections:
-        for key in known_keys(section):
+        for key in known_keys(model, section):
             flag = f"--{key.replace('_', '-')}"
-            assert cli._long_form(flag, known_keys(section), section) == (
+            assert cli._long_form(flag, {section: known_keys(model, section)}) == (
                 f"--{section.replace('_', '-')}.{key.replace('_', '-')}"
             )
 
@@ -108,7 +113,7 @@ def test_words_without_a_flag_are_images_wherever_they_stand() -> None:
         (["--bogus", "1"], "--bogus"),
         (["--lr", "-1"], "train.lr"),
         (["--lr", "fast"], "train.lr"),
-        (["--clip", "1.5"], "train.clip"),
+        (["--clip", "1.5"], "dclip.clip"),
         (["--preset", "best"], "preset"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--options", "difficult"], "options"),
@@ -171,7 +176,7 @@ def test_a_null_is_told_with_the_file_that_has_it(tmp_path: Path, content: str, 
 
 
 @pytest.mark.parametrize(
-    "key", ["train.lr", "train.mfi_weight", "train.checkpoint_seconds", "segment.logit_scale"]
+    "key", ["train.lr", "dclip.mfi_weight", "train.checkpoint_seconds", "segment.logit_scale"]
 )
 def test_a_number_without_end_is_no_setting(key: str) -> None:
     with pytest.raises(UsageError, match=f"^{re.escape(key)}: .*finite"):
@@ -348,9 +353,10 @@ def test_a_root_may_be_a_url(
 
 
 def test_every_key_has_a_description() -> None:
-    schema = json.dumps(Config.model_json_schema())
+    schema = json.dumps(config_class("dclip").model_json_schema())
     assert schema.count('"description"') > 60
-    for section in ("extract", "train", "evaluate", "segment", "segments_mlr", "predict", "sweep"):
-        model = Config.model_fields[section].annotation
+    for section in ("extract", "train", "evaluate", "segment", "segments_mlr", "predict", "sweep",
+                    "dclip"):  # fmt: skip
+        model = config_class("dclip").model_fields[section].annotation
         assert model is not None
-        assert all(model.model_fields[key].description for key in known_keys(section))  # type: ignore[attr-defined]
+        assert all(field.description for field in model.model_fields.values())  # type: ignore[attr-defined]

@@ -11,10 +11,10 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from dclip.trials import build_model
+from dclip.methods.dclip import DCLIPMethod
+from dclip.methods.method import Task, initial
 from pipeline import choice, cli, evaluate, extract
 from pipeline.checkpoints import write_checkpoint
 from pipeline.config import Config
@@ -23,7 +23,7 @@ from pipeline.features import describe_backbone, open_features, plan_features
 from pipeline.origin import FORMAT, About
 from pipeline.train import checkpoint_path
 
-from .conftest import settings
+from .conftest import settings, with_train
 from .test_extract import make_here
 
 pytestmark = pytest.mark.usefixtures("_toy_on_path")
@@ -52,21 +52,22 @@ def train_here(config: Config, path: Path | None = None, *, weights: int = 0) ->
     about = About(
         format=FORMAT,
         method=config.method,
+        name=config.trained_name,
+        settings=config.own,
+        loop=config.train.loop,
         feature_space=plan.feature_space,
         backbone_name=backbone.name,
         embed_dim=backbone.embed_dim,
         class_names=list(plan.listing.class_names),
-        recipe=config.train.recipe,
         seed=config.seed,
         epoch=1,
         features=plan.fingerprint,
         history=[{"epoch": 1.0, "loss": 0.5}],
         commit=None,
     )
-    torch.manual_seed(weights)
-    model = build_model(about.recipe, backbone.embed_dim)
-    texts = open_features(plan.folders[:1], config.output).text_features()[0]
-    write_checkpoint(path, model, texts, about)
+    reader = open_features(plan.folders[:1], config.output)
+    task = Task.of_features(reader.class_names, *reader.text_features())
+    write_checkpoint(path, initial(DCLIPMethod, about.settings, task, seed=weights), about)
     return path
 
 
@@ -177,7 +178,7 @@ def test_a_report_that_stands_is_shown_again_and_nothing_else_happens(
         "from pipeline import cli\n"
         f"sys.argv = ['x', '--output', {str(output)!r}, '--backbone', 'toy_backbone:make', "
         "'--extract.limit', '12', '--extract.shard-size', '8', '--device', 'cpu', "
-        "'--train.epochs', '4', '--train.val-fraction', '0.25', '--train.output-dim', '8', "
+        "'--train.epochs', '4', '--train.val-fraction', '0.25', '--dclip.output-dim', '8', "
         "'--probe-epochs', '1', '--scenes', '1']\n"
         "assert cli.main('evaluate') == 0\n"
         "assert not {'mlflow', 'ray', 'matplotlib'} & set(sys.modules)\n"
@@ -279,7 +280,7 @@ class TestWithoutACheckpoint:
         caplog.set_level("INFO")
         assert choice.take_checkpoint(fresh) == own
         assert not caplog.records
-        other = train_here(fresh.with_train(preset="author", lr=0.5))
+        other = train_here(with_train(fresh, preset="author", lr=0.5))
         os.utime(own, (1, 1))
         assert choice.take_checkpoint(fresh) == own
         (line,) = caplog.messages
@@ -290,7 +291,7 @@ class TestWithoutACheckpoint:
     def test_the_one_other_is_taken_and_said(
         self, fresh: Config, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        other = train_here(fresh.with_train(preset="author", lr=0.5))
+        other = train_here(with_train(fresh, preset="author", lr=0.5))
         (other.parent / "damaged.safetensors").write_bytes(b"x")
         caplog.set_level("INFO")
         report = evaluate.run(fresh)
@@ -299,13 +300,13 @@ class TestWithoutACheckpoint:
         assert f"{other} (dclip, preset author" in capsys.readouterr().out
 
     def test_of_several_the_one_of_the_same_method_is_meant(self, fresh: Config) -> None:
-        author = fresh.with_train(preset="author", lr=0.5)
-        train_here(author.with_train(mfi_weight=0.0))
+        author = with_train(fresh, preset="author", lr=0.5)
+        train_here(with_train(author, mfi_weight=0.0))
         full = train_here(author)
         assert choice.take_checkpoint(fresh) == full
 
     def test_which_of_several_is_asked(self, fresh: Config) -> None:
-        files = [train_here(fresh.with_train(lr=lr)) for lr in (0.5, 0.6)]
+        files = [train_here(with_train(fresh, lr=lr)) for lr in (0.5, 0.6)]
         with pytest.raises(StageError, match=r"2 others stand .* by --checkpoint FILE") as caught:
             evaluate.run(fresh)
         assert all(str(path) in str(caught.value) for path in files)

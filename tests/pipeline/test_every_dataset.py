@@ -24,7 +24,7 @@ DRAWN = "coco17-seg"  # has an image without a class
 IMAGES = {"train": 8, "test": 5}
 COMMAND = (
     "--backbone", TOY, "--device", "cpu", "--extract.workers", "1", "--train.epochs", "1",
-    "--train.batch-size", "4", "--train.output-dim", "4", "--evaluate.probe-epochs", "1",
+    "--train.batch-size", "4", "--dclip.output-dim", "4", "--evaluate.probe-epochs", "1",
     "--experiment", "every", "--json",
 )  # fmt: skip
 

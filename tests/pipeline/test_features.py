@@ -40,7 +40,7 @@ def test_tiny_on_photographs_says_what_it_is_once_a_run(
     config = Config(dataset="folder:photos", backbone="tiny", output=tmp_path)
     with caplog.at_level(logging.WARNING, "pipeline"):
         features.describe_backbone(config)
-        features.describe_backbone(config.with_train(epochs=1))
+        features.describe_backbone(config.model_copy(update={"seed": 1}))
     (warning,) = features.warnings_of(config)
     assert [record.getMessage() for record in caplog.records] == [f"warning: {warning}"]
     assert "tiny on folder:photos" in warning

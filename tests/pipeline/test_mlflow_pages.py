@@ -31,9 +31,9 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH"),
 ]
 SPACE = {
-    "train.redundancy_weight": [0.2, 1.0],
-    "train.mfi_weight": [0.1, 1.0],
-    "train.output_dim": [4, 8],
+    "dclip.redundancy_weight": [0.2, 1.0],
+    "dclip.mfi_weight": [0.1, 1.0],
+    "dclip.output_dim": [4, 8],
 }
 
 
@@ -163,8 +163,8 @@ def test_the_trials_are_listed_as_children_of_the_sweep(
         page, "document.querySelector('[col-id*=\"Run Name\"] button')", until=trial
     )
     assert all(
-        f"redundancy_weight={row['train.redundancy_weight']:g} "
-        f"mfi_weight={row['train.mfi_weight']:g} output_dim={row['train.output_dim']}" in unfolded
+        f"redundancy_weight={row['dclip.redundancy_weight']:g} "
+        f"mfi_weight={row['dclip.mfi_weight']:g} output_dim={row['dclip.output_dim']}" in unfolded
         for row in swept["trials"]
     )
 
@@ -198,7 +198,7 @@ def test_the_contour_plot_draws_val_map_over_lambda_and_alpha(
     swept: dict[str, Any], browser: Browser
 ) -> None:
     clicks = [text("Contour Plot")]
-    for axis, name in zip("xyz", ("train.mfi_weight", "train.redundancy_weight", "val/map"),
+    for axis, name in zip("xyz", ("dclip.mfi_weight", "dclip.redundancy_weight", "val/map"),
                           strict=True):  # fmt: skip
         clicks += [f"document.querySelector('#{axis}axis-selector')", text(name, "[role=option]")]
     body, pixels = browser.see(swept["compare_url"], *clicks, until="Z-axis")

@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_named_at_the_end_and_the_others_are_done(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": []}, "give at least one class name"),
+        ({"classes": []}, "name the classes to look for"),
         ({"classes": ["dog", " dog"]}, r"remove the repetition of \['dog'\]"),
         ({"classes": ["dog", " "]}, "must not be blank"),
         ({"classes": ["dog", "Dog", "hot-dog"]}, "one text to CLIP.*'dog' = 'Dog'; leave one"),

@@ -481,7 +481,7 @@ def test_spaces_backbones_and_checkpoints_that_cannot_be_are_refused_before_torc
     commands = {
         "sweep --space train.lrr=1": (2, "did you mean 'train.lr'"),
         "sweep --asha --space train.epochs=5,10": (2, "use --no-asha"),
-        "sweep --space train.mfi_weight=0.1 --train.workers 2": (2, "--sweep.concurrency"),
+        "sweep --space dclip.mfi_weight=0.1 --train.workers 2": (2, "--sweep.concurrency"),
         "train --backbone nosuch": (2, "unknown backbone 'nosuch'; give 'tiny'"),
         "sweep --backbone ViT-B-61": (2, "unknown backbone 'ViT-B-61'"),
         "run --backbone nosuch --dry-run": (2, "unknown backbone 'nosuch'"),

@@ -21,11 +21,14 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from dclip.backbones import load_backbone
 from dclip.data import shapes
 from dclip.data.windows import whole_view
+from dclip.fitting.loop import Loop
+from dclip.methods.dclip import DCLIPMethod
+from dclip.methods.method import Task, initial
+from dclip.methods.settings import DCLIPSettings
 from dclip.metrics import confusion_matrix, image_miou_paper, miou
-from dclip.recipe import Recipe
-from dclip.segmentation import Rule, System, encode_class_texts, segment_images
+from dclip.prompts import encode_class_texts
+from dclip.segmentation import Rule, System, segment_images
 from dclip.shards import digest
-from dclip.trials import build_model
 from pipeline import cli, segment
 from pipeline.checkpoints import write_checkpoint
 from pipeline.config import Config
@@ -54,21 +57,23 @@ def checkpoint(config: Config, path: Path, method: str = "dclip", seed: int = 0)
     backbone = describe_backbone(config)
     about = About(
         format=FORMAT,
-        method=method,
+        method="dclip",
+        name=method,
+        settings=DCLIPSettings(output_dim=8),
+        loop=Loop(),
         feature_space=digest(backbone.space("value")),
         backbone_name=backbone.name,
         embed_dim=backbone.embed_dim,
         class_names=list(shapes.CLASS_NAMES),
-        recipe=Recipe(output_dim=8),
         seed=seed,
         epoch=1,
         features="f" * 64,
         history=[{"epoch": 1.0, "loss": 0.5}],
         commit=None,
     )
-    torch.manual_seed(seed)
-    model = build_model(about.recipe, backbone.embed_dim)
-    write_checkpoint(path, model, torch.ones(32, backbone.embed_dim), about)
+    task = Task.of_features(shapes.CLASS_NAMES, torch.ones(32, backbone.embed_dim))
+    settings = about.settings.model_copy(update={"initial": "random"})
+    write_checkpoint(path, initial(DCLIPMethod, settings, task, seed=seed), about)
     return path
 
 
@@ -281,8 +286,8 @@ def test_mistakes_are_told_before_any_work(
 
 def test_a_checkpoint_whose_tensors_are_damaged_stops_before_workers_start(tmp_path: Path) -> None:
     path = checkpoint(Config(backbone=TOY), tmp_path / "one.safetensors")
-    path.write_bytes(path.read_bytes().replace(b'"model.', b'"lodel.', 1))
-    with pytest.raises(StageError, match=r"one\.safetensors is not a checkpoint: it has lodel"):
+    path.write_bytes(path.read_bytes().replace(b'"weights.', b'"veights.', 1))
+    with pytest.raises(StageError, match=r"one\.safetensors is not a checkpoint: it has veights"):
         segment.plan_segment(wanted(tmp_path, segment={"checkpoint": [path]}))
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from pipeline.config import Config
 from pipeline.errors import UsageError
-from pipeline.space import Entry, entries, packs, recipe_at
+from pipeline.space import Entry, at, entries, packs
 
-LAMBDA, ALPHA, DIM = "train.redundancy_weight", "train.mfi_weight", "train.output_dim"
+LAMBDA, ALPHA, DIM = "dclip.redundancy_weight", "dclip.mfi_weight", "dclip.output_dim"
 
 
 def config(space: dict[str, Any] | str, **sweep: Any) -> Config:
@@ -41,22 +41,22 @@ def test_fewer_trials_are_drawn_from_the_grid_without_repetition() -> None:
 
 
 def test_any_key_of_the_recipe_and_the_seed_can_be_swept_as_text_or_yaml() -> None:
-    found = values(config("train.lr=1e-3,3e-3,seed=0,1,train.optimizer=sgd,train.hidden-dim=8"))
+    found = values(config("train.lr=1e-3,3e-3,seed=0,1,train.optimizer=sgd,dclip.hidden-dim=8"))
     assert found == [(0.001, 0, "sgd", 8), (0.001, 1, "sgd", 8), (0.003, 0, "sgd", 8),
                      (0.003, 1, "sgd", 8)]  # fmt: skip
     yaml = {"train.lr": ["1e-3", "3e-3"], "seed": [0, "1", 1], "train.optimizer": "sgd",
-            "train.hidden_dim": [8]}  # fmt: skip
+            "dclip.hidden_dim": [8]}  # fmt: skip
     assert values(config(yaml)) == found
 
 
 def test_ranges_are_drawn_evenly_on_a_logarithmic_scale_and_lists_by_value() -> None:
-    space = {ALPHA: "0.01..1", DIM: "4..64", "train.gamma_neg": "0..2", "seed": [3, 4]}
+    space = {ALPHA: "0.01..1", DIM: "4..64", "dclip.gamma_neg": "0..2", "seed": [3, 4]}
     found = entries(config(space, search="random", trials=400))
     assert len(found) == 400
     points = [point for _, point in found]
     assert all(0.01 <= point[ALPHA] <= 1 for point in points)
     assert 160 < sum(point[ALPHA] < 0.1 for point in points) < 240  # half below the middle, 0.1
-    assert 160 < sum(point["train.gamma_neg"] < 1 for point in points) < 240  # linear from 0
+    assert 160 < sum(point["dclip.gamma_neg"] < 1 for point in points) < 240  # linear from 0
     assert {type(point[DIM]) for point in points} == {int}
     assert {4, 64} <= {point[DIM] for point in points} <= set(range(4, 65))
     assert 160 < sum(point[DIM] < 16 for point in points) < 240
@@ -65,7 +65,7 @@ def test_ranges_are_drawn_evenly_on_a_logarithmic_scale_and_lists_by_value() -> 
 
 
 def test_a_few_points_are_drawn_from_lists_of_any_number_of_combinations() -> None:
-    keys = (LAMBDA, ALPHA, "train.lr", "train.gamma_neg", "train.warmup_lr", "seed")
+    keys = (LAMBDA, ALPHA, "train.lr", "dclip.gamma_neg", "train.warmup_lr", "seed")
     space = {key: list(range(1, 40)) for key in keys}
     found = values(config(space, search="random", trials=20))
     assert len(set(found)) == 20
@@ -85,7 +85,7 @@ def test_whole_numbers_that_run_out_end_the_draw() -> None:
         ({"train.preset": ["author"]}, "'train.preset' cannot be swept; these can"),
         ({"train.workers": [1, 2]}, "'train.workers' cannot be swept"),
         ({"train.lr": [-1]}, "train.lr: input should be greater than 0, got -1"),
-        ({DIM: [4, 4.5]}, "train.output_dim: input should be a valid integer"),
+        ({DIM: [4, 4.5]}, "dclip.output_dim: input should be a valid integer"),
         ({"train.optimizer": ["adam"]}, "train.optimizer: input should be 'sgd' or 'adamw'"),
         ({"seed": [2**63]}, "seed: input should be less than or equal to 9223372036854775807"),
         ({"seed": [-1]}, "seed: input should be greater than or equal to 0, got -1"),
@@ -120,8 +120,8 @@ def test_ten_thousand_trials_are_shared_out_in_a_moment_and_more_are_refused() -
 
 
 def test_both_ends_of_a_range_are_checked() -> None:
-    with pytest.raises(UsageError, match=r"train\.clip: input should be less than 1, got 2"):
-        entries(config({"train.clip": "0..2"}, search="random"))
+    with pytest.raises(UsageError, match=r"dclip\.clip: input should be less than 1, got 2"):
+        entries(config({"dclip.clip": "0..2"}, search="random"))
     with pytest.raises(UsageError, match="whole number"):
         entries(config({DIM: "4..8.5"}, search="random"))
 
@@ -159,9 +159,10 @@ def test_packs_hold_every_trial_once_and_never_mix_what_cannot_train_together(
 
 
 def test_a_point_changes_what_it_names_and_nothing_else() -> None:
-    train = Config().train
-    changed = recipe_at(train, Entry(0, {ALPHA: 0.5, "seed": 3}).point)
-    assert changed == train.model_copy(update={"mfi_weight": 0.5})
+    config = Config()
+    changed = at(config, Entry(0, {ALPHA: 0.5, "train.lr": 0.1, "seed": 3}).point)
+    assert changed.own == config.own.model_copy(update={"mfi_weight": 0.5})
+    assert changed.loop == config.train.model_copy(update={"lr": 0.1})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from dclip.logits import presence_probability
+from dclip.fitting.batches import Batch
 from pipeline import evaluate, extract, sweep
 from pipeline.checkpoints import load_checkpoint
 from pipeline.config import Config
@@ -27,11 +27,11 @@ from pipeline.origin import read_about
 from pipeline.space import Entry
 from pipeline.trials import read_results, state_files
 
-from .conftest import TOY, WITH_RAY, settings, workers_below
+from .conftest import TOY, WITH_RAY, settings, with_train, workers_below
 
 pytestmark = WITH_RAY
 
-LAMBDA, ALPHA, DIM = "train.redundancy_weight", "train.mfi_weight", "train.output_dim"
+LAMBDA, ALPHA, DIM = "dclip.redundancy_weight", "dclip.mfi_weight", "dclip.output_dim"
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +103,9 @@ def test_the_winner_becomes_a_checkpoint_and_a_registered_model_once(
     scores = {row["trial"]: row["val_map"] for row in report["trials"]}
     for number, path in enumerate(checkpoints):
         assert read_about(path).history[-1]["val_map"] == scores[number]
-    model, texts, about = load_checkpoint(Path(report["checkpoint"]))
-    assert about.recipe.lr == report["best"]["train.lr"]
-    assert about.recipe.mfi_weight == report["best"][ALPHA]
+    method, about = load_checkpoint(Path(report["checkpoint"]))
+    assert about.loop.lr == report["best"]["train.lr"]
+    assert about.settings.mfi_weight == report["best"][ALPHA]
     assert about.history[-1]["val_map"] == report["best"]["val_map"]
     systems = evaluate.evaluate(settings, {"dclip": Path(report["checkpoint"])})[0]["systems"]
     assert systems["dclip"]["map"] > 0
@@ -114,13 +114,13 @@ def test_the_winner_becomes_a_checkpoint_and_a_registered_model_once(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     loaded = mlflow.pytorch.load_model(report["model"])
     local = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 7, 16))).float()
-    expected = presence_probability(model(local, texts).pair_logits)
+    expected = method.scores(Batch(local, torch.zeros(5, 16)))
     torch.testing.assert_close(loaded(local), expected)
     store = mlflow.MlflowClient(uri)
     version = store.get_model_version_by_alias("dclip-shapes", "best")
     assert report["model"] == f"models:/dclip-shapes/{version.version}"
-    assert version.tags["train.mfi_weight"] == f"{about.recipe.mfi_weight:g}"
-    assert {"train.output_dim", "train.redundancy_weight", "train.lr", "val_map"} <= set(
+    assert version.tags["dclip.mfi_weight"] == f"{about.settings.mfi_weight:g}"
+    assert {"dclip.output_dim", "dclip.redundancy_weight", "train.lr", "val_map"} <= set(
         version.tags
     )
     key = f"{report['name']}/{report['best']['trial']}"
@@ -222,7 +222,7 @@ def command(output: Path, *words: str) -> subprocess.Popen[str]:
             sys.executable, "-m", "pipeline.sweep", "--backbone", TOY, "--output", str(output),
             "--device", "cpu", "--extract.limit", "48", "--extract.shard-size", "16",
             "--train.val-fraction", "0.25", "--train.batch-size", "1", "--epochs", str(EPOCHS),
-            "--space", "train.mfi_weight=0.1,1,seed=0,1", "--concurrency", "2", "--json", *words,
+            "--space", "dclip.mfi_weight=0.1,1,seed=0,1", "--concurrency", "2", "--json", *words,
         ],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
@@ -285,9 +285,7 @@ def test_a_sweep_that_loses_a_worker_and_its_driver_has_no_run_or_epoch_too_many
     calm.mkdir()
     (calm / "features").symlink_to(output / "features")
     space = {ALPHA: [0.1, 1.0], "seed": [0, 1]}
-    train = {"val_fraction": 0.25, "batch_size": 1, "output_dim": None}
+    train = {"val_fraction": 0.25, "batch_size": 1}
     undisturbed = config(calm, space, epochs=EPOCHS, concurrency=2)
-    undisturbed = undisturbed.model_copy(
-        update={"train": undisturbed.train.model_copy(update=train)}
-    )
+    undisturbed = with_train(undisturbed, **train, output_dim=None)
     assert sweep.run(undisturbed)["trials"] == report["trials"]

@@ -20,10 +20,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dclip.batches import hold_out
+from dclip.fitting.batches import hold_out
+from dclip.fitting.fit import fit
+from dclip.fitting.pack import Pack
 from dclip.paths import as_path
+from dclip.reader import FeatureReader
 from dclip.shards import MANIFEST, SAMPLES, TEXT, file_digest, read_manifest
-from dclip.training import fit
 from pipeline import cache, cli, train
 from pipeline.cache import cached_features
 from pipeline.checkpoints import load_checkpoint, write_state
@@ -31,7 +33,7 @@ from pipeline.config import Config
 from pipeline.errors import StageError
 from pipeline.features import open_features, plan_features
 
-from .conftest import TOY, WITH_RAY, settings, workers_below
+from .conftest import TOY, WITH_RAY, settings, with_train, workers_below
 from .test_extract import cluster, features_here, wait_until  # noqa: F401 - cluster is a fixture
 
 pytestmark = [*WITH_RAY, pytest.mark.usefixtures("_toy_on_path")]
@@ -51,14 +53,20 @@ def slow(output: Path, features: Path, **changes: object) -> Config:
     return settings(output, features=features, extract=EXTRACT, train={**SLOW, **changes})
 
 
+def begin(config: Config, reader: FeatureReader) -> Pack:
+    """A fresh training of these settings."""
+    settings = {"train": config.train.model_dump(), "method": config.method, "seed": config.seed}
+    return train.begin({**settings, "own": [config.own]}, reader)
+
+
 def fitted(config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights before and after the same training in this process, without Ray."""
     reader = open_features(plan_features(config, "train").folders, config.output)
-    training = train.begin(config.train, reader, seed=config.seed)
-    start = {name: value.clone() for name, value in training.model().state_dict().items()}
+    training = begin(config, reader)
+    start = {name: value.clone() for name, value in training.method().state_dict().items()}
     rows, _ = hold_out(len(reader), config.train.val_fraction, seed=config.data_seed)
     fit(training, reader, rows, seed=config.data_seed)
-    return start, training.model().state_dict()
+    return start, training.method().state_dict()
 
 
 def assert_same_training(
@@ -127,7 +135,7 @@ def kill_with_all_below(process: subprocess.Popen[str]) -> None:
 
 def history(config: Config) -> list[dict[str, float]]:
     (path,) = config.output.rglob("history.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line)[0] for line in path.read_text().splitlines()]
 
 
 def checkpoint(config: Config) -> dict[str, Tensor]:
@@ -176,7 +184,7 @@ def test_ctrl_c_says_what_is_kept_and_ends_as_an_interruption(
 
     def stopped_in_epoch_2(config: Config, settings: Mapping[str, object], folder: Path) -> None:
         reader = open_features(plan_features(config, "train").folders, config.output)
-        training = train.begin(config.train, reader, seed=config.seed)
+        training = begin(config, reader)
         training.epoch, training.step = 1, 7
         write_state(folder / train.STATE, training)
         signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray Train does
@@ -186,7 +194,7 @@ def test_ctrl_c_says_what_is_kept_and_ends_as_an_interruption(
 
     words = ["--backbone", TOY, "--output", str(tmp_path), "--features", str(features)]
     words += [f"--extract.{name.replace('_', '-')}={value}" for name, value in EXTRACT.items()]
-    words += [f"--train.{name}={value}" for name, value in {**SLOW, "epochs": 3}.items()]
+    words += [f"--{name}={value}" for name, value in {**SLOW, "epochs": 3}.items()]
     # a process that was started in the background ignores the signal
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr("pipeline.cluster.ray_session", lambda _: nullcontext())
@@ -448,7 +456,7 @@ def test_a_history_that_is_gone_or_damaged_is_named_before_ray_starts(
     own: Config, content: str | None, words: str
 ) -> None:
     reader = open_features(folders(own), own.output)
-    training = train.begin(own.train, reader, seed=own.seed)
+    training = begin(own, reader)
     training.epoch = 1
     folder = own.output / "train" / train.run_name(own, plan_features(own, "train"))
     folder.mkdir(parents=True)
@@ -468,7 +476,7 @@ def test_a_checkpoint_that_cannot_be_read_is_to_be_deleted(own: Config) -> None:
 
 
 def test_an_alpha_that_is_bound_to_diverge_is_refused_before_any_work(own: Config) -> None:
-    wild = own.with_train(optimizer="sgd", mfi_reduction="sum", mfi_weight=1.0, lr=0.1)
+    wild = with_train(own, optimizer="sgd", mfi_reduction="sum", mfi_weight=1.0, lr=0.1)
     with pytest.raises(ValueError, match="diverge"):
         train.run(wild)
     assert not list(own.output.glob("train/*/*"))

@@ -11,6 +11,7 @@ import mlflow
 import pytest
 from ray import tune
 
+from dclip.methods.method import Task
 from dclip.shards import read_manifest
 from pipeline import cli, sweep
 from pipeline.config import Config
@@ -25,7 +26,7 @@ from .test_extract import features_here
 
 pytestmark = pytest.mark.usefixtures("_toy_on_path")
 
-ALPHA, DIM = "train.mfi_weight", "train.output_dim"
+ALPHA, DIM = "dclip.mfi_weight", "dclip.output_dim"
 EXTRACT = {"limit": 48, "shard_size": 16, "split": "train"}
 
 
@@ -66,7 +67,7 @@ class Pack:
         return told
 
     def rows(self, reports: list[dict[str, Any]], error: Exception | None = None) -> list[Any]:
-        return sweep._rows(self.result(reports, error))
+        return sweep._rows(self.result(reports, error), self.config.own.watched)
 
     def result(self, reports: list[dict[str, Any]], error: Exception | None) -> SimpleNamespace:
         """As Tune gives it."""
@@ -164,9 +165,10 @@ def test_trials_begin_with_the_seeds_of_their_points(tmp_path: Path, features: P
     pack = Pack(tmp_path, features, [{"seed": 3}, {}])
     from pipeline.features import open_features
 
-    texts = open_features(pack.plan.folders, tmp_path).text_features()[0]
-    both = begin(pack.entries, texts, pack.settings, "cpu")
-    alone = begin(pack.entries[:1], texts, {**pack.settings, "seed": 9}, "cpu")
+    reader = open_features(pack.plan.folders, tmp_path)
+    task = Task.of_features(reader.class_names, *reader.text_features())
+    both = begin(pack.entries, task, pack.settings, "cpu")
+    alone = begin(pack.entries[:1], task, {**pack.settings, "seed": 9}, "cpu")
     assert both.weights[0][0].equal(alone.weights[0][0])
     assert not both.weights[0][0].equal(both.weights[0][1])
 
@@ -330,9 +332,9 @@ def test_the_best_is_told_with_its_settings_and_the_command_that_evaluates_it() 
         extract={"limit": 9},
     )
     assert "Best of 3 trials (1 failed) of sweep-1: trial 0, " in words
-    assert "train.mfi_weight=0.1" in words
+    assert "dclip.mfi_weight=0.1" in words
     assert "val/map 0.5000 on the held-out images" in words
-    assert "trial 1 (train.mfi_weight=0.2), has 0.0400 less. How much of that is chance" in words
+    assert "trial 1 (dclip.mfi_weight=0.2), has 0.0400 less. How much of that is chance" in words
     assert "--space seed=0,1,2" in words
     command = words.rpartition("Evaluate it: ")[2]
     assert command == (
@@ -352,7 +354,7 @@ def test_the_distance_to_the_next_setting_is_in_deviations_between_seeds() -> No
     # variances 0.0002 and 0.0008, one degree of freedom each: sqrt(0.001 / 2) = 0.0224;
     # 0.53 - 0.45 = 0.08 is 3.6 of it
     words = words_of(points, [0.53, 0.51, 0.45, 0.41])
-    assert "The next setting, trial 2 (train.mfi_weight=0.2), has 0.0800 less: 3.6 times" in words
+    assert "The next setting, trial 2 (dclip.mfi_weight=0.2), has 0.0800 less: 3.6 times" in words
     only_seeds = words_of([{"seed": 0}, {"seed": 1}], [0.53, 0.51])
     assert "No other setting was trained; between seeds val/map deviates by 0.0141" in only_seeds
     assert "No other setting was trained." in words_of([{ALPHA: 0.1}], [0.5])

@@ -6,17 +6,17 @@ stopped goes on exactly, and several workers train on what one would.
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int64, Shaped
+from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
+from dclip.fitting.loop import Loop
 from dclip.losses.asymmetric import check_labels
-from dclip.recipe import Recipe
 
 
 @runtime_checkable
@@ -47,20 +47,70 @@ class FeatureSource(Protocol):
         ...
 
 
+@runtime_checkable
+class EmbeddingSource(Protocol):
+    """A source that keeps the global embedding of each image, too."""
+
+    def embeddings(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows dim"]:
+        """Global embeddings of some rows, in the order given."""
+        ...
+
+
+@runtime_checkable
+class CaptionSource(Protocol):
+    """A source that keeps the captions of each image, too."""
+
+    def captions(self, rows: Int64[np.ndarray, " rows"]) -> list[tuple[str, ...]]:
+        """Captions of some rows, in the order given; any number an image."""
+        ...
+
+
+@runtime_checkable
+class PixelSource(Protocol):
+    """A source that gives the images themselves."""
+
+    def pixels(self, rows: Int64[np.ndarray, " rows"]) -> UInt8[Tensor, "rows height width 3"]:
+        """Images of some rows, in the order given, at the backbone's resolution."""
+        ...
+
+
 class Batch(NamedTuple):
-    """What a worker trains on in one step.
+    """What a worker trains on, or scores, in one step; a method finds in it what it is fed.
 
     Attributes:
-        local: Local features of its images.
+        local: Local features of its images; empty for methods that are not fed them.
+        labels: 0, 1, or -1 for unknown; empty where there are none.
         dropped: Locations that take no part, or None if all do.
-        labels: 0, 1, or -1 for unknown.
         known: Number of known labels in the shares of all workers.
+        workers: How many workers share the batch.
+        embedding: Global embeddings, for methods that are fed them.
+        captions: Captions of each image, for methods that are fed them.
+        pixels: The images, for methods that are fed them.
     """
 
     local: Float[Tensor, "images locations dim"]
-    dropped: Bool[Tensor, "images locations"] | None
     labels: Int[Tensor, "images classes"]
-    known: int
+    dropped: Bool[Tensor, "images locations"] | None = None
+    known: int = 0
+    workers: int = 1
+    embedding: Float[Tensor, "images dim"] | None = None
+    captions: Sequence[tuple[str, ...]] | None = None
+    pixels: UInt8[Tensor, "images height width 3"] | None = None
+
+    def to(self, device: torch.device | str, *, pinned: bool = False) -> "Batch":
+        """The same batch, its tensors on a device.
+
+        Args:
+            device: Where they are wanted.
+            pinned: Copy them by way of pinned memory, without waiting.
+        """
+
+        def moved(value: Any) -> Any:
+            if not isinstance(value, Tensor) or value.device == torch.device(device):
+                return value
+            return value.pin_memory().to(device, non_blocking=True) if pinned else value.to(device)
+
+        return Batch(*map(moved, self))
 
 
 def hold_out(num_images: int, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,53 +129,92 @@ def hold_out(num_images: int, fraction: float, *, seed: int) -> tuple[np.ndarray
 def epoch_batches(
     features: FeatureSource,
     rows: Int64[np.ndarray, " rows"],
-    recipe: Recipe,
+    loop: Loop,
     *,
     seed: int,
     epoch: int,
     first_step: int = 0,
     rank: int = 0,
     workers: int = 1,
+    feeds: Collection[str] = ("local",),
 ) -> Iterator[Batch]:
     """One worker's share of every batch of one epoch.
 
     Where several views are cached, each row draws one of them, the clean one included. With
-    ``recipe.feature_cutout``, each row loses a box of locations around a location drawn (see
+    ``loop.feature_cutout``, each row loses a box of locations around a location drawn (see
     :func:`location_boxes`). Both draws belong to the row: they depend neither on the order of the
     rows, nor on which of them are trained on, nor on the workers.
 
     Args:
         features: Cached local features.
         rows: Rows to go through once, in a shuffled order.
-        recipe: Source of ``batch_size`` and ``feature_cutout``.
+        loop: Source of ``batch_size`` and ``feature_cutout``.
         seed: Seed of all draws, together with ``epoch``.
         epoch: Number of the epoch, from 0.
         first_step: Number of batches of the epoch that were done before.
         rank: Which worker this is.
         workers: Number of workers; each takes every ``workers``-th row of every batch.
+        feeds: What the batches hold of each image (see :data:`dclip.methods.settings.Feed`).
 
     Raises:
-        ValueError: ``feature_cutout`` is too small for the grid, or the features have other
-            locations than the grid and at most one mean token.
+        ValueError: ``feature_cutout`` is too small for the grid, the features have other
+            locations than the grid and at most one mean token, or the source lacks what is fed.
     """
     order = np.random.default_rng([seed, 0, epoch]).permutation(rows)
     images = len(features.labels)
     views = centres = None
     if features.views > 1:
         views = np.random.default_rng([seed, 4, epoch]).integers(features.views, size=images)
-    if recipe.feature_cutout > 0:
+    if loop.feature_cutout > 0:
         random = np.random.default_rng([seed, 5, epoch])
         centres = random.integers(features.grid, size=(images, 2))
-    for start in range(first_step * recipe.batch_size, len(order), recipe.batch_size):
-        batch = order[start : start + recipe.batch_size]
+    for start in range(first_step * loop.batch_size, len(order), loop.batch_size):
+        batch = order[start : start + loop.batch_size]
         mine = batch[rank::workers]
-        local = features.local(mine) if views is None else features.local(mine, views[mine])
+        read = read_batch(features, mine, feeds, views=None if views is None else views[mine])
         dropped = None
-        if centres is not None:
-            boxes = location_boxes(centres[mine], features.grid, fraction=recipe.feature_cutout)
-            dropped = _after_mean_token(boxes, local.shape[1], features.grid)
+        if centres is not None and "local" in feeds:
+            boxes = location_boxes(centres[mine], features.grid, fraction=loop.feature_cutout)
+            dropped = _after_mean_token(boxes, read.local.shape[1], features.grid)
         known = int((features.labels[batch] >= 0).sum())
-        yield Batch(local, dropped, features.labels[mine], known)
+        yield read._replace(dropped=dropped, known=known, workers=workers)
+
+
+def read_batch(
+    features: FeatureSource,
+    rows: Int64[np.ndarray, " rows"],
+    feeds: Collection[str] = ("local",),
+    *,
+    views: Int64[np.ndarray, " rows"] | None = None,
+) -> Batch:
+    """Some rows of a source, with what a method is fed.
+
+    Args:
+        features: Source.
+        rows: Rows, in any order.
+        feeds: What the batch holds of each image.
+        views: View of each row; left out: the clean one.
+
+    Raises:
+        ValueError: The source lacks what is fed.
+    """
+    local = torch.empty(len(rows), 0, 0)
+    if "local" in feeds:
+        local = features.local(rows) if views is None else features.local(rows, views)
+    own: dict[str, Any] = {}
+    for feed, (protocol, key, read) in _OTHER_FEEDS.items():
+        if feed in feeds:
+            if not isinstance(features, protocol):
+                raise ValueError(f"{type(features).__name__} has no {read} of its images")
+            own[key] = getattr(features, read)(rows)
+    return Batch(local, features.labels[rows], **own)
+
+
+_OTHER_FEEDS: dict[str, tuple[type, str, str]] = {
+    "embedding": (EmbeddingSource, "embedding", "embeddings"),
+    "captions": (CaptionSource, "captions", "captions"),
+    "pixels": (PixelSource, "pixels", "pixels"),
+}
 
 
 def clean_batches(
@@ -133,10 +222,12 @@ def clean_batches(
     rows: Int64[np.ndarray, " rows"],
     device: torch.device,
     batch_size: int,
-) -> Iterator[Float[Tensor, "images locations dim"]]:
-    """Local features of the clean view in float32, batch by batch."""
+    feeds: Collection[str] = ("local",),
+) -> Iterator[Batch]:
+    """Rows of the clean view in float32, on a device, batch by batch."""
     for start in range(0, len(rows), batch_size):
-        yield features.local(rows[start : start + batch_size]).to(device).float()
+        batch = read_batch(features, rows[start : start + batch_size], feeds).to(device)
+        yield batch._replace(local=batch.local.float())
 
 
 def location_boxes(
@@ -202,11 +293,6 @@ def prefetch(batches: Iterator[Batch], device: torch.device, *, depth: int = 2) 
     on_cuda = device.type == "cuda"
     stream = torch.cuda.Stream(device) if on_cuda else None  # type: ignore[no-untyped-call]
 
-    def moved(values: Tensor | None) -> Tensor | None:
-        if values is None or values.device == device:
-            return values
-        return values.pin_memory().to(device, non_blocking=True) if stream else values.to(device)
-
     def put(item: tuple[Batch, torch.Event | None] | BaseException | None) -> None:
         while not gone.is_set():
             with suppress(queue.Full):
@@ -217,9 +303,8 @@ def prefetch(batches: Iterator[Batch], device: torch.device, *, depth: int = 2) 
         try:
             with torch.cuda.stream(stream):  # does nothing without one
                 for batch in batches:
-                    local, dropped, labels = map(moved, batch[:3])
-                    event = stream.record_event() if stream else None
-                    put((Batch(local, dropped, labels, batch.known), event))  # type: ignore[arg-type]
+                    moved = batch.to(device, pinned=on_cuda)
+                    put((moved, stream.record_event() if stream else None))
                     if gone.is_set():
                         return
             put(None)
@@ -236,7 +321,7 @@ def prefetch(batches: Iterator[Batch], device: torch.device, *, depth: int = 2) 
             if event is not None:
                 now = torch.cuda.current_stream(device)
                 now.wait_event(event)
-                for values in batch[:3]:
+                for values in batch:
                     if isinstance(values, Tensor):
                         values.record_stream(now)
             yield batch

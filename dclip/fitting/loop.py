@@ -1,0 +1,45 @@
+"""Settings of the training loop, the same for every method; reading them takes no torch."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Loop(BaseModel):
+    """How long, in what steps and by which optimizer a method is trained.
+
+    The defaults shown are those of DCLIP's preset ``robust``; a method may have others.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    preset: str = Field(
+        "robust",
+        description="defaults of this section and of the method's: robust, or author (as "
+        "published) where the method has it",
+    )
+    epochs: int = Field(20, ge=1, description="passes over the training images")
+    batch_size: int = Field(32, ge=1, description="images per step, over all workers together")
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd (momentum) or adamw")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate; cosine to zero")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay of every parameter")
+    warmup_epochs: int = Field(1, ge=0, description="first epochs, at the constant warmup_lr")
+    warmup_lr: float = Field(1e-4, gt=0, description="learning rate of the warm-up epochs")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="keep a moving average of the weights, with this decay a step (less in the "
+        "first steps), and use it; left out: none",
+    )
+    selection: Literal["last", "best_on_val"] = Field(
+        "last", description="weights to keep: of the last epoch, or of the best val/map"
+    )
+    feature_cutout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="sides of the random box of locations that each training image loses at every "
+        "step, as a share of the grid's (Cutout: 0.5); 0 leaves all in",
+    )

@@ -1,0 +1,391 @@
+"""Trials of one method that train together: weights, optimizer, how far they are."""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.optim import SGD, AdamW, Optimizer
+from torch.utils._pytree import tree_map
+
+from dclip.fitting.batches import Batch, FeatureSource, clean_batches
+from dclip.fitting.loop import Loop
+from dclip.methods.method import Method, Task, initial
+from dclip.methods.settings import MethodSettings
+
+
+class Pack:
+    """Trials of one method that train together, their optimizer, and how far they are.
+
+    Trials whose weights have the same shapes are one batched computation, by
+    :func:`torch.func.vmap` over weights stacked along a first axis; each ends as it would alone, up
+    to the order of summation.
+
+    Args:
+        kind: The method.
+        settings: Of each trial; they differ in what the method says may differ alone.
+        loop: Settings of the training loop, the same for all.
+        task: Classes, the same for all.
+        seeds: Seed of the initial weights of each trial.
+        device: Where weights live.
+
+    Attributes:
+        kind: As given.
+        settings: As given.
+        loop: As given.
+        task: As given, on the device.
+        terms: Names of the losses, the one that is minimised first; known from the first step on.
+        epoch: Number of epochs done.
+        step: Number of batches done in the epoch begun.
+        diverged: Trials whose loss left the finite numbers, and in which epoch and step, both from
+            1. They keep their place in the computation, where they touch no other trial, but are
+            out: they are scored no more.
+
+    Raises:
+        ValueError: There is no trial, the numbers of settings and seeds differ, settings differ in
+            fields that must be common, or the method is not trained by the loop.
+    """
+
+    def __init__(
+        self,
+        kind: type[Method[Any]],
+        settings: Sequence[MethodSettings],
+        loop: Loop,
+        task: Task,
+        *,
+        seeds: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not settings or len(settings) != len(seeds):
+            raise ValueError(
+                f"{len(settings)} settings and {len(seeds)} seeds are no set of trials"
+            )
+        if kind.Settings.trained_by != "loop":
+            raise ValueError(f"{kind.Settings.title} is not trained by the loop")
+        if unlike := common_fields_that_differ(settings):
+            raise ValueError(
+                f"trials that train together must agree in {', '.join(unlike)}; they may differ in "
+                f"{', '.join(sorted(kind.Settings.may_differ)) or 'their seeds'}"
+            )
+        self.kind, self.settings, self.loop = kind, tuple(settings), loop
+        self.device = torch.device(device)
+        models = [
+            initial(kind, own, task, seed=seed) for own, seed in zip(settings, seeds, strict=True)
+        ]
+        self.task = task.to(self.device)
+        groups: dict[object, list[int]] = {}
+        for trial, model in enumerate(models):
+            groups.setdefault(_shapes(model), []).append(trial)
+        self._stacks = [
+            _Stack([models[trial] for trial in trials], trials, self.task, self.device)
+            for trials in groups.values()
+        ]
+        in_stacks = [trial for stack in self._stacks for trial in stack.trials]
+        self._order = torch.tensor(np.argsort(in_stacks).tolist(), device=self.device)
+        self.weights = [weight for stack in self._stacks for weight in stack.weights.values()]
+        self.optimizer = _build_optimizer(self.weights, loop)
+        self.epoch = self.step = 0
+        self.diverged: dict[int, tuple[int, int]] = {}
+        self.terms: tuple[str, ...] = ()
+        self._sums = torch.zeros(len(self), 0, device=self.device)
+        self._finite = torch.zeros(len(self), dtype=torch.long, device=self.device)
+        self._best_map = torch.full((len(self),), -math.inf, dtype=torch.float64)
+        self._best_epoch = torch.zeros(len(self), dtype=torch.long)
+        self._best = self._copy() if loop.selection == "best_on_val" else None
+        self._average = self._copy() if loop.ema_decay is not None else None
+        self._averaged = 0
+
+    def __len__(self) -> int:
+        return len(self.settings)
+
+    def __repr__(self) -> str:
+        trials = f"{len(self)} trials" if len(self) > 1 else "1 trial"
+        kind = self.kind.Settings.name
+        return (
+            f"{type(self).__name__}({trials} of {kind}, {self.num_classes} classes in "
+            f"{self.task.dim} dimensions, epoch {self.epoch} of {self.loop.epochs}, preset "
+            f"{self.loop.preset}, on {self.device})"
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that are told apart."""
+        return len(self.task.pairs) // 2
+
+    def losses(self, batch: Batch) -> Float[Tensor, "trials terms"]:
+        """Losses of every trial on a batch, in the order of ``terms``."""
+        parts = [stack.call("losses", batch, training=True) for stack in self._stacks]
+        self.terms = tuple(parts[0])
+        return self._in_order([torch.stack(list(part.values()), dim=1) for part in parts])
+
+    def scores(self, batch: Batch) -> Float[Tensor, "trials images classes"]:
+        """Scores of a batch by every trial's weights."""
+        return self._in_order([stack.call("scores", batch) for stack in self._stacks])
+
+    def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
+        """Values of the trials of every stack, in the order of the trials."""
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts))[self._order]
+
+    def average_in(self) -> None:
+        """Take the weights into their moving average, if the settings keep one.
+
+        Early on the average forgets faster than they say: after t steps its decay is at most
+        (1 + t) / (10 + t), so that a training of few steps does not end near its initial weights.
+        """
+        if self._average is not None and self.loop.ema_decay is not None:
+            early = (1 + self._averaged) / (10 + self._averaged)
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    self._average, self.weights, 1 - min(self.loop.ema_decay, early)
+                )
+            self._averaged += 1
+
+    def count_step(self, losses: Float[Tensor, "trials terms"]) -> None:
+        """Count a step as done, and add up its losses."""
+        if self._sums.shape != losses.shape:  # the first step of all
+            self._sums = torch.zeros_like(losses)
+        self._sums += losses
+        self._finite += self._sums[:, 0].isfinite()  # once a sum is not finite, it stays so
+        self.step += 1
+
+    def mean_losses(self) -> list[dict[str, float]]:
+        """Means of the losses over the steps of the epoch so far; nan for trials that are out.
+
+        Trials whose loss was not finite in one of these steps, or whose weights are not after the
+        last, are out from now on.
+        """
+        means = (self._sums / self.step).tolist()
+        are_finite = self._are_finite()
+        for trial, (loss, *_) in enumerate(means):
+            is_finite = math.isfinite(loss) and are_finite[trial]
+            if trial not in self.diverged and not is_finite:
+                step = min(int(self._finite[trial]) + 1, self.step)
+                self.diverged[trial] = (self.epoch + 1, step)
+            elif trial in self.diverged:
+                means[trial] = [math.nan] * len(self.terms)
+        return [dict(zip(self.terms, own, strict=True)) for own in means]
+
+    def _are_finite(self) -> list[bool]:
+        """Whether all weights of each trial are finite."""
+        found = torch.empty(len(self), dtype=torch.bool)
+        for stack in self._stacks:
+            flat = [weight.reshape(len(weight), -1) for weight in stack.weights.values()]
+            parts = [weight.isfinite().all(1) for weight in flat]
+            found[stack.trials] = torch.stack(parts).all(0).cpu()
+        return [bool(value) for value in found]
+
+    def end_epoch(self, val_maps: Sequence[float]) -> None:
+        """Count the epoch as done, and keep what is best so far, where that is asked for."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self._sums.zero_()
+        self._finite.zero_()
+        if self._best is None:
+            return
+        scores = torch.tensor([-math.inf if math.isnan(v) else v for v in val_maps]).double()
+        better = scores > self._best_map
+        self._best_map[better], self._best_epoch[better] = scores[better], self.epoch
+        now = iter(zip(self._best, self._current(), strict=True))
+        for stack in self._stacks:
+            chosen = better[stack.trials].to(self.device)
+            for kept, value in (next(now) for _ in stack.weights):
+                kept[chosen] = value[chosen]
+
+    def _current(self) -> list[Tensor]:
+        return self.weights if self._average is None else self._average
+
+    def _copy(self) -> list[Tensor]:
+        return [weight.detach().clone() for weight in self.weights]
+
+    def method(self, trial: int = 0, *, selected: bool = True) -> Method[Any]:
+        """The method of one trial with its weights, on the pack's device, in evaluation mode.
+
+        Args:
+            trial: Number of the trial.
+            selected: Take the epoch that ``selection`` says; otherwise the last.
+        """
+        source = self._current()
+        if selected and self._best is not None and self._best_epoch[trial] > 0:
+            source = self._best
+        for stack in self._stacks:
+            own, source = source[: len(stack.weights)], source[len(stack.weights) :]
+            if trial in stack.trials:
+                return stack.method(stack.trials.index(trial), own, self.settings[trial])
+        raise IndexError(f"there is no trial {trial} of {len(self)}")
+
+    def best_epoch(self, trial: int = 0) -> int:
+        """Epoch that :meth:`method` returns the weights of."""
+        best = int(self._best_epoch[trial]) if self._best is not None else 0
+        return best or self.epoch
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Compute with the moving average of the weights, if the settings keep one."""
+        if self._average is None:
+            yield
+            return
+        kept = self._copy()
+        with torch.no_grad():
+            torch._foreach_copy_(self.weights, self._average)
+            try:
+                yield
+            finally:
+                torch._foreach_copy_(self.weights, kept)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        features: FeatureSource,
+        rows: Int64[np.ndarray, " rows"],
+        *,
+        batch_size: int = 256,
+    ) -> Float[Tensor, "trials rows classes"]:
+        """Scores of every class in every given row, by every trial's weights."""
+        none = torch.empty(len(self), 0, self.num_classes)
+        size, feeds = -(-batch_size // len(self)), self.kind.Settings.feeds
+        with self.averaged():
+            batches = clean_batches(features, rows, self.device, size, feeds)
+            parts = [self.scores(batch).cpu() for batch in batches]
+        return torch.cat([none, *parts], dim=1)
+
+    @torch.no_grad()
+    def watch(self) -> list[dict[str, float]]:
+        """What the method says is worth watching, of each trial."""
+        return [self.method(trial, selected=False).watch() for trial in range(len(self))]
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All that going on needs, as one flat dictionary of CPU tensors, for safetensors."""
+        tensors = {
+            "epoch": torch.tensor(self.epoch),
+            "step": torch.tensor(self.step),
+            "sums": self._sums,
+            "finite": self._finite,
+            "diverged": torch.tensor([self.diverged.get(n, (0, 0)) for n in range(len(self))]),
+            "best_map": self._best_map,
+            "best_epoch": self._best_epoch,
+        }
+        if self._average is not None:
+            tensors["averaged"] = torch.tensor(self._averaged)
+        for kind, values in self._kept().items():
+            tensors |= {f"{kind}.{number}": value for number, value in enumerate(values)}
+        for number, slots in self.optimizer.state_dict()["state"].items():
+            for slot, value in slots.items():
+                if value is not None:
+                    tensors[f"optimizer.{number}.{slot}"] = torch.as_tensor(value)
+        return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+    def _kept(self) -> dict[str, Sequence[Tensor]]:
+        kept = {"weight": self.weights, "average": self._average, "best": self._best}
+        return {kind: values for kind, values in kept.items() if values is not None}
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore in place what :meth:`state_tensors` of equal trials returned.
+
+        Raises:
+            ValueError: The tensors are those of other trials.
+        """
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                place, _, slot = rest.partition(".")
+                state.setdefault(int(place), {})[slot] = value
+        try:
+            with torch.no_grad():
+                for kind, values in self._kept().items():
+                    for number, own in enumerate(values):
+                        saved = tensors[f"{kind}.{number}"]
+                        if saved.shape != own.shape:
+                            raise ValueError(f"{kind}.{number} has shape {list(saved.shape)}")
+                        own.copy_(saved)
+            self.epoch, self.step = int(tensors["epoch"]), int(tensors["step"])
+            if self._average is not None:
+                self._averaged = int(tensors["averaged"])
+            self._sums = tensors["sums"].to(self.device)
+            if "diverged" in tensors:  # states of earlier versions do not say
+                places = tensors["diverged"].tolist()
+                self.diverged = {n: (epoch, step) for n, (epoch, step) in enumerate(places) if step}
+                self._finite.copy_(tensors["finite"])
+            else:
+                self.diverged = {}
+                self._finite.copy_(self.step * self._sums[:, 0].isfinite())
+            self._best_map.copy_(tensors["best_map"])
+            self._best_epoch.copy_(tensors["best_epoch"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(f"the state is that of another training: {error}") from None
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+
+
+def common_fields_that_differ(settings: Sequence[MethodSettings]) -> list[str]:
+    """Names of the fields that keep these settings from training together."""
+    common = [own.model_dump(exclude=set(own.may_differ)) for own in settings]
+    return [name for name in common[0] if any(one[name] != common[0][name] for one in common)]
+
+
+def _shapes(model: nn.Module) -> object:
+    """What has to be equal in models that are stacked."""
+    state = [*model.named_parameters(), *model.named_buffers()]
+    return tuple((name, value.shape, value.dtype) for name, value in state)
+
+
+class _Stack:
+    """Trials whose weights have the same shapes, stacked along a first axis."""
+
+    def __init__(
+        self,
+        models: Sequence[Method[Any]],
+        trials: list[int],
+        task: Task,
+        device: torch.device,
+    ) -> None:
+        self.trials = trials
+        params, buffers = stack_module_state([*models])
+        self.weights = {
+            name: value.detach().to(device).requires_grad_() for name, value in params.items()
+        }
+        self.buffers = {name: value.to(device) for name, value in buffers.items()}
+        self._template = models[0].to(device).requires_grad_(False)
+        self._template.task = task
+
+    def call(self, name: str, batch: Batch, *, training: bool = False) -> Any:
+        """A method of every trial on the same batch; results have the trials in front."""
+        if self._template.training != training:
+            self._template.train(training)
+
+        def one(weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
+            return functional_call(self._template, (weights, buffers), (name, batch))
+
+        if len(self.trials) == 1:  # without the detour, which takes as long as a small step
+            alone = one(*({n: v[0] for n, v in s.items()} for s in (self.weights, self.buffers)))
+            return tree_map(lambda value: value[None], alone)
+        return vmap(one, randomness="different")(self.weights, self.buffers)
+
+    def method(
+        self, place: int, weights: Sequence[Tensor], settings: MethodSettings
+    ) -> Method[Any]:
+        """A method of its own with these weights, of the trial at this place."""
+        task = self._template.task
+        own = copy.deepcopy(self._template, {id(task): task})  # which is large, and shared
+        own.settings = settings
+        named = {
+            **dict(zip(self.weights, weights, strict=True)),
+            **self.buffers,
+        }
+        with torch.no_grad():
+            for name, value in [*own.named_parameters(), *own.named_buffers()]:
+                value.copy_(named[name][place])
+        return own.eval()
+
+
+def _build_optimizer(weights: Sequence[Tensor], loop: Loop) -> Optimizer:
+    """The optimizer over all weights, BatchNorm's scale and shift included."""
+    if loop.optimizer == "sgd":
+        return SGD(
+            weights, lr=loop.lr, momentum=loop.momentum, weight_decay=loop.weight_decay, fused=True
+        )
+    return AdamW(weights, lr=loop.lr, weight_decay=loop.weight_decay, fused=True)

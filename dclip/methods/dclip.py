@@ -1,0 +1,194 @@
+"""DCLIP as a method: its two losses, its scores, and what it says of each location."""
+
+import math
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from dclip.fitting.batches import Batch
+from dclip.fitting.loop import Loop
+from dclip.logits import presence_probability, similarity_maps
+from dclip.losses import check_mfi_stability, mfi_loss
+from dclip.losses.asymmetric import summed_asymmetric_loss
+from dclip.methods.method import Method, Task
+from dclip.methods.settings import DCLIPSettings, MethodSettings
+from dclip.metrics import inter_class_cosine, similarity_report
+from dclip.model import DCLIP
+from dclip.precision import at_least_float32
+from dclip.projectors import ProjectorSizes
+from dclip.prompts import ClassTexts, best_phrasing
+
+RIDGE = 1e-4
+"""Ridge of the aligned start, as a share of the mean square length of the texts."""
+
+
+def build_model(settings: DCLIPSettings, embed_dim: int) -> DCLIP:
+    """Projectors of the settings' sizes for a backbone of this width, with PyTorch's weights.
+
+    Args:
+        settings: Source of the projector sizes, of the order of pooling and of the scales.
+        embed_dim: Width D of the backbone's joint space.
+    """
+    sizes = ProjectorSizes.for_embed_dim(embed_dim, settings.output_dim)
+    if settings.hidden_dim is not None:
+        sizes = ProjectorSizes(embed_dim, settings.hidden_dim, sizes.output_dim)
+    return DCLIP(
+        sizes,
+        aggregation=settings.aggregation,
+        local_scale=settings.local_scale,
+        pooled_scale=settings.pooled_scale,
+    )
+
+
+@torch.no_grad()
+def align(model: DCLIP, texts: Float64[Tensor, "pairs dim"]) -> None:
+    r"""Let the image projector carry texts to where the text projector does.
+
+    With PyTorch's weights, uniform in :math:`\pm 1 / \sqrt{\text{fan-in}}`, the two projectors have
+    nothing in common, what CLIP knows of images and texts is lost, and every class has to be found
+    again; now and then one is not. Here only the text projector f stays as it is. The image
+    projector becomes a random orthonormal R, which keeps CLIP's cosines up to chance, with the
+    smallest change (by ridge regression) that carries every text t to where the text projector
+    carries it, :math:`W t \propto f(t)`, and is as long as PyTorch's, so that steps are as bold.
+
+    Args:
+        model: Fresh projectors, changed in place.
+        texts: Text features of the prompt pairs.
+    """
+    weight = model.image_projector.output.weight
+    projected = model.project_texts(texts.float(), statistics="running").double()
+    start = torch.nn.init.orthogonal_(torch.empty_like(weight)).double()
+    carried = texts @ start.T
+    gram = texts @ texts.T
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())  # in place: it is large
+    missing = projected * (carried.norm() / projected.norm()) - carried
+    aligned = start + missing.T @ torch.linalg.solve(gram, texts)
+    weight.copy_(aligned * (weight.norm() / aligned.norm()))
+
+
+class DCLIPMethod(Method[DCLIPSettings]):
+    """Two small projectors, trained by ASL and MFI (see :class:`dclip.model.DCLIP`).
+
+    References:
+        Rawlekar et al., "Efficiently Disentangling CLIP for Multi-Object Perception",
+        arXiv:2502.02977.
+    """
+
+    Settings: ClassVar[type[MethodSettings]] = DCLIPSettings
+    scores_locations = True
+
+    def __init__(self, settings: DCLIPSettings, task: Task) -> None:
+        super().__init__(settings, task)
+        self.model = build_model(settings, task.dim)
+        # buffers, as trials that train together may differ in them
+        self.mfi_weight: Tensor
+        self.redundancy_weight: Tensor
+        for name in ("mfi_weight", "redundancy_weight"):
+            value = torch.tensor(float(getattr(settings, name)))
+            self.register_buffer(name, value, persistent=False)
+
+    @classmethod
+    def around(cls, model: DCLIP, task: Task) -> "DCLIPMethod":
+        """Trained projectors as a method that is asked of some classes."""
+        settings = DCLIPSettings(
+            hidden_dim=model.sizes.hidden_dim,
+            output_dim=model.sizes.output_dim,
+            aggregation=model.aggregation,
+            local_scale=model.local_scale,
+            pooled_scale=model.pooled_scale,
+        )
+        method = cls(settings, task)
+        method.model = model
+        return method
+
+    def initialise(self) -> None:
+        """Let the projectors agree on the texts, if the settings say so."""
+        if self.settings.initial == "aligned":
+            align(self.model, self.task.pairs.detach().cpu().double())
+
+    @classmethod
+    def check(cls, settings: DCLIPSettings, loop: Loop, num_classes: int) -> None:
+        """Refuse SGD on a summed MFI loss that would step too far.
+
+        Raises:
+            ValueError: See :func:`dclip.losses.check_mfi_stability`.
+        """
+        if loop.optimizer == "sgd" and settings.mfi_reduction == "sum":
+            check_mfi_stability(
+                alpha=settings.mfi_weight,
+                num_classes=num_classes,
+                learning_rate=loop.lr,
+                redundancy_weight=settings.redundancy_weight,
+            )
+
+    def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        r""":math:`w\, L_{ASL} + \alpha\, L_{MFI}`, and both terms.
+
+        MFI, which every worker computes, is divided by their number.
+        """
+        own = self.settings
+        output = self.model(batch.local, self.task.pairs, batch.dropped)
+        asl = summed_asymmetric_loss(
+            output.pair_logits,
+            batch.labels,
+            gamma_neg=own.gamma_neg,
+            gamma_pos=own.gamma_pos,
+            clip=own.clip,
+        )
+        if own.asl_reduction == "mean":
+            asl = asl / max(1, batch.known)
+        mfi = mfi_loss(
+            output.text_features,
+            redundancy_weight=self.redundancy_weight,
+            scope=own.mfi_scope,
+            gram=own.mfi_gram,
+            reduction=own.mfi_reduction,
+        )
+        mfi = mfi / batch.workers
+        return {"loss": own.asl_weight * asl + self.mfi_weight * mfi, "asl": asl, "mfi": mfi}
+
+    def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
+        """Probability that each class is present."""
+        return presence_probability(
+            self.model(batch.local, self.task.pairs, batch.dropped).pair_logits
+        )
+
+    def location_scores(
+        self, local: Float[Tensor, "images locations dim"]
+    ) -> Float[Tensor, "images classes locations"]:
+        """Cosine in the projected space, the largest of each class's phrasings."""
+        texts = ClassTexts(self._projected(self.task.texts.features), self.task.texts.classes)
+        cosines = similarity_maps(
+            self.model.project_images(at_least_float32(local)), texts.features
+        )
+        return best_phrasing(cosines, texts.classes)
+
+    def location_logits(
+        self, local: Float[Tensor, "images locations dim"]
+    ) -> Float[Tensor, "images classes locations"]:
+        """What the class's pair says there, as if the image had no other location."""
+        cosines = similarity_maps(
+            self.model.project_images(at_least_float32(local)), self._projected(self.task.pairs)
+        )
+        negative, positive = cosines.chunk(2, dim=1)
+        return self.model.local_scale * self.model.pooled_scale * (positive - negative)
+
+    def class_features(self) -> Float[Tensor, "classes dim"]:
+        """Projected positive prompts."""
+        projected = self._projected(self.task.pairs)
+        return projected[len(projected) // 2 :]
+
+    def watch(self) -> dict[str, float]:
+        """Mean cosine between the projected positive prompts of different classes."""
+        features = self.class_features().cpu()
+        cosine = inter_class_cosine(features) if len(features) > 1 else math.nan
+        return {"inter_class_cosine": cosine}
+
+    def similarity(self) -> dict[str, float]:
+        """Every reading of :func:`dclip.metrics.similarity_report`."""
+        return similarity_report(self.model, self.task.pairs) if len(self.task.pairs) > 2 else {}
+
+    def _projected(self, texts: Float[Tensor, "texts dim"]) -> Float[Tensor, "texts output_dim"]:
+        return self.model.project_texts(texts.float(), statistics="running")

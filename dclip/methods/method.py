@@ -1,0 +1,231 @@
+"""What a method is: trained or not, it says of an image which classes are there, and where.
+
+A method is a subclass of :class:`Method` with a subclass of
+:class:`~dclip.methods.settings.MethodSettings`. It is written for one trial, as an ordinary module;
+:class:`dclip.fitting.pack.Pack` computes many trials of it together.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from dclip.backbones import Backbone
+from dclip.fitting.batches import Batch, FeatureSource
+from dclip.fitting.loop import Loop
+from dclip.methods.settings import MethodSettings
+from dclip.prompts import ClassTexts, encode_class_texts, encode_prompt_pairs
+from dclip.templates import ZERO_SHOT_TEMPLATE
+
+
+@dataclass(frozen=True)
+class Task:
+    """The classes to be told apart, as frozen text features.
+
+    Attributes:
+        class_names: In column order.
+        pairs: Features of the prompt pairs, negatives first, unnormalised.
+        texts: Unit features of every phrasing of every class.
+        backbone: The frozen CLIP itself, for methods that look inside; None where features do.
+    """
+
+    class_names: tuple[str, ...]
+    pairs: Float[Tensor, "pairs dim"]
+    texts: ClassTexts
+    backbone: Backbone | None = None
+
+    @classmethod
+    def of(
+        cls,
+        backbone: Backbone,
+        phrasings: Sequence[Sequence[str]],
+        *,
+        templates: Sequence[str] = (ZERO_SHOT_TEMPLATE,),
+    ) -> "Task":
+        """The task of some classes, their texts encoded in float32 on the CPU.
+
+        Args:
+            backbone: Frozen encoder.
+            phrasings: For each class what it is called, its display name first.
+            templates: Prompt templates of ``texts``; pairs have templates of their own.
+
+        Raises:
+            ValueError: Classes without a name of their own, or a template without its ``{}``.
+        """
+        texts = encode_class_texts(backbone, phrasings, templates=templates)
+        pairs = encode_prompt_pairs(backbone, [names[0] for names in phrasings])
+        return cls(
+            tuple(names[0] for names in phrasings),
+            pairs.float().cpu(),
+            ClassTexts(texts.features.float().cpu(), texts.classes.cpu()),
+            backbone,
+        )
+
+    @classmethod
+    def of_features(
+        cls,
+        class_names: Sequence[str],
+        pairs: Float[Tensor, "pairs dim"],
+        classes: Float[Tensor, "classes dim"] | None = None,
+    ) -> "Task":
+        """The task of features that were kept; without those of ``classes``, positives stand in."""
+        known = pairs[len(pairs) // 2 :] if classes is None else classes
+        return cls(tuple(class_names), pairs, ClassTexts(known, torch.arange(len(known))))
+
+    @classmethod
+    def placeholder(cls, class_names: Sequence[str], dim: int) -> "Task":
+        """Classes whose texts are not encoded, to count a method's parameters by."""
+        return cls.of_features(class_names, torch.eye(2 * len(class_names), dim))
+
+    @property
+    def dim(self) -> int:
+        """Width of CLIP's joint space."""
+        return self.pairs.shape[1]
+
+    def to(self, device: torch.device | str) -> "Task":
+        """The same, its features on a device."""
+        texts = ClassTexts(self.texts.features.to(device), self.texts.classes.to(device))
+        return replace(self, pairs=self.pairs.to(device), texts=texts)
+
+
+S = TypeVar("S", bound=MethodSettings)
+
+
+class Method(nn.Module, Generic[S]):
+    """Base of every method.
+
+    A method has to have ``Settings`` and :meth:`scores`, and :meth:`losses` if it is trained by the
+    loop. The rest has defaults. Its parameters are what is trained; what is frozen (the backbone,
+    text features) is in ``task`` and belongs to no trial.
+
+    Args:
+        settings: Hyper-parameters.
+        task: Classes. Initial weights may follow from it.
+
+    Attributes:
+        Settings: Class of the settings.
+        gives_probabilities: Whether :meth:`scores` are probabilities, so that a threshold on them
+            means something.
+        scores_locations: Whether it has :meth:`location_scores`.
+    """
+
+    Settings: ClassVar[type[MethodSettings]]
+    gives_probabilities: ClassVar[bool] = True
+    scores_locations: ClassVar[bool] = False
+
+    def __init__(self, settings: S, task: Task) -> None:
+        super().__init__()
+        self.settings = settings
+        self.task = task
+
+    @classmethod
+    def check(cls, settings: S, loop: Loop, num_classes: int) -> None:
+        """Refuse settings that are bound to fail with this many classes.
+
+        Raises:
+            ValueError: They are; the message names the remedy.
+        """
+
+    def initialise(self) -> None:
+        """Give a fresh method the weights that follow from its task, where its own do not do."""
+
+    def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """``"loss"``, which is minimised, then its terms by name, in the order they are shown.
+
+        The sum over ``batch.workers`` workers of what each computes on its share is the loss of
+        the whole batch, of whose labels ``batch.known`` are known.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not trained by the loop")
+
+    def fit(
+        self,
+        features: FeatureSource,
+        rows: Int64[np.ndarray, " rows"],
+        *,
+        seed: int,
+    ) -> None:
+        """Train in place, for methods that are ``trained_by`` themselves."""
+        raise NotImplementedError(f"{type(self).__name__} does not train itself")
+
+    def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
+        """What is said of every class in every image; the larger, the likelier it is there."""
+        raise NotImplementedError
+
+    def location_scores(
+        self, local: Float[Tensor, "images locations dim"]
+    ) -> Float[Tensor, "images classes locations"]:
+        """How much each location looks like each class of the task, on any scale.
+
+        Args:
+            local: Local features, without the mean token.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not score locations")
+
+    def location_logits(
+        self,
+        local: Float[Tensor, "images locations dim"],  # noqa: ARG002 - the signature is the contract
+    ) -> Float[Tensor, "images classes locations"] | None:
+        """Log-odds that each class is at each location; None for methods that do not say.
+
+        Args:
+            local: Local features, without the mean token.
+        """
+        return None
+
+    def for_classes(self, task: Task) -> "Method[S]":
+        """The same trained weights, asked of other classes.
+
+        Raises:
+            ValueError: The method is bound to the classes it was trained on.
+        """
+        return self.with_task(task)
+
+    def class_features(self) -> Float[Tensor, "classes dim"] | None:
+        """The text feature that each class is compared by; None where there is none."""
+        return None
+
+    def watch(self) -> dict[str, float]:
+        """What is worth watching each epoch, by name; values that are not finite are left out."""
+        return {}
+
+    def similarity(self) -> dict[str, float]:
+        """Readings of how alike the classes are, for reports."""
+        return {}
+
+    def with_task(self, task: Task) -> "Method[S]":
+        """The same weights, shared, with another task."""
+        other = copy.copy(self)
+        other.task = task
+        return other
+
+    def on(self, device: torch.device | str) -> "Method[S]":
+        """The same method with weights and task on a device."""
+        self.task = self.task.to(device)
+        return self.to(device)
+
+    def forward(self, name: str, *arguments: Any) -> Any:
+        """Call a method of this object by name, as `torch.func.functional_call` can."""
+        return getattr(self, name)(*arguments)
+
+
+def initial(
+    kind: type[Method[Any]], settings: MethodSettings, task: Task, *, seed: int
+) -> Method[Any]:
+    """A method to start training from; equal seeds give equal weights.
+
+    Args:
+        kind: The method.
+        settings: Its settings.
+        task: Classes.
+        seed: Seed of the weights; the global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        method = kind(settings, task)
+        method.initialise()
+    return method

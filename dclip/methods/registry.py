@@ -1,0 +1,85 @@
+"""Methods by name: those that come with the package, and those of a user's own code."""
+
+import difflib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dclip.by_name import did_you_mean, find_own, is_own
+from dclip.methods.settings import MethodSettings
+
+if TYPE_CHECKING:
+    from dclip.methods.method import Method
+
+
+class _Entry(NamedTuple):
+    """Where a method is: its settings, which take no torch, and its work."""
+
+    settings: str
+    method: str
+
+
+METHODS = {
+    "dclip": _Entry("dclip.methods.settings:DCLIPSettings", "dclip.methods.dclip:DCLIPMethod"),
+    "linear_probe": _Entry(
+        "dclip.methods.settings:LinearProbeSettings", "dclip.methods.linear_probe:LinearProbeMethod"
+    ),
+    "zero_shot": _Entry(
+        "dclip.methods.settings:ZeroShotSettings", "dclip.methods.zero_shot:ZeroShot"
+    ),
+    "zero_shot_local": _Entry(
+        "dclip.methods.settings:ZeroShotLocalSettings", "dclip.methods.zero_shot:ZeroShotLocal"
+    ),
+}
+"""The methods that come with the package."""
+
+_own: set[str] = set()
+
+
+def find_settings(name: str) -> type[MethodSettings]:
+    """Settings of a method; those of the package's own methods load no torch.
+
+    Args:
+        name: One of :data:`METHODS`, or ``package.module:Class``.
+
+    Raises:
+        ValueError: There is no such method.
+    """
+    if name in METHODS:
+        settings: type[MethodSettings] = find_own(METHODS[name].settings, "method")
+        return settings
+    return find_method(name).Settings
+
+
+def find_method(name: str) -> "type[Method[Any]]":
+    """A method by name.
+
+    Args:
+        name: One of :data:`METHODS`, or ``package.module:Class``, a subclass of
+            :class:`dclip.methods.method.Method` with settings of its own.
+
+    Raises:
+        ValueError: There is no such method.
+    """
+    from dclip.methods.method import Method
+
+    if name not in METHODS and not is_own(name):
+        near = difflib.get_close_matches(name, METHODS)
+        raise ValueError(
+            f"unknown method {name!r}{did_you_mean(near)}; give one of {', '.join(METHODS)}, or "
+            "'package.module:Class'"
+        )
+    found = find_own(METHODS[name].method if name in METHODS else name, "method")
+    if not isinstance(found, type) or not issubclass(found, Method):
+        raise ValueError(f"{name!r} is no method: it is no subclass of dclip.methods.method.Method")
+    if not isinstance(getattr(found, "Settings", None), type) or not found.Settings.name:
+        raise ValueError(f"method {name!r} has no Settings with a name")
+    if name not in METHODS:
+        _own.add(name)
+    return found
+
+
+def is_known(name: str) -> bool:
+    """Whether a file may name this method: the package's, or one the user has named before.
+
+    A checkpoint never has code imported that nobody asked for.
+    """
+    return name in METHODS or name in _own

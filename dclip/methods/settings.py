@@ -1,0 +1,216 @@
+"""What a method says of itself before any tensor is made; reading it takes no torch.
+
+The settings of a method are one pydantic model. Each field is a flag of the command line, a key of
+YAML files and of sweeps, and part of the checkpoint. What else the stages have to know of a method
+(its names, its presets, what it is fed) are class variables of the same model. The work is in a
+:class:`dclip.methods.method.Method`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Feed = Literal["local", "embedding", "captions", "pixels"]
+"""What a method may ask for of each image: cached local features, the cached global embedding, its
+captions, or its pixels, which are read as the step runs."""
+
+
+class Preset(NamedTuple):
+    """Defaults that go together.
+
+    Attributes:
+        loop: Of the training loop (:class:`dclip.fitting.loop.Loop`).
+        own: Of the method's own settings.
+    """
+
+    loop: Mapping[str, Any] = {}
+    own: Mapping[str, Any] = {}
+
+
+class Variant(NamedTuple):
+    """A setting of a method that is trained and shown beside it, under a name of its own.
+
+    Attributes:
+        changes: Settings that make it.
+        title: What tables call it.
+    """
+
+    changes: Mapping[str, Any]
+    title: str
+
+
+class MethodSettings(BaseModel):
+    """Base of the settings of every method.
+
+    Attributes:
+        name: Of the method, and of its section of the settings: letters, digits, ``_``.
+        title: What tables call it.
+        feeds: What it is fed of each image.
+        trained_by: ``"loop"``: by :func:`dclip.fitting.fit.fit`; ``"itself"``: it has a ``fit`` of
+            its own, which takes seconds; None: there is nothing to train.
+        needs_gradients: Whether it trains through the backbone, which has to offer it.
+        may_differ: Settings in which trials that train together may differ. The method keeps each
+            as a buffer, or it changes the shapes of its weights.
+        presets: Defaults by name; ``robust`` is what the fields show.
+        variants: By name, what ``pipeline.run`` trains beside it.
+        watched: What is watched each epoch, by name, with the heading of its column in tables.
+        sweep_space: What a sweep varies where nothing is said.
+        bold: Settings that may make training diverge, named where it does.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    feeds: ClassVar[frozenset[Feed]] = frozenset({"local"})
+    trained_by: ClassVar[Literal["loop", "itself"] | None] = "loop"
+    needs_gradients: ClassVar[bool] = False
+    may_differ: ClassVar[frozenset[str]] = frozenset()
+    presets: ClassVar[Mapping[str, Preset]] = {"robust": Preset()}
+    variants: ClassVar[Mapping[str, Variant]] = {}
+    watched: ClassVar[Mapping[str, str]] = {}
+    sweep_space: ClassVar[Mapping[str, list[Any]]] = {}
+    bold: ClassVar[tuple[str, ...]] = ()
+
+    def idle(self) -> frozenset[str]:
+        """Settings that make no difference, as others are."""
+        return frozenset()
+
+    def variant(self) -> str | None:
+        """Name of the variant that these settings are; None for the method itself."""
+        for name, variant in self.variants.items():
+            if all(getattr(self, key) == value for key, value in variant.changes.items()):
+                return name
+        return None
+
+    def own_name(self) -> str:
+        """What reports and files call a training of these settings."""
+        return self.variant() or self.name
+
+    def own_title(self) -> str:
+        """What tables call it."""
+        variant = self.variant()
+        return self.variants[variant].title if variant else self.title
+
+
+class DCLIPSettings(MethodSettings):
+    """Hyper-parameters of DCLIP: sizes and start of the projectors, ASL and MFI.
+
+    Sources: arXiv 2502.02977 (lambda, c), the authors' code (the rest).
+    """
+
+    name = "dclip"
+    title = "DCLIP (ASL + MFI)"
+    may_differ = frozenset({"mfi_weight", "redundancy_weight", "output_dim"})
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "robust": Preset(),
+        "author": Preset(
+            loop={
+                "epochs": 50,
+                "batch_size": 32,
+                "optimizer": "sgd",
+                "lr": 0.002,
+                "weight_decay": 5e-4,
+                "warmup_epochs": 1,
+                "warmup_lr": 1e-5,
+            },
+            own={
+                "initial": "random",
+                "asl_reduction": "sum",
+                "asl_weight": 0.05,
+                "mfi_weight": 7e-5,
+                "mfi_reduction": "sum",
+                "mfi_gram": "feature",
+                "mfi_scope": "both",
+                "redundancy_weight": 0.2,
+            },
+        ),
+    }
+    variants: ClassVar[Mapping[str, Variant]] = {
+        "asl_only": Variant({"mfi_weight": 0.0}, "projectors, ASL only")
+    }
+    watched: ClassVar[Mapping[str, str]] = {"inter_class_cosine": "cosine"}
+    sweep_space: ClassVar[Mapping[str, list[Any]]] = {
+        "redundancy_weight": [0.2, 1.0],
+        "mfi_weight": [0.1, 1.0],
+        "output_dim": [32, 64],
+    }
+    bold = ("mfi_weight", "redundancy_weight")
+
+    hidden_dim: int | None = Field(
+        None, ge=1, description="hidden width of the text projector; left out: 3/4 of CLIP's width"
+    )
+    output_dim: int | None = Field(
+        None,
+        ge=2,
+        title="dim",
+        description="dimension d' of the projected space; left out: half of CLIP's width",
+    )
+    aggregation: Literal["project_then_pool", "pool_then_project"] = Field(
+        "project_then_pool", description="order of image projection and spatial pooling"
+    )
+    local_scale: float = Field(
+        20.0, gt=0, description="multiplier of the cosine at each location; sharpness of pooling"
+    )
+    pooled_scale: float = Field(5.0, gt=0, description="multiplier of the pooled cosine")
+    initial: Literal["aligned", "random"] = Field(
+        "aligned",
+        description="initial weights: random, or aligned, which lets the two projectors agree on "
+        "the texts",
+    )
+    gamma_neg: float = Field(2.0, ge=0, description="focusing exponent of negatives in ASL")
+    gamma_pos: float = Field(1.0, ge=0, description="focusing exponent of positives in ASL")
+    clip: float = Field(0.05, ge=0, lt=1, description="probability margin c of negatives in ASL")
+    asl_weight: float = Field(1.0, ge=0, description="weight of ASL (the authors' loss_w)")
+    asl_reduction: Literal["sum", "mean"] = Field(
+        "mean", description="sum over images and classes, or mean over known labels"
+    )
+    mfi_weight: float = Field(
+        0.1, ge=0, title="alpha", description="weight alpha of MFI; 0 trains with ASL only"
+    )
+    redundancy_weight: float = Field(
+        1.0, ge=0, title="lambda", description="weight lambda of the off-diagonal terms in MFI"
+    )
+    mfi_scope: Literal["both", "split", "positive"] = Field(
+        "both", description="prompts MFI looks at: both polarities as one set, split, or positive"
+    )
+    mfi_gram: Literal["feature", "class"] = Field(
+        "class", description="matrix MFI regulates: feature by feature, or class by class"
+    )
+    mfi_reduction: Literal["sum", "mean"] = Field(
+        "mean", description="sum or mean over the matrix' entries"
+    )
+
+    def idle(self) -> frozenset[str]:
+        """Without MFI its other settings make no difference."""
+        if self.mfi_weight > 0:
+            return frozenset()
+        return frozenset({"redundancy_weight", "mfi_scope", "mfi_gram", "mfi_reduction"})
+
+
+class ZeroShotSettings(MethodSettings):
+    """CLIP as it is: the cosine of its global embedding with each class's text."""
+
+    name = "zero_shot"
+    title = "CLIP zero-shot (global)"
+    feeds: ClassVar[frozenset[Feed]] = frozenset({"embedding"})
+    trained_by = None
+
+
+class ZeroShotLocalSettings(MethodSettings):
+    """CLIP's local features as they are: the best location's cosine with each class's text."""
+
+    name = "zero_shot_local"
+    title = "CLIP zero-shot (best location)"
+    trained_by = None
+
+
+class LinearProbeSettings(MethodSettings):
+    """A linear map on frozen local features, without any text."""
+
+    name = "linear_probe"
+    title = "linear probe, max-pooled"
+    trained_by = "itself"
+
+    epochs: int = Field(30, ge=1, description="passes of the linear probe")

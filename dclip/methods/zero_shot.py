@@ -1,0 +1,53 @@
+"""Frozen CLIP as it is, of the whole image and of its best location."""
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dclip.fitting.batches import Batch
+from dclip.logits import similarity_maps, zero_shot_scores
+from dclip.methods.method import Method
+from dclip.methods.settings import MethodSettings, ZeroShotLocalSettings, ZeroShotSettings
+from dclip.prompts import best_phrasing
+
+
+class ZeroShot(Method[ZeroShotSettings]):
+    """Scaled cosine of the global embedding with each class's text."""
+
+    Settings: ClassVar[type[MethodSettings]] = ZeroShotSettings
+    gives_probabilities = False
+
+    def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
+        """CLIP's own scores, in [-100, 100]."""
+        assert batch.embedding is not None  # as it is what is fed
+        texts = self.task.texts
+        scores = zero_shot_scores(batch.embedding, texts.features)
+        return best_phrasing(scores[..., None], texts.classes)[..., 0]
+
+    def class_features(self) -> Float[Tensor, "classes dim"]:
+        """The positive prompts as CLIP encodes them."""
+        return self.task.pairs[len(self.task.pairs) // 2 :]
+
+
+class ZeroShotLocal(Method[ZeroShotLocalSettings]):
+    """Cosine of each class's text with the location that is most like it."""
+
+    Settings: ClassVar[type[MethodSettings]] = ZeroShotLocalSettings
+    gives_probabilities = False
+    scores_locations = True
+
+    def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
+        """Largest cosine over the locations, the mean token among them."""
+        return self.location_scores(batch.local).amax(-1)
+
+    def location_scores(
+        self, local: Float[Tensor, "images locations dim"]
+    ) -> Float[Tensor, "images classes locations"]:
+        """Cosines, the largest of each class's phrasings."""
+        texts = self.task.texts
+        return best_phrasing(similarity_maps(local, texts.features), texts.classes)
+
+    def class_features(self) -> Float[Tensor, "classes dim"]:
+        """The positive prompts as CLIP encodes them."""
+        return self.task.pairs[len(self.task.pairs) // 2 :]

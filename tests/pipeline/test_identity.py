@@ -1,0 +1,72 @@
+"""Names of trainings: what shapes the weights counts, and one more setting renames nothing."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import Field
+
+from dclip.methods.settings import DCLIPSettings
+from pipeline import train
+from pipeline.cli import parse
+from pipeline.config import Config, config_class
+from pipeline.errors import UsageError
+from pipeline.space import checked_space
+
+from .conftest import with_train
+
+PLAN: Any = SimpleNamespace(fingerprint="f" * 64, views=())
+
+
+def of(**values: Any) -> Config:
+    return config_class("dclip").model_validate(values)
+
+
+def test_the_names_of_what_stands_stay() -> None:
+    # recorded when settings at their defaults left the hash; another default renames, and has to
+    # be said in the CHANGELOG
+    assert train.run_name(of(), PLAN) == "dclip-aa0457e06f4f"
+    author = of(train={"preset": "author"}, seed=3)
+    assert train.run_name(author, PLAN) == "dclip-0552427a6056"
+    (plain, _) = train.compared(author)
+    assert train.run_name(plain, PLAN) == "asl_only-f65a3813ce24"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lr": 0.5}, {"mfi_weight": 0.2}, {"local_scale": 10.0}, {"val_fraction": 0.3},
+     {"data_seed": 7}, {"epochs": 3}],
+)  # fmt: skip
+def test_what_shapes_the_weights_names_another_training(changes: dict[str, Any]) -> None:
+    assert train.run_name(with_train(of(), **changes), PLAN) != train.run_name(of(), PLAN)
+
+
+@pytest.mark.parametrize("changes", [{"workers": 2}, {"cache": "ram"}, {"checkpoint_seconds": 5.0}])
+def test_where_and_how_often_does_not(changes: dict[str, Any]) -> None:
+    assert train.run_name(with_train(of(), **changes), PLAN) == train.run_name(of(), PLAN)
+
+
+def test_a_preset_is_what_it_says() -> None:
+    """The author's settings written out are those of the preset."""
+    preset = DCLIPSettings.presets["author"]
+    written = of(train={**preset.loop}, dclip={**preset.own})
+    assert train.run_name(written, PLAN) == train.run_name(of(train={"preset": "author"}), PLAN)
+
+
+def test_one_more_setting_of_a_method_renames_nothing() -> None:
+    class More(DCLIPSettings):
+        sharpness: float = Field(1.0, description="new")
+
+    config = of(dclip={"mfi_weight": 0.3})
+    grown = config.model_copy(update={"dclip": More(mfi_weight=0.3)})
+    assert train.run_name(grown, PLAN) == train.run_name(config, PLAN)
+    other = config.model_copy(update={"dclip": More(mfi_weight=0.3, sharpness=2.0)})
+    assert train.run_name(other, PLAN) != train.run_name(config, PLAN)
+
+
+def test_the_old_names_of_settings_are_told_the_new_ones() -> None:
+    with pytest.raises(UsageError, match=r"did you mean .*--dclip\.mfi-weight"):
+        parse("run", "", ["--train.mfi-weight", "0.3"])
+    config = parse("sweep", "", ["--space", "train.output_dim=4"])[0]
+    with pytest.raises(UsageError, match=r"did you mean 'dclip\.output_dim'"):
+        checked_space(config)
