@@ -5,19 +5,26 @@ A stage that was stopped goes on with the groups whose files are missing or dama
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from dclip.words import counted
-from pipeline.config import Config
+from pipeline.config import Config, SegmentConfig, SegmentsMlrConfig
 from pipeline.errors import StageError
+from pipeline.features import open_backbone
 
 if TYPE_CHECKING:
     import numpy as np
 
 log = logging.getLogger(__name__)
+
+Wanted: TypeAlias = SegmentConfig | SegmentsMlrConfig
+Loaded = TypeVar("Loaded")
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -51,18 +58,57 @@ class Groups:
         return self.folder / f"group-{group:06d}.npz"
 
 
-class Maker(Protocol):
-    """Whoever makes the arrays of groups.
+class Maker(ABC, Generic[Loaded]):
+    """A backbone that makes the arrays of groups, and threads that read a batch ahead of it.
+
+    Args:
+        config: Settings.
+        wanted: Of them, precision and batch size.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: That read images.
 
     Attributes:
         done: Images done so far of each group that is under way.
     """
 
-    done: dict[int, int]
+    def __init__(self, config: Config, wanted: Wanted, device: str, threads: int) -> None:
+        from dclip.extraction import BATCH_SIZES
 
+        self.done: dict[int, int] = {}
+        self._device = device
+        self._backbone = open_backbone(config, device=device)
+        self._precision: Any = wanted.precision
+        if self._precision == "auto":
+            self._precision = "float16" if device == "cuda" else "float32"
+        self._batch = wanted.batch_size or BATCH_SIZES[device]
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
+
+    @abstractmethod
     def make(self, group: int) -> "dict[str, np.ndarray]":
-        """The arrays of one group."""
-        ...
+        """The arrays of one group.
+
+        Raises:
+            ImageError: An image or mask cannot be used; the message names the file.
+        """
+
+    @abstractmethod
+    def read(self, row: int) -> Loaded:
+        """What is needed of one image, by its position in the listing; called by threads."""
+
+    def batches(self, rows: Sequence[int], group: int | None = None) -> Iterator[list[Loaded]]:
+        """Images in batches; the next one is read meanwhile. Those of a group are counted."""
+        coming: list[Future[Loaded]] = []
+        for start in range(0, len(rows), self._batch):
+            stop = start + self._batch
+            loaded = coming or [self._pool.submit(self.read, row) for row in rows[start:stop]]
+            coming = [self._pool.submit(self.read, row) for row in rows[stop : stop + self._batch]]
+            yield [future.result() for future in loaded]
+            if group is not None:
+                self.done[group] = start + len(loaded)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(cancel_futures=True)
 
 
 def write_arrays(path: Path, arrays: "dict[str, np.ndarray]") -> None:
@@ -94,7 +140,7 @@ def read_arrays(path: Path) -> "dict[str, np.ndarray] | None":
 class _Worker:
     """Actor that has a maker, and writes the files of groups."""
 
-    def __init__(self, groups: Groups, build: Callable[..., Maker], *arguments: Any) -> None:
+    def __init__(self, groups: Groups, build: Callable[..., Maker[Any]], *arguments: Any) -> None:
         device = arguments[-2]
         # a GPU has work while the next group is read; CPUs are busy with that themselves
         self._slots = threading.Semaphore(2 if device == "cuda" else 1)
@@ -111,35 +157,60 @@ class _Worker:
     def make(self, group: int) -> None:
         """Make the file of one group."""
         with self._slots:
-            write_arrays(self._groups.path(group), self._maker.make(group))
+            try:
+                write_arrays(self._groups.path(group), self._maker.make(group))
+            finally:
+                self._maker.done.pop(group, None)
 
 
-def make_groups(
+def every_group(
     config: Config,
+    wanted: Wanted,
     label: str,
     groups: Groups,
-    missing: Sequence[int],
-    build: Callable[..., Maker],
-    arguments: Sequence[Any],
-    *,
-    workers: int | None,
-    threads: int | None,
-) -> None:
-    """Make the files of some groups on a pool of actors.
+    read: Callable[[int], Content | None],
+    build: Callable[..., Maker[Any]],
+    arguments: Callable[[], Sequence[Any]],
+) -> list[Content]:
+    """What the files of all groups hold; those that are missing are made.
 
     Args:
         config: Settings.
+        wanted: Of them, how many workers, and threads of each; None for as many as there is room.
         label: What the log calls it.
-        groups: Which images, and where the files go.
-        missing: Groups to make.
+        groups: Which images, and where the files are.
+        read: The content of the file of a group; None where it is missing or cannot be used.
         build: Called with ``arguments``, the device, and the number of reading threads.
-        arguments: Shared by all actors.
-        workers: Number of actors; None for as many as there is room for.
-        threads: That read in each actor; None for one a CPU of it.
+        arguments: Where something is missing, says what all workers are given.
 
     Raises:
-        StageError: A group could not be made; the files of finished ones are kept.
+        StageError: An image or mask cannot be used, or a worker failed; what was made is kept.
     """
+    found = [read(group) for group in range(groups.num_groups)]
+    missing = [group for group, content in enumerate(found) if content is None]
+    if missing:
+        _make(config, wanted, label, groups, missing, build, arguments())
+        for group in missing:
+            found[group] = read(group)
+    lost = [group for group, content in enumerate(found) if content is None]
+    if lost:
+        raise StageError(
+            f"{groups.path(lost[0])} was made but is not to be seen; if the folder is on a network "
+            "file system that caches, run the same command again"
+        )
+    return [content for content in found if content is not None]
+
+
+def _make(
+    config: Config,
+    wanted: Wanted,
+    label: str,
+    groups: Groups,
+    missing: Sequence[int],
+    build: Callable[..., Maker[Any]],
+    arguments: Sequence[Any],
+) -> None:
+    """Make the files of some groups on a pool of actors."""
     from pipeline import cluster
     from pipeline.pool import Pool
     from pipeline.progress import progress
@@ -152,7 +223,7 @@ def make_groups(
     ):
         import ray
 
-        place = cluster.place_workers(config, workers)
+        place = cluster.place_workers(config, wanted.workers)
         log.info(
             "%s: %s in %s by %s on %s (%s)",
             label,
@@ -165,7 +236,7 @@ def make_groups(
         actor = ray.remote(max_concurrency=3, **place.options)(_Worker)
         shared = [ray.put(each) for each in (groups, build, *arguments)]
         pool: Pool[int] = Pool(
-            lambda: actor.remote(*shared, place.device, threads or place.cpus),
+            lambda: actor.remote(*shared, place.device, wanted.threads or place.cpus),
             lambda worker, group: worker.make.remote(group),
             place.count,
         )

@@ -13,8 +13,8 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,8 @@ from dclip.words import counted
 from pipeline.choice import NoCheckpointError
 from pipeline.cli import Report, main, remarks
 from pipeline.config import Config, SegmentConfig
-from pipeline.errors import StageError
 from pipeline.features import describe_backbone, open_backbone, tested_on_train, warnings_of
-from pipeline.groups import Groups, make_groups, read_arrays
+from pipeline.groups import Groups, Maker, every_group, read_arrays
 from pipeline.looks import heading_of, title_of
 from pipeline.pages import page
 from pipeline.preflight import TEMPLATES, require_fit_names, require_images
@@ -243,7 +242,7 @@ def confusion_of(plan: SegmentPlan, groups: Sequence[Counts], system: str) -> "T
     return torch.from_numpy(total)
 
 
-class Segmenter:
+class Segmenter(Maker["tuple[View, np.ndarray]"]):
     """A backbone with all systems of a plan, and threads that read ahead.
 
     Args:
@@ -257,18 +256,10 @@ class Segmenter:
     def __init__(
         self, config: Config, plan: SegmentPlan, texts: "Task", device: str, threads: int
     ) -> None:
-        from dclip.extraction import BATCH_SIZES
-
-        self._plan, self._device = plan, device
+        super().__init__(config, config.segment, device, threads)
+        self._plan = plan
         self._rule = rule_of(config)
-        self._backbone = open_backbone(config, device=device)
         self._systems = build_systems(plan.systems, texts, device=device)
-        self._precision: Any = config.segment.precision
-        if self._precision == "auto":
-            self._precision = "float16" if device == "cuda" else "float32"
-        self._batch = config.segment.batch_size or BATCH_SIZES[device]
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
-        self.done: dict[int, int] = {}
 
     def make(self, group: int) -> "dict[str, np.ndarray]":
         """The counts of a group's images against their masks, as arrays.
@@ -280,39 +271,27 @@ class Segmenter:
 
         confusion: dict[str, Any] = {}
         per_image: dict[str, list[tuple[float, float]]] = {s.name: [] for s in self._plan.systems}
-        try:
-            for masks, target in self.segment(self._plan.rows(group)):
-                for name, mask in masks.items():
-                    counted, paper = self.compare(mask, target)
-                    if self._plan.has_many_classes and name in confusion:
-                        confusion[name] = _merged(confusion[name], counted)
-                    else:
-                        confusion[name] = counted + confusion.get(name, 0)
-                    per_image[name].append(paper)
-                self.done[group] = self.done.get(group, 0) + 1
-        finally:
-            self.done.pop(group, None)
+        for masks, target in self.segment(self._plan.rows(group), group):
+            for name, mask in masks.items():
+                counted, paper = self.compare(mask, target)
+                if self._plan.has_many_classes and name in confusion:
+                    confusion[name] = _merged(confusion[name], counted)
+                else:
+                    confusion[name] = counted + confusion.get(name, 0)
+                per_image[name].append(paper)
         return {f"confusion/{name}": counts.cpu().numpy() for name, counts in confusion.items()} | {
             f"per_image/{name}": np.array(rows, np.float64) for name, rows in per_image.items()
         }
 
-    def close(self) -> None:
-        """Stop the threads."""
-        self._pool.shutdown(cancel_futures=True)
-
-    def segment(self, rows: Sequence[int]) -> "Iterator[tuple[dict[str, Tensor], Tensor]]":
-        """Label maps and true mask of each image; the next batch is read meanwhile."""
+    def segment(
+        self, rows: Sequence[int], group: int | None = None
+    ) -> "Iterator[tuple[dict[str, Tensor], Tensor]]":
+        """Label maps and true mask of each image; those of a group are counted."""
         import torch
 
         from dclip.segmentation import segment_images
 
-        batches = [rows[at : at + self._batch] for at in range(0, len(rows), self._batch)]
-        coming: list[Future[tuple[View, np.ndarray]]] = []
-        for number, batch in enumerate(batches):
-            coming = coming or [self._pool.submit(self._read, row) for row in batch]
-            following = batches[number + 1] if number + 1 < len(batches) else []
-            loaded, coming = coming, [self._pool.submit(self._read, row) for row in following]
-            pairs = [future.result() for future in loaded]
+        for pairs in self.batches(rows, group):
             maps = segment_images(
                 self._backbone,
                 [view for view, _ in pairs],
@@ -325,7 +304,8 @@ class Segmenter:
             for found, (_, mask) in zip(maps, pairs, strict=True):
                 yield found, torch.from_numpy(mask).to(self._device)
 
-    def _read(self, row: int) -> "tuple[View, np.ndarray]":
+    def read(self, row: int) -> "tuple[View, np.ndarray]":
+        """An image in windows, and its mask."""
         sample = self._plan.listing.read(row)
         return view_of(sample.image, self._plan.view), sample.mask
 
@@ -388,30 +368,13 @@ def count_all(config: Config, plan: SegmentPlan) -> list[Counts]:
     Raises:
         StageError: An image or mask cannot be used, or a worker failed; what was made is kept.
     """
-    found = [read_counts(plan, group) for group in range(plan.num_groups)]
-    missing = [group for group, counts in enumerate(found) if counts is None]
-    if missing:
+
+    def arguments() -> Sequence[Any]:
         require_images(plan.listing, plan.num_images)
-        wanted = config.segment
-        make_groups(
-            config,
-            "segment",
-            plan,
-            missing,
-            Segmenter,
-            (config, plan, scored_texts(config, plan)),
-            workers=wanted.workers,
-            threads=wanted.threads,
-        )
-        for group in missing:
-            found[group] = read_counts(plan, group)
-    lost = [group for group, counts in enumerate(found) if counts is None]
-    if lost:
-        raise StageError(
-            f"{plan.path(lost[0])} was made but is not to be seen; if the folder is on a network "
-            "file system that caches, run the same command again"
-        )
-    return [counts for counts in found if counts is not None]
+        return config, plan, scored_texts(config, plan)
+
+    read = partial(read_counts, plan)
+    return every_group(config, config.segment, "segment", plan, read, Segmenter, arguments)
 
 
 def scored_texts(config: Config, plan: SegmentPlan) -> "Task":

@@ -10,8 +10,8 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dclip.templates import ZERO_SHOT_TEMPLATE
@@ -19,7 +19,7 @@ from dclip.words import counted
 from pipeline.choice import NoCheckpointError, take_checkpoint
 from pipeline.cli import Report, main, remarks
 from pipeline.config import Config, SegmentsMlrConfig
-from pipeline.errors import StageError, UsageError
+from pipeline.errors import UsageError
 from pipeline.features import (
     describe_backbone,
     open_backbone,
@@ -27,7 +27,7 @@ from pipeline.features import (
     tested_on_train,
     warnings_of,
 )
-from pipeline.groups import Groups, make_groups, read_arrays
+from pipeline.groups import Groups, Maker, every_group, read_arrays
 from pipeline.preflight import require_images, require_labels
 from pipeline.systems import (
     SystemPlan,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from dclip.data.listing import Listing
+    from dclip.data.listing import Listing, Sample
     from dclip.methods.method import Task
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def plan_segments(config: Config) -> SegmentsPlan:
     return SegmentsPlan(name, folder, num_images, wanted.group_size, listing, system)
 
 
-class SegmentScorer:
+class SegmentScorer(Maker["Sample"]):
     """A backbone and projectors that score images and their segments.
 
     Args:
@@ -129,19 +129,11 @@ class SegmentScorer:
     def __init__(
         self, config: Config, plan: SegmentsPlan, texts: "Task", device: str, threads: int
     ) -> None:
-        from dclip.extraction import BATCH_SIZES
-
-        self._plan, self._device = plan, device
+        super().__init__(config, config.segments_mlr, device, threads)
+        self._plan = plan
         self._area = config.segments_mlr.area
-        self._backbone = open_backbone(config, device=device)
         self._texts = texts.texts.features.to(device)
         self._systems = build_systems([plan.system], texts, device=device)
-        self._precision: Any = config.segments_mlr.precision
-        if self._precision == "auto":
-            self._precision = "float16" if device == "cuda" else "float32"
-        self._batch = config.segments_mlr.batch_size or BATCH_SIZES[device]
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
-        self.done: dict[int, int] = {}
 
     def make(self, group: int) -> "dict[str, np.ndarray]":
         """Labels and scores of the images of a group: of the whole, of the segments, their number.
@@ -151,19 +143,17 @@ class SegmentScorer:
         """
         import numpy as np
 
-        rows, parts = self._plan.rows(group), []
-        try:
-            for start in range(0, len(rows), self._batch):
-                batch = rows[start : start + self._batch]
-                samples = list(self._pool.map(self._plan.listing.read, batch))
-                labels = np.stack([sample.labels for sample in samples])
-                parts.append((labels, *self._score([sample.image for sample in samples])))
-                self.done[group] = start + len(batch)
-        finally:
-            self.done.pop(group, None)
+        parts = []
+        for samples in self.batches(self._plan.rows(group), group):
+            labels = np.stack([sample.labels for sample in samples])
+            parts.append((labels, *self._score([sample.image for sample in samples])))
         names = ("labels", "whole", "segments", "counts")
         return {name: np.concatenate([part[place] for part in parts]) for place, name in
                 enumerate(names)}  # fmt: skip
+
+    def read(self, row: int) -> "Sample":
+        """Image and label vector."""
+        return self._plan.listing.read(row)
 
     def _score(
         self, images: "Sequence[Image.Image]"
@@ -220,29 +210,17 @@ def score_all(config: Config, plan: SegmentsPlan) -> "list[dict[str, np.ndarray]
     Raises:
         StageError: An image cannot be used, or a worker failed; what was made is kept.
     """
-    found = [_read(plan, group) for group in range(plan.num_groups)]
-    missing = [group for group, scores in enumerate(found) if scores is None]
-    if missing:
+
+    def arguments() -> Sequence[Any]:
         require_images(plan.listing, plan.num_images)
         names = [(name,) for name in plan.listing.class_names]
         texts = encode_texts(open_backbone(config), names, (ZERO_SHOT_TEMPLATE,))
-        wanted = config.segments_mlr
-        make_groups(
-            config,
-            "segments_mlr",
-            plan,
-            missing,
-            SegmentScorer,
-            (config, plan, texts),
-            workers=wanted.workers,
-            threads=wanted.threads,
-        )
-        for group in missing:
-            found[group] = _read(plan, group)
-    lost = next((group for group, scores in enumerate(found) if scores is None), None)
-    if lost is not None:
-        raise StageError(f"{plan.path(lost)} was made but is not to be seen; run it again")
-    return [scores for scores in found if scores is not None]
+        return config, plan, texts
+
+    read = partial(_read, plan)
+    return every_group(
+        config, config.segments_mlr, "segments_mlr", plan, read, SegmentScorer, arguments
+    )
 
 
 def _read(plan: SegmentsPlan, group: int) -> "dict[str, np.ndarray] | None":
