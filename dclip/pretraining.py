@@ -64,6 +64,7 @@ from dclip.backbones import ImageFeatures
 from dclip.backbones.value_projection import attention_pool, attention_pool_tokens
 from dclip.backbones.weights import load_strictly, read_state_dict
 from dclip.data import shapes
+from dclip.data.pixels import normalise
 from dclip.logits import similarity_maps, zero_shot_scores
 from dclip.methods.linear_probe import fit_linear_probe
 from dclip.metrics.average_precision import mean_average_precision
@@ -438,8 +439,8 @@ def evaluate(
         batches = []
         answers = []
         for images, vectors in _draw_scenes(split, size, seed=seed, workers=workers):
-            mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.mean, backbone.std))
-            batches.append(backbone.encode_images((images.float() / 255 - mean) / std))
+            pixels = normalise(images.permute(0, 2, 3, 1), backbone.mean, backbone.std)
+            batches.append(backbone.encode_images(pixels))
             answers.append(vectors)
         features[split] = ImageFeatures(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
         labels[split] = torch.cat(answers)

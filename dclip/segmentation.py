@@ -29,12 +29,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dclip.backbones import Backbone, ImageFeatures
-from dclip.data.pixels import normalise
 from dclip.data.windows import View, Window
+from dclip.encoding import encode_batches
 from dclip.fitting.batches import Batch
 from dclip.logits import similarity_maps
 from dclip.methods.method import Method
-from dclip.precision import at_least_float32, computing_in
+from dclip.precision import at_least_float32
 from dclip.prompts import ClassTexts, best_phrasing
 
 MAX_CLASSES = 255
@@ -396,9 +396,11 @@ def segment_images(
     kinds = dict.fromkeys(kind for system in systems.values() for kind in system.kinds)
     for batch in _batches(views, batch_size):
         pixels = torch.from_numpy(np.concatenate([view.pixels for view in batch]))
-        features = {
-            kind: _encode(backbone, pixels, kind, batch_size, precision, device) for kind in kinds
-        }
+        features = {}
+        for kind in kinds:
+            chunks = torch.split(pixels, batch_size)
+            parts = encode_batches(backbone, chunks, kind=kind, precision=precision, device=device)
+            features[kind] = ImageFeatures(*map(torch.cat, zip(*parts, strict=True)))
         scores = {
             name: system.scores(
                 features[system.kind], has_global_token=backbone.include_global_token
@@ -460,22 +462,3 @@ def _batches(views: Sequence[View], batch_size: int) -> Iterator[list[View]]:
         batch.append(view)
     if batch:
         yield batch
-
-
-@torch.no_grad()
-def _encode(
-    backbone: Backbone,
-    pixels: UInt8[Tensor, "windows height width 3"],
-    kind: str,
-    batch_size: int,
-    precision: str,
-    device: str,
-) -> ImageFeatures:
-    """Features of windows in float32."""
-    found = []
-    for part in torch.split(pixels, batch_size):
-        images = normalise(part.to(device), backbone.mean, backbone.std)
-        with computing_in(precision, device):
-            features = backbone.encode_images(images, kind=kind)
-        found.append(ImageFeatures(features.embedding.float(), features.local.float()))
-    return ImageFeatures(*map(torch.cat, zip(*found, strict=True)))

@@ -184,24 +184,28 @@ class SegmentScorer(Maker["Sample"]):
 
     def _clip(self, images: "Sequence[Image.Image]") -> "Tensor":
         """CLIP's softmax over the classes for each image, on the CPU."""
+        import numpy as np
         import torch
 
-        from dclip.data.pixels import image_to_tensor
+        from dclip.data.images import resize_image
+        from dclip.encoding import encode_batches
         from dclip.logits import zero_shot_scores
-        from dclip.precision import computing_in
 
-        backbone, found = self._backbone, []
-        for start in range(0, len(images), self._batch):
-            pixels = torch.stack(
-                [
-                    image_to_tensor(image, backbone.resolution, backbone.mean, backbone.std)
-                    for image in images[start : start + self._batch]
-                ]
+        def resized(start: int) -> "Tensor":
+            batch = images[start : start + self._batch]
+            side = self._backbone.resolution
+            return torch.from_numpy(np.stack([np.array(resize_image(one, side)) for one in batch]))
+
+        scores = [
+            zero_shot_scores(features.embedding, self._texts).softmax(dim=1).cpu()
+            for features in encode_batches(
+                self._backbone,
+                map(resized, range(0, len(images), self._batch)),
+                precision=self._precision,
+                device=self._device,
             )
-            with torch.no_grad(), computing_in(self._precision, self._device):
-                embedding = backbone.encode_images(pixels.to(self._device)).embedding
-            found.append(zero_shot_scores(embedding.float(), self._texts).softmax(dim=1).cpu())
-        return torch.cat(found)
+        ]
+        return torch.cat(scores)
 
 
 def score_all(config: Config, plan: SegmentsPlan) -> "list[dict[str, np.ndarray]]":
