@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dclip.fitting.batches import Batch
 from dclip.fitting.pack import Pack
-from dclip.methods.method import Method, Task
+from dclip.methods.method import Method, Task, initial
 from dclip.methods.registry import find_method
 from dclip.paths import atomic_write
 from dclip.shards import Manifest
@@ -88,8 +88,7 @@ def load_checkpoint(path: Path) -> tuple[Method[Any], About]:
     expected |= {_PAIRS: task.pairs, _CLASSES: task.texts.features}
     _require_alike(path, tensors, expected)
     task = Task.of_features(names, tensors.pop(_PAIRS), tensors.pop(_CLASSES))
-    with torch.random.fork_rng(devices=[]):  # the weights drawn are replaced
-        method = kind(about.settings, task)
+    method = initial(kind, about.settings, task, seed=0, follow_task=False)
     weights = {name.removeprefix(_WEIGHTS): value for name, value in tensors.items()}
     method.load_state_dict(weights, strict=True)
     return method.eval(), about

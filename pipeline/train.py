@@ -43,6 +43,8 @@ examples:
 A run that was stopped goes on from its last checkpoint; finished settings are not trained again."""
 
 _HISTORY, STATE = "history.jsonl", "state.safetensors"
+# above it, what a trial computes of classes by classes takes the room, and each trains by itself
+_MOST_CLASSES_TOGETHER = 1000
 # where and how often, not what: these do not change the trained weights
 _PLACEMENT = {"workers", "min_workers", "max_failures", "checkpoint_seconds", "cache"}
 
@@ -130,8 +132,9 @@ def run_together(configs: Sequence[Config]) -> list[Report]:
     for place, path in enumerate(paths):
         if place not in missing:
             log.info("train: nothing to do, %s stands", path)
-    if missing:
-        _train([configs[place] for place in missing], plan, [paths[place] for place in missing])
+    many = len(plan.listing.class_names) > _MOST_CLASSES_TOGETHER
+    for group in [[place] for place in missing] if many else [missing] if missing else []:
+        _train([configs[place] for place in group], plan, [paths[place] for place in group])
     seconds = round(time.perf_counter() - started, 2)
     reports = []
     for place, path in enumerate(paths):
@@ -212,7 +215,7 @@ def _train(configs: Sequence[Config], plan: "FeaturePlan", paths: Sequence[Path]
         "output": str(config.output.absolute()),
         "folder": str(folder),
     }
-    pack = begin(settings, reader)
+    pack = begin(settings, reader, fresh=False)  # the workers make the weights
     rows, val_rows = hold_out(len(reader), config.train.val_fraction, seed=config.data_seed)
     check_training(pack, reader, rows, val_rows)
     folder.mkdir(parents=True, exist_ok=True)
@@ -285,13 +288,20 @@ def _interruption_told(config: Config, folder: Path) -> Iterator[None]:
         raise
 
 
-def begin(settings: Mapping[str, Any], reader: "FeatureReader", device: str = "cpu") -> "Pack":
+def begin(
+    settings: Mapping[str, Any],
+    reader: "FeatureReader",
+    device: str = "cpu",
+    *,
+    fresh: bool = True,
+) -> "Pack":
     """Fresh trials of some settings on these features.
 
     Args:
         settings: ``train``, ``method``, ``own`` (one a trial) and ``seed``.
         reader: Features.
         device: Where they are trained.
+        fresh: False for trials whose state is read.
     """
     from dclip.fitting.pack import Pack
     from dclip.methods.method import Task
@@ -302,7 +312,8 @@ def begin(settings: Mapping[str, Any], reader: "FeatureReader", device: str = "c
     kind = find_method(settings["method"])
     own = [kind.Settings.model_validate(one) for one in settings["own"]]
     task = Task.of_features(reader.class_names, *reader.text_features())
-    return Pack(kind, own, train.loop, task, seeds=[settings["seed"]] * len(own), device=device)
+    seeds = [settings["seed"]] * len(own)
+    return Pack(kind, own, train.loop, task, seeds=seeds, device=device, fresh=fresh)
 
 
 def use_precision(precision: str, device: str) -> None:
@@ -478,7 +489,7 @@ def _worker(settings: dict[str, Any]) -> str | None:
     with cached_features(
         settings["features"], Path(settings["output"]), cache=config.cache, device=device
     ) as (reader, features):
-        pack = begin(settings, reader, str(device))
+        pack = begin(settings, reader, str(device), fresh=not state.is_file())
         if rank == 0 and state.is_file():
             read_state(state, pack)
         if workers > 1:  # what another node sees of the file may be older

@@ -34,6 +34,7 @@ class Pack:
         task: Classes, the same for all.
         seeds: Seed of the initial weights of each trial.
         device: Where weights live.
+        fresh: False leaves out what gives initial weights, for a pack whose state is loaded.
 
     Attributes:
         kind: As given.
@@ -61,6 +62,7 @@ class Pack:
         *,
         seeds: Sequence[int],
         device: torch.device | str = "cpu",
+        fresh: bool = True,
     ) -> None:
         if not settings or len(settings) != len(seeds):
             raise ValueError(
@@ -76,7 +78,8 @@ class Pack:
         self.kind, self.settings, self.loop = kind, tuple(settings), loop
         self.device = torch.device(device)
         models = [
-            initial(kind, own, task, seed=seed) for own, seed in zip(settings, seeds, strict=True)
+            initial(kind, own, task, seed=seed, follow_task=fresh)
+            for own, seed in zip(settings, seeds, strict=True)
         ]
         self.task = task.to(self.device)
         groups: dict[object, list[int]] = {}

@@ -214,7 +214,12 @@ class Method(nn.Module, Generic[S]):
 
 
 def initial(
-    kind: type[Method[Any]], settings: MethodSettings, task: Task, *, seed: int
+    kind: type[Method[Any]],
+    settings: MethodSettings,
+    task: Task,
+    *,
+    seed: int,
+    follow_task: bool = True,
 ) -> Method[Any]:
     """A method to start training from; equal seeds give equal weights.
 
@@ -223,9 +228,12 @@ def initial(
         settings: Its settings.
         task: Classes.
         seed: Seed of the weights; the global generator is left as it was.
+        follow_task: Whether weights follow from the task where the method says so, which may take
+            time and room; False for weights that are replaced.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         method = kind(settings, task)
-        method.initialise()
+        if follow_task:
+            method.initialise()
     return method
