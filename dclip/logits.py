@@ -219,12 +219,13 @@ class _PooledCosine(torch.autograd.Function):
         features, texts, _, ctx.scale = inputs
         pooled, norms, similarity, weights = output
         ctx.mark_non_differentiable(norms, similarity, weights)
+        ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
         ctx.save_for_backward(features, texts, norms, similarity, weights, pooled)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(
-        ctx: Any, gradient: Float[Tensor, "trials images pairs"], *_: Tensor
+        ctx: Any, gradient: Float[Tensor, "trials images pairs"], *_: Tensor | None
     ) -> tuple[Tensor, Tensor, None, None]:
         features, texts, norms, similarity, weights, pooled = ctx.saved_tensors
         # of the loss by each scaled cosine, o
