@@ -225,8 +225,10 @@ class _PooledCosine(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(
-        ctx: Any, gradient: Float[Tensor, "trials images pairs"], *_: Tensor | None
-    ) -> tuple[Tensor, Tensor, None, None]:
+        ctx: Any, gradient: Float[Tensor, "trials images pairs"] | None, *_: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if gradient is None:  # nothing depends on the pooled cosines
+            return None, None, None, None
         features, texts, norms, similarity, weights, pooled = ctx.saved_tensors
         # of the loss by each scaled cosine, o
         by_cosine = (similarity - pooled[:, :, None]).add_(1).mul_(weights)
