@@ -9,6 +9,7 @@ import csv
 import json
 import logging
 import math
+import re
 import statistics
 import sys
 import time
@@ -19,12 +20,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dclip.fitting.loop import Loop
-from dclip.methods.settings import DCLIPSettings
+from dclip.methods.settings import MethodSettings
 from dclip.words import counted
 from pipeline.cli import Report, main
-from pipeline.config import Config, EvaluateConfig, TrainConfig
+from pipeline.config import (
+    DEFAULT_METHOD,
+    AblateRow,
+    Config,
+    EvaluateConfig,
+    TrainConfig,
+    conf_folder,
+    read_layer,
+)
 from pipeline.errors import StageError, UsageError, told
-from pipeline.space import Trained, alike
+from pipeline.space import Trained, alike, at, checked_point, leaf
 
 if TYPE_CHECKING:
     from pipeline.features import FeaturePlan
@@ -33,20 +42,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DESCRIPTION = """\
-Take the method apart: train it without MFI, with other losses, orders of pooling and sizes.
+Take a method apart: train it with one thing taken away or changed at a time.
 
 examples:
   python -m pipeline.ablate                                 all studies, three seeds
   python -m pipeline.ablate --studies losses,pooling --seeds 5 --epochs 10
-  python -m pipeline.ablate --studies mfi_weight --mfi-weight 0,0.03,0.1,0.3
-Each row differs from the settings of `train` in one thing and is trained once a seed. Seeds vary
-the initial weights; shuffle and held-out images stay those of --train.data-seed. The table gives
-mean and standard deviation over seeds of the test split's mAP by the weights of the last epoch (the
-test split chooses nothing and is looked at once, at the end), of val/map, and of the inter-class
-cosine. Finished trainings are kept: the same command goes on after a stop, more seeds add to it."""
+  python -m pipeline.ablate --vary dclip.mfi_weight=0,x0.3,x1,x3
+  python -m pipeline.ablate --config mine.yaml              rows of your own, as in conf/ablate.yaml
+Each row is trained once a seed. Seeds vary the initial weights; shuffle and held-out images stay
+those of --train.data-seed. The table gives mean and standard deviation over seeds of the test
+split's mAP by the weights of the last epoch (the test split chooses nothing and is looked at once,
+at the end), of val/map, and of what the method watches. Finished trainings are kept: the same
+command goes on after a stop, more seeds add to it."""
 
-BASE = "DCLIP"
-_SCORES = ("test_map", "val_map", "inter_class_cosine")
+AS_IT_IS = "as it is"
 
 
 @dataclass(frozen=True)
@@ -79,76 +88,103 @@ class Trial:
     name: str
 
 
-def rows(config: Config, embed_dim: int) -> list[Row]:
-    """All lines of the table, study by study; the recipe itself is one of each.
-
-    Args:
-        config: Settings; ``train`` is the recipe, ``ablate`` says what is changed.
-        embed_dim: Width of CLIP's joint space.
+def rows(config: Config) -> list[Row]:
+    """All lines of the table, study by study.
 
     Raises:
-        UsageError: The recipe has no MFI, so that there is nothing to take away.
+        UsageError: There is no such study or setting, or a value that cannot be.
     """
-    wanted = config.ablate
-    epochs = {} if wanted.epochs is None else {"epochs": wanted.epochs}
-    fixed = {"selection": "last", **epochs}
-    own = config.own
-    if not isinstance(own, DCLIPSettings):
-        raise UsageError(f"ablations are of dclip, not of {own.name}")
-    base = Trained(config.train.model_copy(update=fixed), own)
-    if own.mfi_weight == 0:
-        raise UsageError("ablations need an MFI to take away; --dclip.mfi-weight must be above 0")
-    own_dim = own.output_dim or embed_dim // 2
-    dims = wanted.output_dim or [max(2, embed_dim // part) for part in (8, 4, 2, 1)]
-    lambdas = wanted.redundancy_weight or _times(own.redundancy_weight, (0, 0.2, 1, 5))
-    alphas = wanted.mfi_weight or _times(own.mfi_weight, (0, 0.1, 1, 10))
-
-    def changed(**changes: Any) -> Trained:
-        return base._replace(own=own.model_copy(update=changes))
-
-    def preset(name: str) -> Trained:
-        values = own.presets[name]
-        train = {**config.train.model_dump(include=_PLACE), **values.loop, **fixed, "preset": name}
-        return Trained(TrainConfig.model_validate(train), DCLIPSettings.model_validate(values.own))
-
-    studies: dict[str, dict[str, Trained]] = {
-        "losses": {
-            f"{BASE}: ASL + MFI": base,
-            "ASL only": changed(mfi_weight=0.0),
-            "BCE + MFI": changed(gamma_neg=0.0, gamma_pos=0.0, clip=0.0),
-            "focal (2) + MFI": changed(gamma_neg=2.0, gamma_pos=2.0, clip=0.0),
-        },
-        "pooling": {
-            "project, then pool": changed(aggregation="project_then_pool"),
-            "pool, then project": changed(aggregation="pool_then_project"),
-        },
-        "output_dim": {
-            f"d' = {dim}": base if dim == own_dim else changed(output_dim=dim)
-            for dim in sorted({*dims, own_dim})
-        },
-        "redundancy_weight": {
-            f"lambda = {value:g}": changed(redundancy_weight=value)
-            for value in sorted({*lambdas, own.redundancy_weight})
-        },
-        "mfi_weight": {
-            f"alpha = {value:g}": changed(mfi_weight=value)
-            for value in sorted({*alphas, own.mfi_weight})
-        },
-        "presets": {
-            "author": preset("author"),
-            "robust": preset("robust"),
-        },
-    }
+    given = _given_rows(config)
+    studies = list(dict.fromkeys(row.study for row in given))
+    wanted = config.ablate.studies or studies
+    for study in wanted:
+        if study not in studies:
+            raise UsageError(f"ablate.studies: there is no {study!r}; {', '.join(studies)}")
     return [
-        Row(study, label, trained)
-        for study in dict.fromkeys(wanted.studies)
-        for label, trained in studies[study].items()
+        Row(row.study, row.label, _trained(config, row))
+        for study in dict.fromkeys(wanted)
+        for row in given
+        if row.study == study
     ]
 
 
-def _times(value: float, factors: Sequence[float]) -> list[float]:
-    """Multiples without rounding noise."""
-    return [float(f"{value * factor:.6g}") for factor in factors]
+def _given_rows(config: Config) -> list[AblateRow]:
+    """Rows that the settings give, or those that are usual for the method."""
+    asked, own = config.ablate, config.own
+    if asked.vary:
+        return [
+            AblateRow(study=leaf(key), label=f"{leaf(key)} = {value}", set={key: value})
+            for key, values in asked.vary.items()
+            for value in ([values] if isinstance(values, str) else values)
+        ]
+    if asked.rows:
+        return list(asked.rows)
+    if config.method == DEFAULT_METHOD:
+        _, content = read_layer(conf_folder() / "ablate.yaml")
+        return [AblateRow.model_validate(row) for row in content["ablate"]["rows"]]
+    rows = [AblateRow(study="method", label=AS_IT_IS)]
+    rows += [
+        AblateRow(study="method", label=variant.title, set=_named(own, variant.changes))
+        for variant in own.variants.values()
+    ]
+    for key, values in own.sweep_space.items():
+        rows.append(AblateRow(study=key, label=AS_IT_IS))
+        rows += [
+            AblateRow(study=key, label=f"{key} = {value}", set=_named(own, {key: value}))
+            for value in values
+        ]
+    return rows
+
+
+def _named(own: MethodSettings, changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{own.name}.{key}": value for key, value in changes.items()}
+
+
+def _trained(config: Config, row: AblateRow) -> Trained:
+    """Settings of a row: of its last epoch, with what it changes.
+
+    Raises:
+        UsageError: It changes what is no setting, or to a value that cannot be.
+    """
+    changes = {key.replace("-", "_"): value for key, value in row.set.items()}
+    preset, base = changes.pop(_PRESET, None), config
+    where = f"ablate row {row.label!r}"
+    if preset is not None:
+        own = config.own
+        if preset not in own.presets:
+            known = ", ".join(own.presets)
+            raise UsageError(f"{where}: {own.name} has the presets {known}, not {preset!r}")
+        values = own.presets[preset]
+        place = config.train.model_dump(include=_PLACE)
+        train = TrainConfig.model_validate({**place, **values.loop, "preset": preset})
+        filled = type(own).model_validate(values.own)
+        base = config.model_copy(update={"train": train, own.name: filled})
+    fixed: dict[str, Any] = {"selection": "last"}
+    if config.ablate.epochs is not None:
+        fixed["epochs"] = config.ablate.epochs
+    try:
+        point = {key: _relative(base, key, value) for key, value in changes.items()}
+        checked = checked_point(base, point)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    found = at(base, checked)
+    return found._replace(loop=found.loop.model_copy(update=fixed))
+
+
+def _relative(config: Config, key: str, value: Any) -> Any:
+    """``x0.1`` as a tenth of what the settings say, without rounding noise."""
+    if not (isinstance(value, str) and _TIMES.fullmatch(value)):
+        return value
+    own = at(config, {})
+    usual = getattr(own.loop if key.startswith("train.") else own.own, leaf(key), None)
+    if not isinstance(usual, int | float):
+        raise UsageError(f"{key}={value}: the settings have no number there; give one")
+    product = float(f"{usual * float(value[1:]):.6g}")
+    return round(product) if isinstance(usual, int) else product
+
+
+_TIMES = re.compile(r"x[0-9]+(\.[0-9]+)?")
+_PRESET = "train.preset"
 
 
 # of the section train: where and how, not what
@@ -169,12 +205,12 @@ class _Plan:
 
     def __init__(self, config: Config) -> None:
         from dclip.shards import digest
-        from pipeline.features import describe_backbone, open_labelled, plan_features
+        from pipeline.features import open_labelled, plan_features
 
         open_labelled(config, config.test_split)  # before a backbone is loaded
         self.train: FeaturePlan = plan_features(config, config.train_split)
         self.test: FeaturePlan = plan_features(config, config.test_split)
-        self.rows = rows(config, describe_backbone(config).embed_dim)
+        self.rows = rows(config)
         self.seeds = range(config.seed, config.seed + config.ablate.seeds)
         shared = {
             "features": [plan.fingerprint for plan in (self.train, *self.train.views, self.test)],
@@ -254,8 +290,9 @@ def run(config: Config) -> Report:
         )
     for row in plan.rows:
         try:
-            kind = find_method(row.trained.own.name)
-            kind.check(row.trained.own, row.trained.loop, len(reader.class_names))
+            find_method(config.method).check(
+                row.trained.own, row.trained.loop, len(reader.class_names)
+            )
         except ValueError as error:
             raise StageError(f"row {row.label!r}: {error}") from None
     check_source(len(reader.class_names), reader, np.arange(len(reader)))
@@ -315,7 +352,7 @@ def _fit_all(
         "data_seed": config.data_seed,
         "threshold": config.evaluate.threshold,
         "cache": config.train.cache,
-        "precision": config.train.precision,
+        "method": config.method,
         "device": device,
     }
     need = {"num_cpus": 1, "num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
@@ -347,29 +384,22 @@ def _fit_pack(settings: Mapping[str, Any], pack: Sequence[Trial]) -> list[dict[s
 
     from dclip.fitting.batches import hold_out
     from dclip.fitting.fit import DivergenceError, EpochReport, divergence, fit
-    from dclip.fitting.pack import Pack
-    from dclip.methods.method import Task
-    from dclip.methods.registry import find_method
     from pipeline.cache import cached_features
     from pipeline.evaluate import measure
     from pipeline.features import open_features
     from pipeline.provenance import git_commit
-    from pipeline.train import use_precision
+    from pipeline.train import begin
 
     history: list[list[EpochReport]] = []
     output, device = Path(settings["output"]), torch.device(settings["device"])
-    use_precision(settings["precision"], settings["device"])
     with cached_features(settings["features"], output, cache=settings["cache"], device=device) as (
         reader,
         features,
     ):
-        training = Pack(
-            find_method(pack[0].trained.own.name),
-            [trial.trained.own for trial in pack],
-            pack[0].trained.loop.loop,
-            Task.of_features(reader.class_names, *reader.text_features()),
-            seeds=[trial.seed for trial in pack],
-            device=device,
+        own = [trial.trained.own.model_dump() for trial in pack]
+        seeds, train = [trial.seed for trial in pack], pack[0].trained.loop.model_dump()
+        training = begin(
+            {**settings, "train": train, "own": own, "seeds": seeds}, reader, str(device)
         )
         rows, val_rows = hold_out(len(reader), settings["val_fraction"], seed=settings["data_seed"])
         with suppress(DivergenceError):  # each training says where it did
@@ -426,6 +456,7 @@ def summary(
         is none; ``<score>_std`` the sample standard deviation, None for fewer than two.
     """
     lines = []
+    names = ["val_map", *table[0].trained.own.watched]
     for row in table:
         own = [results[row.trained, seed] for seed in seeds]
         kept = [(s, result) for s, result in zip(seeds, own, strict=True) if not result["diverged"]]
@@ -437,17 +468,17 @@ def summary(
             },
             **{
                 name: {
-                    seed: result["history"][-1][key]
+                    seed: result["history"][-1][name]
                     for seed, result in kept
-                    if key in result["history"][-1]
+                    if name in result["history"][-1]
                 }
-                for name, key in (("val_map", "val_map"), ("inter_class_cosine",) * 2)
+                for name in names
             },
         }
         line: dict[str, Any] = {"study": row.study, "row": row.label, "seeds": len(seeds)}
         line |= {"diverged": len(own) - len(kept), "parameters": own[0]["parameters"]}
         line["epochs"] = row.trained.loop.epochs
-        for name in _SCORES:
+        for name in values:
             found = list(values[name].values())
             line[name] = statistics.fmean(found) if found else None
             line[f"{name}_std"] = statistics.stdev(found) if len(found) > 1 else None
@@ -458,22 +489,18 @@ def summary(
 
 def as_text(config: Config, table: Sequence[Mapping[str, Any]]) -> str:
     """The table for people; mAP in percent."""
-    lines = [f"{'':26}{'test mAP':>15}{'val mAP':>15}{'cosine':>17}{'parameters':>12}"]
+    watched = config.own.watched
+    headings = "".join(f"{heading:>17}" for heading in watched.values())
+    lines = [f"{'':26}{'test mAP':>15}{'val mAP':>15}{headings}{'parameters':>12}"]
     study = ""
     for line in table:
         if line["study"] != study:
             study = line["study"]
             lines.append(study)
-        cells = [
-            _spread(line, "test_map", 100, 2),
-            _spread(line, "val_map", 100, 2),
-            _spread(line, "inter_class_cosine", 1, 3),
-        ]
+        cells = [f"{_spread(line, name, 100, 2):>15}" for name in ("test_map", "val_map")]
+        cells += [f"{_spread(line, name, 1, 3):>17}" for name in watched]
         note = f"  {line['diverged']} of {line['seeds']} diverged" if line["diverged"] else ""
-        lines.append(
-            f"  {line['row']:24}{cells[0]:>15}{cells[1]:>15}{cells[2]:>17}{line['parameters']:>12,}"
-            + note
-        )
+        lines.append(f"  {line['row']:24}{''.join(cells)}{line['parameters']:>12,}{note}")
     seeds = counted(config.ablate.seeds, "seed")
     lines.append(
         f"{config.dataset} {config.test_split}, weights of the last epoch; mAP in percent;\n"
@@ -513,7 +540,7 @@ def _write(config: Config, plan: _Plan, table: Sequence[Mapping[str, Any]]) -> l
     }
     write_text(data, json.dumps(about, indent=1))
     picture = plan.folder / "ablation.png"
-    save(figures.ablation(table), picture)
+    save(figures.ablation(table, config.own.watched), picture)
     return [sheet, data, picture]
 
 

@@ -371,6 +371,38 @@ class SegmentsMlrConfig(BaseModel):
     limit: int | None = Field(None, ge=1, description="only the first images of the split")
 
 
+def _values_by_key(value: Any) -> Any:
+    """Text of the command line, or a mapping; a range stays text, anything else is a list."""
+    if isinstance(value, str):
+        value = _assignments(value)
+    if not isinstance(value, Mapping):
+        return value
+    space: dict[str, list[Any] | str] = {}
+    for key, given in value.items():
+        values = given if isinstance(given, list) else [given]
+        if not values:
+            raise ValueError(f"{key} has no values; write KEY=VALUE,VALUE,... or KEY=LOW..HIGH")
+        is_range = len(values) == 1 and isinstance(values[0], str) and ".." in values[0]
+        if is_range:
+            bounds(values[0])
+        space[str(key).replace("-", "_")] = values[0] if is_range else values
+    return space
+
+
+def _assignments(text: str) -> dict[str, list[str]]:
+    """``a=1,2,b=3`` as ``{"a": ["1", "2"], "b": ["3"]}``."""
+    found: dict[str, list[str]] = {}
+    values: list[str] | None = None
+    for word in text.split(","):
+        key, equals, value = word.rpartition("=")
+        if equals:
+            values = found.setdefault(key.strip(), [])
+        if values is None or not value.strip():
+            raise ValueError("write KEY=VALUE,VALUE,... or KEY=LOW..HIGH")
+        values.append(value.strip())
+    return found
+
+
 class SweepConfig(BaseModel):
     """Which settings a sweep tries."""
 
@@ -381,7 +413,7 @@ class SweepConfig(BaseModel):
         description="grid: every combination; random: points drawn at random; optuna: points "
         "chosen by the scores of those before (TPE)",
     )
-    space: Annotated[dict[str, list[Any] | str], NoDecode] = Field(
+    space: Annotated[dict[str, list[Any] | str], NoDecode, BeforeValidator(_values_by_key)] = Field(
         {},
         description="what to vary, any key of the method's section, of the loop (train.*) or seed "
         "(of initial weights): train.lr=1e-3,3e-3 tries these values, train.lr=1e-4..1e-2 (random, "
@@ -408,53 +440,38 @@ class SweepConfig(BaseModel):
         0.25, gt=0, description="share of a GPU that a trial in a process of its own takes"
     )
 
-    @field_validator("space", mode="before")
-    @classmethod
-    def _read_space(cls, value: Any) -> Any:
-        """Text of the command line, or a mapping; a range stays text, anything else is a list."""
-        if isinstance(value, str):
-            value = _assignments(value)
-        if not isinstance(value, Mapping):
-            return value
-        space: dict[str, list[Any] | str] = {}
-        for key, given in value.items():
-            values = given if isinstance(given, list) else [given]
-            if not values:
-                raise ValueError(f"{key} has no values; write KEY=VALUE,VALUE,... or KEY=LOW..HIGH")
-            is_range = len(values) == 1 and isinstance(values[0], str) and ".." in values[0]
-            if is_range:
-                bounds(values[0])
-            space[str(key).replace("-", "_")] = values[0] if is_range else values
-        return space
 
-
-def _assignments(text: str) -> dict[str, list[str]]:
-    """``a=1,2,b=3`` as ``{"a": ["1", "2"], "b": ["3"]}``."""
-    found: dict[str, list[str]] = {}
-    values: list[str] | None = None
-    for word in text.split(","):
-        key, equals, value = word.rpartition("=")
-        if equals:
-            values = found.setdefault(key.strip(), [])
-        if values is None or not value.strip():
-            raise ValueError("write KEY=VALUE,VALUE,... or KEY=LOW..HIGH")
-        values.append(value.strip())
-    return found
-
-
-Study = Literal["losses", "pooling", "output_dim", "redundancy_weight", "mfi_weight", "presets"]
-
-
-class AblateConfig(BaseModel):
-    """Which parts of the method are taken away or changed, one at a time."""
+class AblateRow(BaseModel):
+    """One line of an ablation: what it changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    studies: list[Study] = Field(
-        ["losses", "pooling", "output_dim", "redundancy_weight", "mfi_weight", "presets"],
-        min_length=1,
-        description="losses (ASL with and without MFI; BCE and focal loss with it), pooling (after "
-        "or before projection), output_dim, redundancy_weight, mfi_weight (values below), presets",
+    study: str = Field(min_length=1, description="which question it belongs to")
+    label: str = Field(min_length=1, description="what it is called there")
+    set: dict[str, Any] = Field(
+        {},
+        description="settings it changes: keys as in a sweep, or train.preset; x0.1 is a tenth of "
+        "what the settings say; nothing: as they are",
+    )
+
+
+class AblateConfig(BaseModel):
+    """Which parts of a method are taken away or changed, one at a time."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    rows: list[AblateRow] = Field(
+        [],
+        description="lines of the table; left out: those of conf/ablate.yaml for dclip, for other "
+        "methods the method, its variants, and what it proposes to sweep, value by value",
+    )
+    studies: list[str] = Field(
+        [], description="only the rows of these studies; left out: all (dry-run lists them)"
+    )
+    vary: Annotated[dict[str, list[Any] | str], NoDecode, BeforeValidator(_values_by_key)] = Field(
+        {},
+        description="instead of rows: one study a key, dclip.mfi_weight=0,x0.1,1 has a row for "
+        "each value; repeat the flag for more keys",
     )
     seeds: int = Field(
         3,
@@ -463,16 +480,7 @@ class AblateConfig(BaseModel):
         "held-out images are those of train.data_seed for all",
     )
     epochs: int | None = Field(
-        None, ge=1, description="epochs of each training; left out: each recipe's own"
-    )
-    output_dim: list[Annotated[int, Field(ge=2)]] | None = Field(
-        None, min_length=1, description="values of d'; left out: 1/8, 1/4, 1/2 and all of CLIP's"
-    )
-    redundancy_weight: list[Annotated[float, Field(ge=0)]] | None = Field(
-        None, min_length=1, description="values of lambda; left out: 0, 1/5, 1 and 5 times train's"
-    )
-    mfi_weight: list[Annotated[float, Field(ge=0)]] | None = Field(
-        None, min_length=1, description="values of alpha; left out: 0, 1/10, 1 and 10 times train's"
+        None, ge=1, description="epochs of each training; left out: what its settings say"
     )
     pack: int = Field(
         9, ge=1, description="trainings that share one pass over the features, at most"

@@ -392,16 +392,23 @@ def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def ablation(lines: Sequence[Mapping[str, Any]]) -> Figure:
-    """Test mAP and inter-class cosine of every row: mean, standard deviation, and each seed."""
+def ablation(lines: Sequence[Mapping[str, Any]], watched: Mapping[str, str]) -> Figure:
+    """Test mAP and what was watched of every row: mean, standard deviation, and each seed.
+
+    Args:
+        lines: Rows.
+        watched: Names of what was watched, with their headings.
+    """
     studies = list(dict.fromkeys(line["study"] for line in lines))
     groups = [[line for line in lines if line["study"] == study] for study in studies]
     sizes = [len(group) for group in groups]
     figure = Figure(figsize=(0.6 * sum(sizes) + 0.4 * len(sizes) + 1.5, 6.4), layout="constrained")
+    scores = [("test_map", 100, "test mAP, %")]
+    scores += [(name, 1, name.replace("_", " ").replace("inter class", "inter-class"))
+               for name in watched]  # fmt: skip
     axes = figure.subplots(
-        2, len(groups), sharey="row", sharex="col", squeeze=False, width_ratios=sizes
+        len(scores), len(groups), sharey="row", sharex="col", squeeze=False, width_ratios=sizes
     )
-    scores = (("test_map", 100, "test mAP, %"), ("inter_class_cosine", 1, "inter-class cosine"))
     for line_of_axes, (name, scale, title) in zip(axes, scores, strict=True):
         line_of_axes[0].set_ylabel(title)
         for axis, group in zip(line_of_axes, groups, strict=True):
@@ -419,7 +426,7 @@ def ablation(lines: Sequence[Mapping[str, Any]]) -> Figure:
             axis.spines[["top", "right"]].set_visible(False)
     for axis, study in zip(axes[0], studies, strict=True):
         axis.set_title(study, fontsize=9)
-    for axis in axes[1]:
+    for axis in axes[-1]:
         for label in axis.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor", fontsize=8)
     return figure

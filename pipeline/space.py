@@ -144,6 +144,22 @@ def checked_space(config: Config) -> dict[str, list[Any] | str]:
     return space
 
 
+def checked_point(config: Config, point: Mapping[str, Any]) -> Point:
+    """A point with values of the types the settings have.
+
+    Raises:
+        UsageError: A key is no setting, or the settings refuse a value.
+    """
+    known = keys_of(config)
+    for key in point:
+        if key not in known:
+            close = [one for one in known if leaf(one) == leaf(key)]
+            close = close or difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise UsageError(f"{key!r} cannot be changed; {hint}these can: {', '.join(known)}")
+    return {key: _checked(config, key, value) for key, value in point.items()}
+
+
 def _checked(config: Config, key: str, value: Any) -> Any:
     """The value as the settings understand it."""
     try:

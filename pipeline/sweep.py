@@ -471,21 +471,19 @@ def _write_checkpoints(
     config: Config, plan: "FeaturePlan", folder: Path, rows: Sequence[Mapping[str, Any]]
 ) -> list[Path]:
     """The projectors of each trial as a checkpoint like that of a training, in the given order."""
-    from dclip.methods.method import Task
     from pipeline.checkpoints import read_state, write_checkpoint
     from pipeline.features import open_features
     from pipeline.origin import about_training
-    from pipeline.trials import begin, lines, read_results, state_files, trained
+    from pipeline.trials import begin_pack, lines, read_results, state_files, trained
 
     reader = open_features(plan.folders, config.output, verify=False)
     settings = _trial_settings(config, plan, folder, "cpu")
     found: dict[int, Path] = {}
     (folder / "trials").mkdir(exist_ok=True)
     packs = {tuple(entry.number for entry in row["pack"]): row["pack"] for row in rows}
-    task = Task.of_features(reader.class_names, *reader.text_features())
     for pack in packs.values():
         places = trained(pack, settings, len(reader.class_names))
-        training = begin([pack[place] for place in places], task, settings, "cpu")
+        training = begin_pack([pack[place] for place in places], reader, settings, "cpu")
         state, reports = state_files(folder / _STATES, pack)
         read_state(state, training)
         results = read_results(reports, pack)[: training.epoch]

@@ -209,7 +209,7 @@ def _train(configs: Sequence[Config], plan: "FeaturePlan", paths: Sequence[Path]
         "train": config.train.model_dump(),
         "method": config.method,
         "own": [one.own.model_dump() for one in configs],
-        "seed": config.seed,
+        "seeds": [one.seed for one in configs],
         "data_seed": config.data_seed,
         "features": plan.folders,
         "output": str(config.output.absolute()),
@@ -298,7 +298,7 @@ def begin(
     """Fresh trials of some settings on these features.
 
     Args:
-        settings: ``train``, ``method``, ``own`` (one a trial) and ``seed``.
+        settings: ``train``, ``method``, and, one a trial, ``own`` and ``seeds``.
         reader: Features.
         device: Where they are trained.
         fresh: False for trials whose state is read.
@@ -312,7 +312,7 @@ def begin(
     kind = find_method(settings["method"])
     own = [kind.Settings.model_validate(one) for one in settings["own"]]
     task = Task.of_features(reader.class_names, *reader.text_features())
-    seeds = [settings["seed"]] * len(own)
+    seeds = settings["seeds"]
     return Pack(kind, own, train.loop, task, seeds=seeds, device=device, fresh=fresh)
 
 

@@ -14,9 +14,9 @@ from ray.tune.experiment import Trial
 from dclip.fitting.batches import hold_out
 from dclip.fitting.fit import DivergenceError, EpochReport, divergence, fit
 from dclip.fitting.pack import Pack
-from dclip.methods.method import Task
 from dclip.methods.registry import find_method
 from dclip.paths import write_text
+from dclip.reader import FeatureReader
 from dclip.shards import digest
 from pipeline import cluster
 from pipeline.cache import cached_features
@@ -27,7 +27,7 @@ from pipeline.features import FeaturePlan
 from pipeline.progress import Progress
 from pipeline.space import SEED, Entry, Trained, at, label, trained_at
 from pipeline.tracking import TrackedRun, Tracker
-from pipeline.train import metric_names, run_params, use_precision
+from pipeline.train import begin, metric_names, run_params
 
 log = logging.getLogger(__name__)
 
@@ -63,18 +63,17 @@ def trained_as(point: Mapping[str, Any], settings: Mapping[str, Any]) -> Trained
     return trained_at(settings["train"], settings["method"], settings["own"], point)
 
 
-def begin(pack: Sequence[Entry], task: Task, settings: Mapping[str, Any], device: str) -> Pack:
+def begin_pack(
+    pack: Sequence[Entry], reader: FeatureReader, settings: Mapping[str, Any], device: str
+) -> Pack:
     """Fresh trials of some points."""
     all_of = [trained_as(point, settings) for _, point in pack]
-    use_precision(all_of[0].loop.precision, device)
-    return Pack(
-        find_method(settings["method"]),
-        [one.own for one in all_of],
-        all_of[0].loop.loop,
-        task,
-        seeds=[point.get(SEED, settings["seed"]) for _, point in pack],
-        device=device,
-    )
+    own = {
+        "train": all_of[0].loop.model_dump(),
+        "own": [one.own.model_dump() for one in all_of],
+        "seeds": [point.get(SEED, settings["seed"]) for _, point in pack],
+    }
+    return begin({**settings, **own}, reader, device)
 
 
 def refusal(entry: Entry, settings: Mapping[str, Any], num_classes: int) -> str:
@@ -129,10 +128,9 @@ def trial(space: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         device=device,
         gpu_share=gpu_share,
     ) as (reader, features):
-        task = Task.of_features(reader.class_names, *reader.text_features())
         places = trained(pack, settings, len(reader.class_names))
         own = [pack[n] for n in places]
-        training = begin(own, task, settings, str(device)) if own else None
+        training = begin_pack(own, reader, settings, str(device)) if own else None
         rows, val_rows = hold_out(len(reader), train.val_fraction, seed=settings["data_seed"])
         results = read_results(reports, pack)
         if not results:

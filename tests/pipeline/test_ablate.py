@@ -23,16 +23,14 @@ from pipeline.space import Trained
 from .conftest import WITH_RAY, settings, with_train
 from .test_extract import make_here
 
-WIDTH = 16
-
 
 def wanted(tmp_path: Path, **changes: object) -> Config:
     return settings(tmp_path, ablate={"epochs": 2, "seeds": 2, **changes})
 
 
-def test_every_row_differs_from_the_recipe_in_one_thing(tmp_path: Path) -> None:
+def test_every_row_differs_from_the_settings_in_one_thing(tmp_path: Path) -> None:
     config = wanted(tmp_path)
-    table = [row for row in ablate.rows(config, WIDTH) if row.study != "presets"]
+    table = [row for row in ablate.rows(config) if row.study != "presets"]
     base = config.own.model_dump()
     changed: dict[str, list[set[str]]] = {}
     for row in table:
@@ -49,25 +47,53 @@ def test_every_row_differs_from_the_recipe_in_one_thing(tmp_path: Path) -> None:
             {"gamma_pos", "clip"},  # gamma_neg is 2 already
         ],
         "pooling": [set(), {"aggregation"}],
-        "output_dim": [{"output_dim"}] * 2 + [set(), {"output_dim"}],
+        "output_dim": [{"output_dim"}, {"output_dim"}, set(), {"output_dim"}],
         "redundancy_weight": [{"redundancy_weight"}] * 2 + [set(), {"redundancy_weight"}],
         "mfi_weight": [{"mfi_weight"}] * 2 + [set(), {"mfi_weight"}],
     }
+    lambdas = [r.trained.own.redundancy_weight for r in table if r.study == "redundancy_weight"]
+    assert lambdas == [0, 0.2, 1, 5]  # of 1.0
 
 
 def test_presets_are_compared_as_they_are_but_for_the_epochs(tmp_path: Path) -> None:
-    author, robust = ablate.rows(wanted(tmp_path, studies=["presets"]), WIDTH)
+    author, robust = ablate.rows(wanted(tmp_path, studies=["presets"]))
     for row, recipe in ((author, Recipe(preset="author", epochs=2)), (robust, Recipe(epochs=2))):
         assert (row.trained.loop.loop, row.trained.own) == (recipe.loop, recipe.method)
+        assert row.trained.loop.val_fraction == 0.25  # where, not what
 
 
-def test_a_recipe_without_mfi_has_nothing_to_take_away(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--dclip\.mfi-weight must be above 0"):
-        ablate.rows(with_train(wanted(tmp_path), mfi_weight=0.0), WIDTH)
+def test_rows_are_data_and_keys_can_be_varied(tmp_path: Path) -> None:
+    mine = [{"study": "rate", "label": "fast", "set": {"train.lr": "x10", "dclip.mfi-weight": 0}}]
+    (row,) = ablate.rows(wanted(tmp_path, rows=mine))
+    assert (row.study, row.label) == ("rate", "fast")
+    assert row.trained.loop.lr == pytest.approx(0.01)
+    assert row.trained.own.mfi_weight == 0
+    varied = ablate.rows(wanted(tmp_path, vary={"train.lr": ["x0.1", "0.5"], "dclip.clip": [0]}))
+    assert [(row.study, row.label) for row in varied] == [
+        ("lr", "lr = x0.1"), ("lr", "lr = 0.5"), ("clip", "clip = 0"),
+    ]  # fmt: skip
+    assert [row.trained.loop.lr for row in varied] == [1e-4, 0.5, 1e-3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"studies": ["loses"]}, r"there is no 'loses'; losses, pooling"),
+        ({"vary": {"train.mfi_weight": [1]}}, "did you mean 'dclip.mfi_weight'"),
+        ({"vary": {"dclip.clip": [2]}}, "row 'clip = 2': .*less than 1, got 2"),
+        ({"vary": {"dclip.hidden_dim": ["x2"]}}, "the settings have no number there"),
+        ({"vary": {"train.preset": ["best"]}}, "has the presets robust, author, not 'best'"),
+    ],
+)
+def test_a_row_that_cannot_be_is_named(
+    tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        ablate.rows(wanted(tmp_path, **changes))
 
 
 def test_packs_hold_every_trial_once_and_only_such_as_train_together(tmp_path: Path) -> None:
-    recipes = dict.fromkeys(row.trained for row in ablate.rows(wanted(tmp_path), WIDTH))
+    recipes = dict.fromkeys(row.trained for row in ablate.rows(wanted(tmp_path)))
     trials = [ablate.Trial(recipe, seed, f"{n}-{seed}") for n, recipe in enumerate(recipes)
               for seed in range(3)]  # fmt: skip
     packs = ablate.packs(trials, 4)
@@ -179,7 +205,7 @@ class TestOnRay:
         one = with_train(config, epochs=2)
         reader = open_features(plan_features(config, "train").folders, tmp_path)
         training = begin(
-            {"train": one.train.model_dump(), "method": "dclip", "own": [one.own], "seed": 0},
+            {"train": one.train.model_dump(), "method": "dclip", "own": [one.own], "seeds": [0]},
             reader,
         )
         fit(training, reader, hold_out(len(reader), one.train.val_fraction, seed=0)[0], seed=0)

@@ -55,8 +55,8 @@ def slow(output: Path, features: Path, **changes: object) -> Config:
 
 def begin(config: Config, reader: FeatureReader) -> Pack:
     """A fresh training of these settings."""
-    settings = {"train": config.train.model_dump(), "method": config.method, "seed": config.seed}
-    return train.begin({**settings, "own": [config.own]}, reader)
+    settings = {"train": config.train.model_dump(), "method": config.method}
+    return train.begin({**settings, "own": [config.own], "seeds": [config.seed]}, reader)
 
 
 def fitted(config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

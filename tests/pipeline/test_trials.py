@@ -11,7 +11,6 @@ import mlflow
 import pytest
 from ray import tune
 
-from dclip.methods.method import Task
 from dclip.shards import read_manifest
 from pipeline import cli, sweep
 from pipeline.config import Config
@@ -19,7 +18,7 @@ from pipeline.errors import StageError
 from pipeline.features import FeaturePlan, plan_features
 from pipeline.space import Entry
 from pipeline.tracking import Tracker
-from pipeline.trials import PACK, TrialRuns, begin, trial
+from pipeline.trials import PACK, TrialRuns, begin_pack, trial
 
 from .conftest import settings
 from .test_extract import features_here
@@ -166,9 +165,8 @@ def test_trials_begin_with_the_seeds_of_their_points(tmp_path: Path, features: P
     from pipeline.features import open_features
 
     reader = open_features(pack.plan.folders, tmp_path)
-    task = Task.of_features(reader.class_names, *reader.text_features())
-    both = begin(pack.entries, task, pack.settings, "cpu")
-    alone = begin(pack.entries[:1], task, {**pack.settings, "seed": 9}, "cpu")
+    both = begin_pack(pack.entries, reader, pack.settings, "cpu")
+    alone = begin_pack(pack.entries[:1], reader, {**pack.settings, "seed": 9}, "cpu")
     assert both.weights[0][0].equal(alone.weights[0][0])
     assert not both.weights[0][0].equal(both.weights[0][1])
 
