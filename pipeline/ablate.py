@@ -34,6 +34,7 @@ from pipeline.config import (
 )
 from pipeline.errors import StageError, UsageError, told
 from pipeline.space import Trained, alike, at, checked_point, leaf
+from pipeline.train import check as check_training
 
 if TYPE_CHECKING:
     from pipeline.features import FeaturePlan
@@ -94,6 +95,7 @@ def rows(config: Config) -> list[Row]:
     Raises:
         UsageError: There is no such study or setting, or a value that cannot be.
     """
+    check_training(config)
     given = _given_rows(config)
     studies = list(dict.fromkeys(row.study for row in given))
     wanted = config.ablate.studies or studies

@@ -1,6 +1,7 @@
 """A trained model together with what made it, in one safetensors file."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dclip.fitting.pack import Pack
 from dclip.methods.method import Method, Task, initial
 from dclip.methods.registry import find_method
 from dclip.paths import atomic_write
+from dclip.prompts import ClassTexts
 from dclip.shards import Manifest
 from pipeline.errors import StageError, told
 from pipeline.origin import About, bad_checkpoint, read_about
@@ -135,12 +137,17 @@ class Scorer(nn.Module):
         super().__init__()
         self.method = method
         self.pairs: Tensor
-        self.register_buffer("pairs", method.task.pairs)  # so that they move with the weights
+        self.texts: Tensor
+        # buffers, so that they move with the weights
+        self.register_buffer("pairs", method.task.pairs)
+        self.register_buffer("texts", method.task.texts.features)
 
     def forward(self, local: Float32[Tensor, "images locations dim"]) -> Tensor:
         """Score of every class in every image."""
-        labels = torch.empty(0, 0, dtype=torch.int8)
-        return self.method.scores(Batch(local, labels))
+        task = self.method.task
+        texts = ClassTexts(self.texts, task.texts.classes)
+        method = self.method.with_task(replace(task, pairs=self.pairs, texts=texts))
+        return method.scores(Batch(local, torch.empty(0, 0, dtype=torch.int8)))
 
 
 def check_features(path: Path, about: About, manifest: Manifest) -> None:

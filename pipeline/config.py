@@ -628,7 +628,8 @@ class Config(BaseSettings):
         name = train.get("preset", "robust")
         if name not in settings.presets:
             raise ValueError(
-                f"train.preset: {settings.name} has {', '.join(settings.presets)}, not {name!r}"
+                f"train.preset: {settings.name} has {', '.join(settings.presets)}, not {name!r}; "
+                "choose one by --train.preset"
             )
         preset, own = settings.presets[name], values.get(settings.name, {})
         filled = {"train": {**preset.loop, **train}}

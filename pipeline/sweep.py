@@ -37,6 +37,7 @@ from pipeline.space import (
     suggest,
     whole_numbers,
 )
+from pipeline.train import check as check_training
 
 if TYPE_CHECKING:
     from dclip.reader import FeatureReader
@@ -189,6 +190,7 @@ def check(config: Config) -> None:
         UsageError: See :func:`pipeline.space.entries`; or there are no held-out images to rank
             trials by, or several workers for each trial.
     """
+    check_training(config)
     checked_space(config)
     if config.sweep.search != "optuna":
         entries(config)

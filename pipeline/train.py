@@ -165,9 +165,15 @@ def check(config: Config) -> None:
     """Refuse settings that contradict each other, before any file is read.
 
     Raises:
-        UsageError: There are fewer workers than the least number, or none of their device's memory.
+        UsageError: There are fewer workers than the least number, none of their device's memory, or
+            the method is not trained by the loop.
     """
     train = config.train
+    if config.own.trained_by != "loop":
+        raise UsageError(
+            f"--method {config.method} is not trained here: pipeline.evaluate has it beside every "
+            "checkpoint"
+        )
     if train.min_workers is not None and train.min_workers > train.workers:
         raise UsageError(
             f"--train.min-workers {train.min_workers} is more than --train.workers {train.workers}"
@@ -584,7 +590,9 @@ def describe(config: Config) -> str:
     path = checkpoint_path(config, plan)
     names = plan.listing.class_names
     task = Task.placeholder(names, describe_backbone(config).embed_dim)
-    method = initial(find_method(config.method), config.own, task, seed=config.seed)
+    method = initial(
+        find_method(config.method), config.own, task, seed=config.seed, follow_task=False
+    )
     parameters = sum(weight.numel() for weight in method.parameters())
     held = round(plan.num_images * config.train.val_fraction)
     features = "complete" if (plan.folder / MANIFEST).is_file() else "not extracted yet"

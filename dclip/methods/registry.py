@@ -70,7 +70,7 @@ def find_method(name: str) -> "type[Method[Any]]":
     found = find_own(METHODS[name].method if name in METHODS else name, "method")
     if not isinstance(found, type) or not issubclass(found, Method):
         raise ValueError(f"{name!r} is no method: it is no subclass of dclip.methods.method.Method")
-    if not isinstance(getattr(found, "Settings", None), type) or not found.Settings.name:
+    if not getattr(getattr(found, "Settings", None), "name", None):
         raise ValueError(f"method {name!r} has no Settings with a name")
     if name not in METHODS:
         _own.add(name)

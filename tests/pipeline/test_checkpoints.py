@@ -10,12 +10,14 @@ import pytest
 import safetensors.torch
 import torch
 
+from dclip.fitting.batches import Batch
 from dclip.methods.dclip import DCLIPMethod, build_model
 from dclip.methods.method import Task, initial
 from dclip.methods.settings import DCLIPSettings
 from dclip.shards import read_manifest
 from dclip.training import Recipe
 from pipeline.checkpoints import (
+    Scorer,
     check_features,
     load_checkpoint,
     write_checkpoint,
@@ -92,6 +94,20 @@ def test_a_checkpoint_of_format_2_is_read(tmp_path: Path) -> None:
     assert isinstance(method, DCLIPMethod)
     for name, value in method.model.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_a_scorer_moves_as_a_whole_and_can_be_exported(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors")
+    method, _ = load_checkpoint(tmp_path / "a.safetensors")
+    local = torch.randn(2, 5, DIM)
+    expected = method.scores(Batch(local, torch.zeros(2, 3)))
+    scorer = Scorer(method).eval()
+    assert {"pairs", "texts"} <= dict(scorer.named_buffers()).keys()
+    torch.testing.assert_close(scorer(local), expected)
+    exported = torch.export.export(scorer, (local,)).module()
+    torch.testing.assert_close(exported(local), expected)
+    double = scorer.double()  # as to another device
+    torch.testing.assert_close(double(local.double()).float(), expected)
 
 
 def test_a_method_of_ones_own_is_imported_when_it_is_named_only(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Names of trainings: what shapes the weights counts, and one more setting renames nothing."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ from pydantic import Field
 
 from dclip.methods.settings import DCLIPSettings
 from pipeline import train
-from pipeline.cli import parse
+from pipeline.cli import main, parse
 from pipeline.config import Config, config_class
 from pipeline.errors import UsageError
 from pipeline.space import checked_space
@@ -70,3 +71,17 @@ def test_the_old_names_of_settings_are_told_the_new_ones() -> None:
     config = parse("sweep", "", ["--space", "train.output_dim=4"])[0]
     with pytest.raises(UsageError, match=r"did you mean 'dclip\.output_dim'"):
         checked_space(config)
+
+
+@pytest.mark.parametrize("stage", ["train", "sweep", "ablate"])
+def test_a_method_that_is_not_trained_by_the_loop_is_told(stage: str, tmp_path: Path) -> None:
+    assert main(stage, ["--method", "linear_probe", "--output", str(tmp_path)]) == 2
+
+
+def test_a_method_that_is_not_there_is_told() -> None:
+    with pytest.raises(UsageError, match=r"unknown method 'dclop'; did you mean 'dclip'\?"):
+        parse("train", "", ["--method", "dclop"])
+    with pytest.raises(UsageError, match="no module 'nowhere' for the method"):
+        parse("train", "", ["--method", "nowhere:Method"])
+    with pytest.raises(UsageError, match="is no method"):
+        parse("train", "", ["--method", "json:JSONDecoder"])
