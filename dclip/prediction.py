@@ -23,6 +23,7 @@ place, all classes compete, and the background rule is that of `dclip.segmentati
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,7 @@ def predict_image(
     trained: Bool[Tensor, " classes"] | None = None,
     untrained_probability: bool = False,
     threshold: float = 0.5,
+    class_names: Sequence[str] | None = None,
 ) -> Prediction:
     r"""Classes, maps and mask of one image.
 
@@ -104,8 +106,10 @@ def predict_image(
             confident and means little.
         threshold: :math:`\theta` in (0, 1); a pixel less sure than that is background.
 
+        class_names: Of the classes, for methods that are bound to those they were trained on.
+
     Raises:
-        ValueError: If the threshold is out of range.
+        ValueError: If the threshold is out of range, or the method is bound to other classes.
 
     Warns:
         UntrainedWarning: If the projectors were not trained on some of the classes.
@@ -128,7 +132,8 @@ def predict_image(
         trained = torch.ones(len(texts), dtype=torch.bool)
     trained = trained.to(texts.device)
     _warn_of_untrained(trained)
-    task = Task.of_features([str(number) for number in range(len(texts))], pairs.float())
+    names = class_names or [str(number) for number in range(len(texts))]
+    task = Task.of_features(names, pairs.float())
     if isinstance(model, DCLIP):
         model = DCLIPMethod.around(model, task)
     method = model.for_classes(task)

@@ -33,7 +33,7 @@ from pipeline.config import (
     read_layer,
 )
 from pipeline.errors import StageError, UsageError, told
-from pipeline.space import Trained, alike, at, checked_point, leaf
+from pipeline.space import SEED, Trained, alike, at, checked_point, identity_of, leaf
 from pipeline.train import check as check_training
 
 if TYPE_CHECKING:
@@ -164,6 +164,12 @@ def _trained(config: Config, row: AblateRow) -> Trained:
     fixed: dict[str, Any] = {"selection": "last"}
     if config.ablate.epochs is not None:
         fixed["epochs"] = config.ablate.epochs
+    for key in (SEED, "train.selection", *(["train.epochs"] if "epochs" in fixed else [])):
+        if key in changes:
+            raise UsageError(
+                f"{where}: {key} is the same in all rows (--ablate.seeds, --ablate.epochs; scores "
+                "are of the last epoch)"
+            )
     try:
         point = {key: _relative(base, key, value) for key, value in changes.items()}
         checked = checked_point(base, point)
@@ -193,13 +199,19 @@ _PRESET = "train.preset"
 _PLACE = {*TrainConfig.model_fields} - {*Loop.model_fields}
 
 
-def _identity(trained: Trained) -> dict[str, Any]:
-    """What tells a training from others; settings at their defaults are left out."""
+def _identity(method: str, trained: Trained) -> dict[str, Any]:
+    """What tells a training from others."""
     return {
         "loop": trained.loop.loop.model_dump(exclude={"preset"}, exclude_defaults=True),
-        "method": trained.own.name,
-        "settings": trained.own.model_dump(exclude_defaults=True),
+        "method": method,
+        "settings": identity_of(method, trained.own),
     }
+
+
+def _name(method: str, trained: Trained, seed: int, shared: Mapping[str, Any]) -> str:
+    from dclip.shards import digest
+
+    return digest({**shared, **_identity(method, trained), "seed": seed})[:16]
 
 
 class _Plan:
@@ -224,9 +236,7 @@ class _Plan:
         if threshold != EvaluateConfig.model_fields["threshold"].default:
             shared["threshold"] = threshold
         self.trials = {
-            (trained, seed): Trial(
-                trained, seed, digest({**shared, **_identity(trained), "seed": seed})[:16]
-            )
+            (trained, seed): Trial(trained, seed, _name(config.method, trained, seed, shared))
             for trained in dict.fromkeys(row.trained for row in self.rows)
             for seed in self.seeds
         }
@@ -295,10 +305,10 @@ def run(config: Config) -> Report:
             find_method(config.method).check(
                 row.trained.own, row.trained.loop, len(reader.class_names)
             )
+            check_loop(row.trained.loop, reader, None)
         except ValueError as error:
             raise StageError(f"row {row.label!r}: {error}") from None
     check_source(len(reader.class_names), reader, np.arange(len(reader)))
-    check_loop(plan.rows[0].trained.loop, reader, None)
     tracker = Tracker(config)
     with tracker.run(plan.name, key=plan.name, tags={"dclip.stage": "ablate"}) as tracked:
         tracked.params({f"ablate.{k}": v for k, v in config.ablate.model_dump().items()})

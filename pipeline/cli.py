@@ -251,7 +251,7 @@ def _long_form(word: str, sections: Mapping[str, Sequence[str]]) -> str:
     flag = flag.replace("_", "-")
     bare = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
     for section, keys in sections.items():
-        if bare in keys:  # no section has a key of the top level (tests/pipeline/test_cli.py)
+        if bare in keys and bare not in {*Config.model_fields, *_CONTROL}:
             no = "no-" if flag.startswith("--no-") else ""
             flag = f"--{no}{section.replace('_', '-')}.{bare.replace('_', '-')}"
             break

@@ -714,12 +714,16 @@ class Config(BaseSettings):
         return self.model_copy(update={own.name: changed})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The class of a method's settings is made as it is needed, and is pickled by its name."""
-        return _again, (self.method, self.model_dump(mode="json"))
+        """The class of a method's settings is made as it is needed, and is pickled by its name.
+
+        Values stay as they are: read anew, variables of the environment would come in again, above
+        what the command line said.
+        """
+        return _again, (self.method, dict(self.__dict__), set(self.model_fields_set))
 
 
-def _again(method: str, values: dict[str, Any]) -> Config:
-    return config_class(method).model_validate(values)
+def _again(method: str, values: dict[str, Any], given: set[str]) -> Config:
+    return config_class(method).model_construct(given, **values)
 
 
 @cache
@@ -736,8 +740,12 @@ def config_class(method: str) -> type[Config]:
         settings = find_settings(method)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if settings.name in Config.model_fields:
+    if hasattr(Config, settings.name) or settings.name in Config.model_fields:
         raise UsageError(f"method {method!r} is called {settings.name!r}, which is another setting")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", settings.name):
+        raise UsageError(
+            f"method {method!r} is called {settings.name!r}; a name has small letters, digits and _"
+        )
     described = f"python -m pipeline.train --method {method}: {settings.title}"
     section: Any = (settings, Field(settings(), description=described))
     kept = Config.model_fields["method"]

@@ -1,8 +1,8 @@
-"""Checkpoint and shards to a report: what the projectors gain over frozen CLIP.
+"""Checkpoints and shards to a report: what methods gain over frozen CLIP.
 
-Rows of the report: ``zero_shot`` (CLIP's global embedding), ``zero_shot_local`` (best location of
-frozen local features), ``linear_probe`` (a linear map, then the maximum over locations), and the
-checkpoint.
+All rows of the report are methods: those of the checkpoints, and beside them ``zero_shot`` (CLIP's
+global embedding), ``zero_shot_local`` (best location of frozen local features) and ``linear_probe``
+(a linear map, then the maximum over locations).
 """
 
 import json

@@ -303,6 +303,7 @@ class Predictor:
         self._backbone = open_backbone(plan.config, device=device)
         # as in training, whatever the case in which a name is given
         spelt = [old or new for old, new in zip(plan.trained_as, plan.classes, strict=True)]
+        self._names = spelt
         self._texts = encode_class_names(self._backbone, spelt).float()
         self._pairs = encode_prompt_pairs(self._backbone, spelt).float()
         self._model = self._trained = None
@@ -329,6 +330,7 @@ class Predictor:
                 has_global_token=backbone.include_global_token,
                 texts=self._texts,
                 pairs=self._pairs,
+                class_names=self._names,
                 model=self._model,
                 trained=self._trained,
                 untrained_probability=wanted.untrained_probability,

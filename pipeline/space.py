@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, TypeAdapter, ValidationError
 
 from dclip.fitting.loop import Loop
-from dclip.methods.registry import find_settings
+from dclip.methods.registry import METHODS, find_settings
 from dclip.methods.settings import MethodSettings
 from pipeline.config import Config, TrainConfig, bounds
 from pipeline.errors import UsageError
@@ -70,6 +70,16 @@ def _below(point: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def at(config: Config, point: Mapping[str, Any]) -> Trained:
     """Settings of the training at a point of a sweep of these settings."""
     return trained_at(config.train.model_dump(), config.method, config.own.model_dump(), point)
+
+
+def identity_of(method: str, own: MethodSettings) -> dict[str, Any]:
+    """What a method's settings are in hashes that name results.
+
+    Of the package's methods those at their defaults are left out, so that one more of them renames
+    nothing that stands; that their defaults stay is tested. Defaults of a method of one's own may
+    be under way, and all of it counts.
+    """
+    return own.model_dump(mode="json", exclude_defaults=method in METHODS)
 
 
 def keys_of(config: Config) -> list[str]:

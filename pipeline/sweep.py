@@ -29,6 +29,7 @@ from pipeline.space import (
     at,
     checked_space,
     entries,
+    identity_of,
     label,
     leaf,
     packs,
@@ -76,7 +77,11 @@ def sweep_name(config: Config, plan: "FeaturePlan") -> str:
             "features": plan.fingerprint,
             **({"views": [view.fingerprint for view in plan.views]} if plan.views else {}),
             "method": config.method,
-            "settings": own.model_dump(exclude=swept_own, exclude_defaults=True),
+            "settings": {
+                key: value
+                for key, value in identity_of(config.method, own).items()
+                if key not in swept_own
+            },
             "loop": config.train.loop.model_dump(
                 exclude=swept | {"epochs", "preset"}, exclude_defaults=True
             ),
@@ -472,7 +477,7 @@ def _rows(result: Any, watched: Collection[str]) -> list[dict[str, Any]]:
 def _write_checkpoints(
     config: Config, plan: "FeaturePlan", folder: Path, rows: Sequence[Mapping[str, Any]]
 ) -> list[Path]:
-    """The projectors of each trial as a checkpoint like that of a training, in the given order."""
+    """The weights of each trial as a checkpoint like that of a training, in the given order."""
     from pipeline.checkpoints import read_state, write_checkpoint
     from pipeline.features import open_features
     from pipeline.origin import about_training

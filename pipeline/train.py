@@ -22,6 +22,7 @@ from dclip.words import counted
 from pipeline.cli import Report, main
 from pipeline.config import Config, TrainConfig
 from pipeline.errors import StageError, UsageError, told
+from pipeline.space import Trained, alike, identity_of
 from pipeline.watch import watched
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ def checkpoint_path(config: Config, plan: "FeaturePlan") -> Path:
 def run_name(config: Config, plan: "FeaturePlan") -> str:
     """Name of a training, and a hash of features, method, settings and seed.
 
-    Settings at their defaults are left out of the hash, so that one more of them renames nothing
-    that stands; that defaults stay is tested.
+    Settings at their defaults are left out of the hash (see :func:`pipeline.space.identity_of`).
     """
     from dclip.shards import digest
 
@@ -79,7 +79,7 @@ def run_name(config: Config, plan: "FeaturePlan") -> str:
             "features": plan.fingerprint,
             **({"views": [view.fingerprint for view in plan.views]} if plan.views else {}),
             "method": config.method,
-            "settings": config.own.model_dump(exclude_defaults=True),
+            "settings": identity_of(config.method, config.own),
             "loop": config.train.model_dump(exclude=_PLACEMENT | {"preset"}, exclude_defaults=True),
             "seed": config.seed,
         }
@@ -132,8 +132,7 @@ def run_together(configs: Sequence[Config]) -> list[Report]:
     for place, path in enumerate(paths):
         if place not in missing:
             log.info("train: nothing to do, %s stands", path)
-    many = len(plan.listing.class_names) > _MOST_CLASSES_TOGETHER
-    for group in [[place] for place in missing] if many else [missing] if missing else []:
+    for group in _groups(configs, plan, missing):
         _train([configs[place] for place in group], plan, [paths[place] for place in group])
     seconds = round(time.perf_counter() - started, 2)
     reports = []
@@ -161,6 +160,31 @@ def run_together(configs: Sequence[Config]) -> list[Report]:
     return reports
 
 
+def _groups(
+    configs: Sequence[Config], plan: "FeaturePlan", missing: Sequence[int]
+) -> list[list[int]]:
+    """Places of the settings that train together, of those whose checkpoint is missing."""
+    if len(plan.listing.class_names) > _MOST_CLASSES_TOGETHER:
+        return [[place] for place in missing]
+    groups = []
+    for kind in alike([Trained(config.train, config.own) for config in configs]):
+        own = [place for place in kind if place in missing]
+        names = [run_name(configs[place], plan) for place in kind]
+        if own and (_folder(configs[0], names) / STATE).is_file():
+            own = kind  # they were begun together: what is lost is written from what is kept
+        groups += [own] if own else []
+    return groups
+
+
+def _folder(config: Config, names: Sequence[str]) -> Path:
+    """Where trainings that are one pack keep state and history."""
+    from dclip.shards import digest
+
+    together = digest({"pack": names})[:12]
+    name = names[0] if len(names) == 1 else f"pack-{together}"
+    return config.output.absolute() / "train" / name
+
+
 def check(config: Config) -> None:
     """Refuse settings that contradict each other, before any file is read.
 
@@ -173,6 +197,12 @@ def check(config: Config) -> None:
         raise UsageError(
             f"--method {config.method} is not trained here: pipeline.evaluate has it beside every "
             "checkpoint"
+        )
+    lacking = sorted(config.own.feeds - {"local", "embedding"})
+    if lacking or config.own.needs_gradients:
+        what = " and ".join(lacking) or "gradients through the backbone"
+        raise UsageError(
+            f"--method {config.method} is fed {what}, which features on disk do not hold"
         )
     if train.min_workers is not None and train.min_workers > train.workers:
         raise UsageError(
@@ -200,7 +230,6 @@ def _train(configs: Sequence[Config], plan: "FeaturePlan", paths: Sequence[Path]
 
     from dclip.fitting.batches import hold_out
     from dclip.fitting.fit import check_training, divergence
-    from dclip.shards import digest
     from pipeline.checkpoints import read_state, write_checkpoint
     from pipeline.features import open_features
     from pipeline.origin import about_training
@@ -209,8 +238,8 @@ def _train(configs: Sequence[Config], plan: "FeaturePlan", paths: Sequence[Path]
     config = configs[0]
     reader = open_features(plan.folders, config.output)
     names = [run_name(one, plan) for one in configs]
-    name = names[0] if len(names) == 1 else f"pack-{digest({'pack': names})[:12]}"
-    folder = config.output.absolute() / "train" / name
+    folder = _folder(config, names)
+    name = folder.name
     settings = {
         "train": config.train.model_dump(),
         "method": config.method,
@@ -256,7 +285,7 @@ def _train(configs: Sequence[Config], plan: "FeaturePlan", paths: Sequence[Path]
             )
         history = _read_history(folder / _HISTORY)
         for trial, (one, path) in enumerate(zip(configs, paths, strict=True)):
-            if trial in pack.diverged:
+            if trial in pack.diverged or path.is_file():
                 continue
             about = about_training(
                 one, plan, reader, epoch=pack.best_epoch(trial), seed=one.seed,

@@ -6,7 +6,7 @@ stopped goes on exactly, and several workers train on what one would.
 
 import queue
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -338,6 +338,7 @@ class MemoryFeatures:
             there are several, the clean one first. The tensor itself is kept, on its device.
         labels: 1 (present), 0 (absent) or -1 (unknown), of any dtype.
         grid: Rows and columns of the locations, as `dclip.backbones.Backbone.grid` gives them.
+        embeddings: Global embeddings of the images, for methods that are fed them.
 
     Raises:
         ValueError: If there is no image, numbers of images differ, labels have other values, or
@@ -361,6 +362,7 @@ class MemoryFeatures:
         labels: Shaped[Tensor, "labelled classes"],
         *,
         grid: tuple[int, int],
+        embeddings: Float[Tensor, "images dim"] | None = None,
     ) -> None:
         if local.ndim not in (3, 4) or labels.ndim != 2 or not local.is_floating_point():
             raise ValueError(
@@ -379,6 +381,9 @@ class MemoryFeatures:
         self._values = local.detach() if local.ndim == 4 else local.detach()[None]
         self.labels: Int[Tensor, "images classes"] = labels.to("cpu", torch.int8)
         self.grid = grid
+        self._embeddings: Callable[[np.ndarray], Tensor] | None = None
+        if embeddings is not None:
+            self._embeddings = lambda rows: embeddings[torch.from_numpy(rows)]
 
     @classmethod
     def copy_of(
@@ -387,7 +392,7 @@ class MemoryFeatures:
         """All of another source, views included, as one tensor on a device.
 
         Args:
-            source: What to copy; nothing of it is kept but labels and grid.
+            source: What to copy; global embeddings are read from it where they are asked for.
             device: Where the copy lies.
             rows_per_read: Rows read at a time.
 
@@ -406,7 +411,12 @@ class MemoryFeatures:
                 values[view, start : start + len(rows)] = part
         if values is None:
             raise ValueError("there are no images")
-        return cls(values, source.labels, grid=source.grid)
+        copy = cls(values, source.labels, grid=source.grid)
+        if isinstance(source, MemoryFeatures):
+            copy._embeddings = source._embeddings
+        elif isinstance(source, EmbeddingSource):
+            copy._embeddings = source.embeddings  # read where they are asked for
+        return copy
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -424,6 +434,16 @@ class MemoryFeatures:
     def views(self) -> int:
         """Number of views of every image, the clean one included."""
         return len(self._values)
+
+    def embeddings(self, rows: Int64[np.ndarray, " rows"]) -> Float[Tensor, "rows dim"]:
+        """Global embeddings of some rows, on the CPU.
+
+        Raises:
+            ValueError: If they are not held.
+        """
+        if self._embeddings is None:
+            raise ValueError("these features were made without global embeddings")
+        return self._embeddings(rows)
 
     def local(
         self,

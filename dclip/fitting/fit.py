@@ -150,8 +150,8 @@ def fit(
 ) -> None:
     """Train in place, from where it stands to the last epoch.
 
-    Batches draw among all cached views (see :func:`dclip.batches.epoch_batches`); validation sees
-    the clean one.
+    Batches draw among all cached views (see :func:`dclip.fitting.batches.epoch_batches`);
+    validation sees the clean one.
 
     Args:
         pack: Trials to train, fresh or restored.

@@ -283,7 +283,9 @@ class Pack:
         return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
     def _kept(self) -> dict[str, Sequence[Tensor]]:
+        kept: dict[str, Sequence[Tensor] | None]
         kept = {"weight": self.weights, "average": self._average, "best": self._best}
+        kept["buffer"] = [value for stack in self._stacks for value in stack.buffers.values()]
         return {kind: values for kind, values in kept.items() if values is not None}
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -302,6 +304,8 @@ class Pack:
             with torch.no_grad():
                 for kind, values in self._kept().items():
                     for number, own in enumerate(values):
+                        if kind == "buffer" and f"{kind}.{number}" not in tensors:
+                            continue  # states of earlier versions have none
                         saved = tensors[f"{kind}.{number}"]
                         if saved.shape != own.shape:
                             raise ValueError(f"{kind}.{number} has shape {list(saved.shape)}")
@@ -348,10 +352,12 @@ class _Stack:
     ) -> None:
         self.trials = trials
         params, buffers = stack_module_state([*models])
-        self.weights = {
-            name: value.detach().to(device).requires_grad_() for name, value in params.items()
-        }
-        self.buffers = {name: value.to(device) for name, value in buffers.items()}
+        trained = {name for name, value in models[0].named_parameters() if value.requires_grad}
+        params = {name: value.detach().to(device) for name, value in params.items()}
+        self.weights = {name: v.requires_grad_() for name, v in params.items() if name in trained}
+        # what a method freezes is no more trained than its buffers are
+        frozen = {name: value for name, value in params.items() if name not in trained}
+        self.buffers = frozen | {name: value.to(device) for name, value in buffers.items()}
         self._template = models[0].to(device).requires_grad_(False)
         self._template.task = task
 

@@ -88,11 +88,6 @@ class MethodSettings(BaseModel):
         """What reports and files call a training of these settings."""
         return self.variant() or self.name
 
-    def own_title(self) -> str:
-        """What tables call it."""
-        variant = self.variant()
-        return self.variants[variant].title if variant else self.title
-
 
 class DCLIPSettings(MethodSettings):
     """Hyper-parameters of DCLIP: sizes and start of the projectors, ASL and MFI.

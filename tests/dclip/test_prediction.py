@@ -8,6 +8,9 @@ from torch.nn import functional as F
 
 from dclip.backbones import ImageFeatures
 from dclip.logits import presence_probability
+from dclip.methods.linear_probe import LinearProbeMethod
+from dclip.methods.method import Task
+from dclip.methods.settings import LinearProbeSettings
 from dclip.model import DCLIP
 from dclip.prediction import Prediction, UntrainedWarning, predict_image
 from dclip.projectors import ProjectorSizes
@@ -156,3 +159,18 @@ def test_masks_of_many_classes_have_32_bits(
 def test_values_out_of_range_are_refused(features: ImageFeatures, pairs: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="threshold must lie in"):
         ask(features, pairs, None, 1.0)
+
+
+def test_a_method_that_is_bound_to_its_classes_predicts_them_and_no_others(
+    features: ImageFeatures, pairs: torch.Tensor
+) -> None:
+    names = [f"class {number}" for number in range(CLASSES)]
+    method = LinearProbeMethod(LinearProbeSettings(), Task.of_features(names, pairs)).eval()
+    torch.nn.init.normal_(method.probe.weight)
+    found = ask(features, pairs, method, class_names=names)  # type: ignore[arg-type]
+    assert found.presence is not None
+    with torch.no_grad():
+        wanted = method.probe(features.local)[0].sigmoid()
+    torch.testing.assert_close(found.presence, wanted)
+    with pytest.raises(ValueError, match="and no others"):
+        ask(features, pairs, method, class_names=[*names[1:], "x"])  # type: ignore[arg-type]

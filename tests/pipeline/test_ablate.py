@@ -82,6 +82,8 @@ def test_rows_are_data_and_keys_can_be_varied(tmp_path: Path) -> None:
         ({"vary": {"train.mfi_weight": [1]}}, "did you mean 'dclip.mfi_weight'"),
         ({"vary": {"dclip.clip": [2]}}, "row 'clip = 2': .*less than 1, got 2"),
         ({"vary": {"dclip.hidden_dim": ["x2"]}}, "the settings have no number there"),
+        ({"vary": {"seed": [0, 1]}}, "seed is the same in all rows"),
+        ({"vary": {"train.selection": ["last"]}}, "train.selection is the same in all rows"),
         ({"vary": {"train.preset": ["best"]}}, "has the presets robust, author, not 'best'"),
     ],
 )

@@ -1,5 +1,6 @@
 """Names of trainings: what shapes the weights counts, and one more setting renames nothing."""
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import pytest
 from pydantic import Field
 
+from dclip.methods.registry import find_settings
 from dclip.methods.settings import DCLIPSettings
 from pipeline import train
-from pipeline.cli import main, parse
+from pipeline.cli import _long_form, main, parse
 from pipeline.config import Config, config_class
 from pipeline.errors import UsageError
-from pipeline.space import checked_space
+from pipeline.space import checked_space, identity_of
 
 from .conftest import with_train
 
@@ -85,3 +87,28 @@ def test_a_method_that_is_not_there_is_told() -> None:
         parse("train", "", ["--method", "nowhere:Method"])
     with pytest.raises(UsageError, match="is no method"):
         parse("train", "", ["--method", "json:JSONDecoder"])
+
+
+@pytest.mark.usefixtures("_toy_on_path")
+def test_all_settings_of_a_method_of_ones_own_count() -> None:
+    """Their defaults may be under way."""
+    own = find_settings("toy_method:MaskedCosine")()
+    assert identity_of("toy_method:MaskedCosine", own) == {"sparsity": 0.01, "scale": 20.0}
+    assert identity_of("dclip", DCLIPSettings(clip=0.1)) == {"clip": 0.1}
+
+
+def test_settings_reach_a_worker_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables of the environment, which it inherits, do not come in again."""
+    config = config_class("dclip")(seed=3, train={"lr": 0.5}, dclip={"clip": 0.1})
+    monkeypatch.setenv("DCLIP_SEED", "7")
+    monkeypatch.setenv("DCLIP_TRAIN__LR", "0.1")
+    there = pickle.loads(pickle.dumps(config))
+    assert there == config
+    assert (there.seed, there.train.lr, there.own.clip) == (3, 0.5, 0.1)
+    assert type(there) is type(config)
+
+
+def test_a_key_of_a_method_does_not_take_a_flag_of_all_stages() -> None:
+    sections = {"train": ["lr"], "mine": ["seed", "depth"]}
+    assert _long_form("--seed=3", sections) == "--seed=3"
+    assert _long_form("--depth=3", sections) == "--mine.depth=3"

@@ -55,6 +55,20 @@ def test_a_run_reports_all_systems_and_leaves_everything_behind(finished) -> Non
     assert not list(config.output.rglob("*.tmp"))
 
 
+def test_a_checkpoint_that_is_lost_is_written_from_the_kept_state(  # type: ignore[no-untyped-def]
+    finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill between the checkpoints of two trainings that were one pack."""
+    config, report = finished
+    lost = Path(report["checkpoints"]["dclip"])
+    before = lost.read_bytes()
+    lost.unlink()
+    monkeypatch.setattr(train, "_fit_on_ray", lambda *_: pytest.fail("it is trained again"))
+    trained = train.run_together(train.compared(config))
+    assert [one["trained_now"] for one in trained] == [False, True]
+    assert lost.read_bytes() == before
+
+
 def test_mlflow_holds_epochs_params_data_and_artifacts(finished) -> None:  # type: ignore[no-untyped-def]
     config, report = finished
     store = client(config)
