@@ -262,7 +262,7 @@ def test_training_goes_on_without_a_server_and_the_next_command_uploads_its_reco
     rows = contents(mlflow_server.uri, "away")
     assert [row["name"].split(" ")[0] for row in rows] == ["extract", "dclip"]
     assert [step for step, _ in rows[1]["metrics"]["val/map"]] == [1, 2, 3]
-    assert rows[1]["artifacts"] == ["config.json", "projectors"]
+    assert rows[1]["artifacts"] == ["checkpoint", "config.json"]
     assert "uploaded" not in train_again()
 
 
