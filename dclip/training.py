@@ -13,10 +13,10 @@ from jaxtyping import Float, Int64
 from pydantic import model_validator
 from torch import Tensor
 
-from dclip.fitting.batches import FeatureSource, clean_batches
+from dclip.fitting.batches import FeatureSource
+from dclip.fitting.fit import scores_of
 from dclip.fitting.loop import Loop
 from dclip.fitting.pack import Pack
-from dclip.logits import presence_probability
 from dclip.methods.dclip import DCLIPMethod
 from dclip.methods.method import Task
 from dclip.methods.settings import DCLIPSettings
@@ -99,12 +99,11 @@ class Training(Pack):
                 f"trials that train together must agree in {', '.join(unlike)}; they may differ in "
                 f"{', '.join(sorted(DCLIPSettings.may_differ))}"
             )
-        classes = [str(number) for number in range(len(texts) // 2)]
         super().__init__(
             DCLIPMethod,
             [recipe.method for recipe in recipes],
             recipes[0].loop,
-            Task.of_features(classes, texts),
+            _task(texts),
             seeds=seeds,
             device=device,
         )
@@ -121,7 +120,6 @@ class Training(Pack):
         return method.model.cpu()
 
 
-@torch.no_grad()
 def predict(
     model: DCLIP,
     features: FeatureSource,
@@ -139,11 +137,10 @@ def predict(
         texts: Text features of the prompt pairs, negatives first, on the model's device.
         batch_size: Rows per forward pass.
     """
-    was_training = model.training
-    model.eval()
-    parts = [
-        presence_probability(model(batch.local, texts).pair_logits).float().cpu()
-        for batch in clean_batches(features, rows, texts.device, batch_size)
-    ]
-    model.train(was_training)
-    return torch.cat(parts) if parts else torch.empty(0, len(texts) // 2)
+    method = DCLIPMethod.around(model, _task(texts))
+    return scores_of(method, features, rows, batch_size=batch_size)
+
+
+def _task(texts: Float[Tensor, "pairs dim"]) -> Task:
+    """Classes of which nothing but their texts is known: they are called by their numbers."""
+    return Task.of_features([str(number) for number in range(len(texts) // 2)], texts)

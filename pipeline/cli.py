@@ -25,16 +25,15 @@ from dclip.methods.registry import find_settings
 from pipeline.config import (
     DEFAULT_METHOD,
     Config,
-    Layer,
     check_environment,
     check_layer,
     conf_folder,
     config_class,
     explain,
     find_config_file,
+    in_force,
     known_keys,
     merge,
-    named_dataset,
     of_method,
     read_layer,
     yaml_layers,
@@ -142,7 +141,8 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
         UsageError: An unknown flag, key or value.
     """
     given_layers = [read_layer(find_config_file(name)) for name in _given(argv, "--config")]
-    method = _method(argv, given_layers)
+    named = _given(argv, "--method")
+    method = in_force("method", named[-1] if named else None, given_layers, DEFAULT_METHOD)
     model = config_class(method)
     sections = {stage: known_keys(model, stage)}
     if stage == "train":  # a method's own settings are what is trained
@@ -184,7 +184,9 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
     else:
         flags = parser.parse_args(words)
     check_environment(model)
-    layers = yaml_layers(_dataset(flags, given_layers), given_layers)
+    default = str(Config.model_fields["dataset"].default)
+    dataset = in_force("dataset", getattr(flags, "dataset", None), given_layers, default)
+    layers = yaml_layers(dataset, given_layers)
     merged: dict[str, Any] = {}
     for layer in layers:
         check_layer(layer, model)
@@ -217,14 +219,6 @@ _POSITIONAL = {"predict": ("paths", "IMAGE")}
 _CONTROL = ("config", "dry_run", "print_config", "json")
 
 
-def _dataset(flags: argparse.Namespace, layers: Sequence[Layer]) -> str:
-    """The data set in force, whose own settings lie below all others: flag, variable, files."""
-    named: str | None = getattr(flags, "dataset", None)
-    variable = os.environ.get("DCLIP_DATASET")
-    default = str(Config.model_fields["dataset"].default)
-    return named or variable or named_dataset(layers) or default
-
-
 def _given(argv: Sequence[str], flag: str) -> list[str]:
     """Values of a flag of the command line, in order, before it is parsed."""
     found = []
@@ -234,13 +228,6 @@ def _given(argv: Sequence[str], flag: str) -> list[str]:
         elif word == flag:
             found.append(following)
     return found
-
-
-def _method(argv: Sequence[str], layers: Sequence[Layer]) -> str:
-    """The method in force, whose settings are flags: flag, variable, files."""
-    files = [str(content["method"]) for _, content in layers if "method" in content]
-    variable = os.environ.get("DCLIP_METHOD")
-    return [DEFAULT_METHOD, *files, *filter(None, [variable]), *_given(argv, "--method")][-1]
 
 
 def _long_form(word: str, sections: Mapping[str, Sequence[str]]) -> str:

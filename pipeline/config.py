@@ -843,13 +843,10 @@ def yaml_layers(dataset: str, given: Sequence[Layer]) -> list[Layer]:
 _OF_ONE_DATASET = {"root", "train_split", "test_split", "images", "options"}
 
 
-def named_dataset(layers: Sequence[Layer]) -> str | None:
-    """The data set that the last of some config files with one names."""
-    for _, content in reversed(layers):
-        dataset = content.get("dataset")
-        if dataset is not None:
-            return str(dataset)
-    return None
+def in_force(key: str, given: str | None, layers: Sequence[Layer], default: str) -> str:
+    """A setting on which others depend, before they are read: flag, variable, last of the files."""
+    files = [str(content[key]) for _, content in layers if content.get(key) is not None]
+    return given or os.environ.get(f"DCLIP_{key.upper()}") or [default, *files][-1]
 
 
 def check_environment(model: type[Config] = Config) -> None:

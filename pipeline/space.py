@@ -123,18 +123,9 @@ def checked_space(config: Config) -> dict[str, list[Any] | str]:
         raise UsageError(
             f"sweep.trials: {config.sweep.trials} trials, a sweep has at most {MOST_TRIALS}"
         )
-    known = keys_of(config)
     space: dict[str, list[Any] | str] = {}
     for key, values in given.items():
-        if key not in known:
-            close = [one for one in known if leaf(one) == leaf(key)]
-            close = close or difflib.get_close_matches(key, known, n=1)
-            if key.startswith(_LOOP) and key.removeprefix(_LOOP) in TrainConfig.model_fields:
-                close = []  # no slip of the pen: what all trials of a sweep have in common
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise UsageError(
-                f"sweep.space: {key!r} cannot be swept; {hint}these can: {', '.join(known)}"
-            )
+        _require_key(config, key, f"sweep.space: {key!r} cannot be swept")
         if isinstance(values, str):
             if config.sweep.search == "grid":
                 raise UsageError(
@@ -146,11 +137,11 @@ def checked_space(config: Config) -> dict[str, list[Any] | str]:
             if whole and not (low.is_integer() and high.is_integer()):
                 raise UsageError(f"sweep.space: {key} is a whole number, got {values}")
             for end in (low, high):
-                _checked(config, key, int(end) if whole else end)
+                _checked(config, key, int(end) if whole else end, "sweep.space: ")
             space[key] = values
         else:
-            # equal values would be equal trials
-            space[key] = list(dict.fromkeys(_checked(config, key, value) for value in values))
+            checked = [_checked(config, key, value, "sweep.space: ") for value in values]
+            space[key] = list(dict.fromkeys(checked))  # equal values would be equal trials
     return space
 
 
@@ -160,17 +151,29 @@ def checked_point(config: Config, point: Mapping[str, Any]) -> Point:
     Raises:
         UsageError: A key is no setting, or the settings refuse a value.
     """
-    known = keys_of(config)
     for key in point:
-        if key not in known:
-            close = [one for one in known if leaf(one) == leaf(key)]
-            close = close or difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise UsageError(f"{key!r} cannot be changed; {hint}these can: {', '.join(known)}")
+        _require_key(config, key, f"{key!r} cannot be changed")
     return {key: _checked(config, key, value) for key, value in point.items()}
 
 
-def _checked(config: Config, key: str, value: Any) -> Any:
+def _require_key(config: Config, key: str, message: str) -> None:
+    """Refuse what is no setting of a single training.
+
+    Raises:
+        UsageError: It is none; the message goes on with the nearest one.
+    """
+    known = keys_of(config)
+    if key in known:
+        return
+    close = [one for one in known if leaf(one) == leaf(key)]
+    close = close or difflib.get_close_matches(key, known, n=1)
+    if key.startswith(_LOOP) and key.removeprefix(_LOOP) in TrainConfig.model_fields:
+        close = []  # no slip of the pen: what all trainings have in common
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UsageError(f"{message}; {hint}these can: {', '.join(known)}")
+
+
+def _checked(config: Config, key: str, value: Any, where: str = "") -> Any:
     """The value as the settings understand it."""
     try:
         if key == SEED:
@@ -181,7 +184,7 @@ def _checked(config: Config, key: str, value: Any) -> Any:
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         text = f"{message[:1].lower()}{message[1:]}"
-        raise UsageError(f"sweep.space: {key}: {text}, got {value!r}") from None
+        raise UsageError(f"{where}{key}: {text}, got {value!r}") from None
 
 
 def _is_integer(config: Config, key: str) -> bool:

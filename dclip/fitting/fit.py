@@ -133,7 +133,7 @@ def scores_of(
         for batch in clean_batches(features, rows, device, batch_size, feeds)
     ]
     method.train(was_training)
-    return torch.cat(parts) if parts else torch.empty(0, len(method.task.pairs) // 2)
+    return torch.cat(parts) if parts else torch.empty(0, len(method.task.class_names))
 
 
 def fit(

@@ -119,7 +119,7 @@ class Pack:
     @property
     def num_classes(self) -> int:
         """Number of classes that are told apart."""
-        return len(self.task.pairs) // 2
+        return len(self.task.class_names)
 
     def losses(self, batch: Batch) -> Float[Tensor, "trials terms"]:
         """Losses of every trial on a batch, in the order of ``terms``."""

@@ -71,6 +71,11 @@ def align(model: DCLIP, texts: Float64[Tensor, "pairs dim"]) -> None:
 class DCLIPMethod(Method[DCLIPSettings]):
     """Two small projectors, trained by ASL and MFI (see :class:`dclip.model.DCLIP`).
 
+    Args:
+        settings: Hyper-parameters.
+        task: Classes.
+        model: Projectors of these settings; left out: new ones.
+
     References:
         Rawlekar et al., "Efficiently Disentangling CLIP for Multi-Object Perception",
         arXiv:2502.02977.
@@ -79,9 +84,9 @@ class DCLIPMethod(Method[DCLIPSettings]):
     Settings: ClassVar[type[MethodSettings]] = DCLIPSettings
     scores_locations = True
 
-    def __init__(self, settings: DCLIPSettings, task: Task) -> None:
+    def __init__(self, settings: DCLIPSettings, task: Task, *, model: DCLIP | None = None) -> None:
         super().__init__(settings, task)
-        self.model = build_model(settings, task.dim)
+        self.model = build_model(settings, task.dim) if model is None else model
         # buffers, as trials that train together may differ in them
         self.mfi_weight: Tensor
         self.redundancy_weight: Tensor
@@ -99,8 +104,8 @@ class DCLIPMethod(Method[DCLIPSettings]):
             local_scale=model.local_scale,
             pooled_scale=model.pooled_scale,
         )
-        method = cls(settings, task)
-        method.model = model
+        method = cls(settings, task, model=model)
+        method.training = model.training
         return method
 
     def initialise(self) -> None:

@@ -74,13 +74,18 @@ class Task:
         classes: Float[Tensor, "classes dim"] | None = None,
     ) -> "Task":
         """The task of features that were kept; without those of ``classes``, positives stand in."""
-        known = pairs[len(pairs) // 2 :] if classes is None else classes
+        known = _positives(pairs) if classes is None else classes
         return cls(tuple(class_names), pairs, ClassTexts(known, torch.arange(len(known))))
 
     @classmethod
     def placeholder(cls, class_names: Sequence[str], dim: int) -> "Task":
         """Classes whose texts are not encoded, to count a method's parameters by."""
         return cls.of_features(class_names, torch.eye(2 * len(class_names), dim))
+
+    @property
+    def positives(self) -> Float[Tensor, "classes dim"]:
+        """Features of the prompts that say a class is present."""
+        return _positives(self.pairs)
 
     @property
     def dim(self) -> int:
@@ -91,6 +96,10 @@ class Task:
         """The same, its features on a device."""
         texts = ClassTexts(self.texts.features.to(device), self.texts.classes.to(device))
         return replace(self, pairs=self.pairs.to(device), texts=texts)
+
+
+def _positives(pairs: Float[Tensor, "pairs dim"]) -> Float[Tensor, "classes dim"]:
+    return pairs[len(pairs) // 2 :]
 
 
 S = TypeVar("S", bound=MethodSettings)

@@ -27,7 +27,7 @@ class ZeroShot(Method[ZeroShotSettings]):
 
     def class_features(self) -> Float[Tensor, "classes dim"]:
         """The positive prompts as CLIP encodes them."""
-        return self.task.pairs[len(self.task.pairs) // 2 :]
+        return self.task.positives
 
 
 class ZeroShotLocal(Method[ZeroShotLocalSettings]):
@@ -50,4 +50,4 @@ class ZeroShotLocal(Method[ZeroShotLocalSettings]):
 
     def class_features(self) -> Float[Tensor, "classes dim"]:
         """The positive prompts as CLIP encodes them."""
-        return self.task.pairs[len(self.task.pairs) // 2 :]
+        return self.task.positives

@@ -19,8 +19,8 @@ from pipeline import choice, cli, evaluate, extract
 from pipeline.checkpoints import write_checkpoint
 from pipeline.config import Config
 from pipeline.errors import StageError, UsageError
-from pipeline.features import describe_backbone, open_features, plan_features
-from pipeline.origin import FORMAT, About
+from pipeline.features import open_features, plan_features
+from pipeline.origin import about_training
 from pipeline.train import checkpoint_path
 
 from .conftest import settings, with_train
@@ -47,25 +47,11 @@ def make_features(config: Config, *splits: str) -> None:
 
 def train_here(config: Config, path: Path | None = None, *, weights: int = 0) -> Path:
     """A checkpoint of these settings, as if they had been trained."""
-    plan, backbone = plan_features(config, config.train_split), describe_backbone(config)
+    plan = plan_features(config, config.train_split)
     path = path or checkpoint_path(config, plan)
-    about = About(
-        format=FORMAT,
-        method=config.method,
-        name=config.trained_name,
-        settings=config.own,
-        loop=config.train.loop,
-        feature_space=plan.feature_space,
-        backbone_name=backbone.name,
-        embed_dim=backbone.embed_dim,
-        class_names=list(plan.listing.class_names),
-        seed=config.seed,
-        epoch=1,
-        features=plan.fingerprint,
-        history=[{"epoch": 1.0, "loss": 0.5}],
-        commit=None,
-    )
     reader = open_features(plan.folders[:1], config.output)
+    history = [{"epoch": 1.0, "loss": 0.5}]
+    about = about_training(config, plan, reader, epoch=1, seed=config.seed, history=history)
     task = Task.of_features(reader.class_names, *reader.text_features())
     write_checkpoint(path, initial(DCLIPMethod, about.settings, task, seed=weights), about)
     return path
