@@ -59,14 +59,14 @@ def find_method(name: str) -> "type[Method[Any]]":
     Raises:
         ValueError: There is no such method.
     """
-    from dclip.methods.method import Method
-
-    if name not in METHODS and not is_own(name):
-        near = difflib.get_close_matches(name, METHODS)
+    if name not in METHODS and not is_own(name):  # before anything is loaded
+        near = did_you_mean(difflib.get_close_matches(name, METHODS))
         raise ValueError(
-            f"unknown method {name!r}{did_you_mean(near)}; give one of {', '.join(METHODS)}, or "
+            f"unknown method {name!r}{near or ';'} give one of {', '.join(METHODS)}, or "
             "'package.module:Class'"
         )
+    from dclip.methods.method import Method
+
     found = find_own(METHODS[name].method if name in METHODS else name, "method")
     if not isinstance(found, type) or not issubclass(found, Method):
         raise ValueError(f"{name!r} is no method: it is no subclass of dclip.methods.method.Method")
