@@ -30,11 +30,11 @@ from common import tell
 from PIL import Image
 
 from dclip.backbones import Backbone, load_backbone
-from dclip.data import shapes
 from dclip.data.folder import read_folder
 from dclip.data.listing import ImageListing
-from dclip.extraction import Extractor, Seconds
-from dclip.shards import write_shard
+from dclip.store.extraction import Extractor, Seconds
+from dclip.store.shards import write_shard
+from dclip.world import shapes
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int], distinct: int = 64) -> None:
@@ -99,9 +99,9 @@ def on_cpu(
     """Pipeline and bare loop of one backbone on the CPU, as many processes for both."""
     import ray
 
-    from pipeline.config import Config
-    from pipeline.extract import extract
-    from pipeline.features import plan_features
+    from pipeline.features.plan import plan_features
+    from pipeline.settings.config import Config
+    from pipeline.stages.extract import extract
 
     pretrained = None if name == "tiny" else "random"
 
@@ -184,8 +184,8 @@ def peak_memory(images: int) -> float:
 
 def cpu(arguments: argparse.Namespace) -> dict[str, Any]:
     """All measurements on the CPU."""
-    from pipeline import cluster
-    from pipeline.config import Config
+    from pipeline.cluster import session as cluster
+    from pipeline.settings.config import Config
 
     workers = os.cpu_count() or 1
     rows = []

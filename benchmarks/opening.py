@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 import torch
 from common import tell
 
-from dclip import shards
-from dclip.reader import FeatureReader
-from dclip.shards import FAILURES, FORMAT, SAMPLES, TEXT, Manifest, Sidecar
+from dclip.store import shards
+from dclip.store.reader import FeatureReader
+from dclip.store.shards import FAILURES, FORMAT, SAMPLES, TEXT, Manifest, Sidecar
 
 IMAGES, CLASSES, A_SHARD = 82_081, 80, 256
 POSITIVES = 2.9  # an image, as in COCO-14

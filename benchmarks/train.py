@@ -35,8 +35,8 @@ from common import tell
 
 from dclip.fitting.batches import Batch
 from dclip.fitting.fit import EpochReport, fit
-from dclip.reader import FeatureReader, write_text_features
-from dclip.shards import (
+from dclip.store.reader import FeatureReader, write_text_features
+from dclip.store.shards import (
     FORMAT,
     MANIFEST,
     SAMPLES,
@@ -241,7 +241,7 @@ def steps_and_epochs(folder: Path) -> dict[str, Any]:
 def online(folder: Path) -> dict[str, Any]:
     """Seconds an image of an epoch that runs RN50 at every step, and of a cached one."""
     from dclip.backbones import load_backbone
-    from dclip.extraction import Extractor
+    from dclip.store.extraction import Extractor
 
     recipe = Recipe(epochs=2)
     training, cached = fitting(folder, recipe)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.provenance import git_commit
+from pipeline.records.provenance import git_commit
 
 ABSENT = (
     "dog", "cat", "horse", "person", "car", "bus", "bicycle", "airplane", "boat", "chair",
@@ -51,7 +51,7 @@ def shapes(limit: int | None) -> Data:
     """The embedded data set by the tiny CLIP."""
     from dclip import encode_class_names, encode_prompt_pairs, load_backbone
     from dclip.data.pixels import normalise
-    from dclip.data.shapes_dataset import ShapesListing
+    from dclip.world.dataset import ShapesListing
 
     clip = load_backbone("tiny")
     local, labels, counts = [], [], []

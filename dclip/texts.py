@@ -102,7 +102,7 @@ def context_length(backbone: str) -> int | None:
         backbone: A name as `dclip.backbones.load_backbone` takes it.
     """
     if backbone == "tiny":
-        file = Path(__file__).parent / "backbones" / "tiny_clip.json"
+        file = Path(__file__).parent / "world" / "tiny_clip.json"
     else:
         file = _open_clip() / "model_configs" / f"{backbone.replace('/', '-')}.json"
     try:

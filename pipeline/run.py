@@ -1,16 +1,8 @@
-"""The whole study: features, a method and its variants, their comparison with frozen CLIP."""
+"""The whole study: ``python -m pipeline.run``."""
 
 import sys
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
 
-from pipeline import evaluate, extract, train
-from pipeline.cli import Report, main
-from pipeline.config import Config
-from pipeline.features import is_complete, plan_features
+from pipeline.terminal.cli import main
 
 DESCRIPTION = """\
 Extract features, train DCLIP and its ASL-only ablation, and compare both with frozen CLIP.
@@ -20,63 +12,6 @@ examples:
   python -m pipeline.run --dclip.mfi-weight 0.3 --seed 1
   python -m pipeline.run --dataset coco --root DIR --backbone RN101 --train.preset author
 Stages whose result stands are skipped; whatever was stopped goes on."""
-
-
-def run(config: Config) -> Report:
-    """Run all stages; the report holds the scores, cosines, seconds by stage, and the settings."""
-    from pipeline import cluster
-    from pipeline.provenance import git_commit
-
-    seconds: dict[str, float] = {}
-
-    def timed(stage: str, work: Callable[[], Report]) -> Report:
-        started = time.perf_counter()
-        report = work()
-        seconds[stage] = round(time.perf_counter() - started, 2)
-        return report
-
-    with ExitStack() as session:
-        if _is_pending(config):
-            timed("start", lambda: session.enter_context(cluster.ray_session(config)) or {})
-        features = timed("extract", partial(extract.run, config))
-        trained = timed("train", lambda: {"all": train.run_together(train.compared(config))})
-    checkpoints = [Path(report["checkpoint"]) for report in trained["all"]]
-    compared = timed("evaluate", partial(evaluate.publish, config, checkpoints))
-    return {
-        "stage": "run",
-        "map": {name: row["map"] for name, row in compared["systems"].items()},
-        "inter_class_cosine": compared["inter_class_cosine"],
-        "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
-        "features": features["splits"],
-        **{name: compared[name] for name in ("test_on_train", "warnings", "notes")},
-        "checkpoints": compared["checkpoints"],
-        "figures": compared["figures"],
-        "mlflow": compared["mlflow"],
-        "config": config.model_dump(mode="json"),
-        "commit": git_commit(),
-    }
-
-
-def _is_pending(config: Config) -> bool:
-    """Whether any stage has work for Ray."""
-    plans = [*extract.all_plans(config)]
-    source = plan_features(config, config.train_split)
-    paths = [train.checkpoint_path(settings, source) for settings in train.compared(config)]
-    return not (all(map(is_complete, plans)) and all(path.is_file() for path in paths))
-
-
-def describe(config: Config) -> str:
-    """The plan of all stages in words, for ``--dry-run``."""
-    parts = [("extract", extract.describe(config))]
-    parts += [
-        (f"train {settings.trained_name}", train.describe(settings))
-        for settings in train.compared(config)
-    ]
-    source = plan_features(config, config.train_split)
-    made = [train.checkpoint_path(settings, source) for settings in train.compared(config)]
-    parts += [("evaluate", evaluate.describe(config, made))]
-    return "\n".join(f"{stage}:\n  " + text.replace("\n", "\n  ") for stage, text in parts)
-
 
 if __name__ == "__main__":
     sys.exit(main("run"))

@@ -175,7 +175,7 @@ def serve() -> Iterator[Callable[[Path], WebServer]]:
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the shards that this process reads whole, from the beginning of the test on."""
-    from dclip import shards
+    from dclip.store import shards
 
     names: list[str] = []
     original = shards.hashlib.file_digest

@@ -16,7 +16,7 @@ import yaml
 from dockerfile_parse import DockerfileParser
 from packaging.requirements import Requirement
 
-from pipeline import cli
+from pipeline.terminal import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "docker"

@@ -14,9 +14,10 @@ import torch
 
 from dclip.backbones import ImageFeatures, load_backbone
 from dclip.prediction import predict_image
-from pipeline import cli, datasets
-from pipeline.config import conf_folder
-from pipeline.pages import page
+from pipeline import datasets
+from pipeline.settings.config import conf_folder
+from pipeline.terminal import cli
+from pipeline.terminal.pages import page
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -96,7 +97,7 @@ def test_every_page_opens_with_whom_it_is_for(document: Path) -> None:
 def test_messages_name_documents_that_are_there() -> None:
     named = re.compile(r"page\('(\w+)'\)|page\(\"(\w+)\"\)")
     found = set()
-    for path in sorted((ROOT / "pipeline").glob("*.py")):
+    for path in sorted((ROOT / "pipeline").rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         found |= {first or second for first, second in named.findall(text)}
         assert not re.search(r"""["'][^"'\n]*\bdocs/\w+\.md""", text), f"{path}: use page()"
@@ -114,7 +115,7 @@ def test_a_wheel_has_settings_documents_and_where_the_project_is(tmp_path: Path)
         (about,) = (name for name in names if name.endswith("METADATA"))
         metadata = wheel.read(about).decode()
     assert {"pipeline/docs/datasets.md", "pipeline/conf/shapes.yaml"} <= names
-    assert "dclip/backbones/tiny_clip.safetensors" in names
+    assert "dclip/world/tiny_clip.safetensors" in names
     assert "Project-URL: " in metadata
     assert "Classifier: Programming Language :: Python :: 3.11" in metadata
 

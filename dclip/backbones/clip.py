@@ -512,12 +512,13 @@ def load_tiny(
     Raises:
         ValueError: If there are no such weights, or they do not fit.
     """
-    folder = importlib.resources.files("dclip.backbones")
+    folder = importlib.resources.files("dclip.world")
     config_file, weights_file = folder / "tiny_clip.json", folder / "tiny_clip.safetensors"
     if not config_file.is_file() or (pretrained is None and not weights_file.is_file()):
         raise ValueError(
             f"the weights of the {name} CLIP are missing from {folder}; train them with"
-            " 'python -m dclip.pretraining --output FILE', or take a larger model such as RN101"
+            " 'python -m dclip.world.pretraining --output FILE', or take a larger model such as"
+            " RN101"
         )
     config = json.loads(config_file.read_text())
     if pretrained is None:

@@ -14,7 +14,7 @@ import numpy as np
 from dclip.data.coco_files import find_image_files
 from dclip.data.dataset import Dataset, read_class_names, settle
 from dclip.data.listing import ImageListing, fit_key
-from dclip.paths import AnyPath, has_folders
+from dclip.store.paths import AnyPath, has_folders
 from dclip.words import counted
 
 _PREFIX = "instances_"

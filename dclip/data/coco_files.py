@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from dclip.paths import AnyPath, RemotePath, has_folders
+from dclip.store.paths import AnyPath, RemotePath, has_folders
 from dclip.words import counted
 
 _SIMPLE = re.compile(

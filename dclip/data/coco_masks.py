@@ -35,7 +35,7 @@ from dclip.data.segmentation import (
     ignore_index_of,
 )
 from dclip.data.stuff import THING_IDS, find_stuff_maps, pixel_map
-from dclip.paths import AnyPath
+from dclip.store.paths import AnyPath
 from dclip.words import counted
 
 _THINGS, _BACKGROUND = read_class_names("coco80"), read_class_names("background")

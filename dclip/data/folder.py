@@ -32,7 +32,7 @@ from dclip.data.tables import (
     read_table,
     splits_of,
 )
-from dclip.paths import AnyPath, has_folders
+from dclip.store.paths import AnyPath, has_folders
 from dclip.words import counted
 
 CLASS_NAMES_FILE = "class_names.txt"

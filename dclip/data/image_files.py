@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from dclip.data.images import is_image_name
 from dclip.data.label_text import short
-from dclip.paths import AnyPath, has_folders, is_remote
+from dclip.store.paths import AnyPath, has_folders, is_remote
 
 MAX_FILES = 100_000
 """Of a folder with more files, the rest is not looked at to find images that no table lists."""

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from dclip.paths import AnyPath, RemotePath
+from dclip.store.paths import AnyPath, RemotePath
 
 MAX_PIXELS = 64_000_000
 """An image of more pixels than this is refused before any of them is decoded."""

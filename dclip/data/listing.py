@@ -12,7 +12,7 @@ from jaxtyping import Int8, UInt8
 from PIL import Image
 
 from dclip.data.images import ImageError, read_image
-from dclip.paths import AnyPath
+from dclip.store.paths import AnyPath
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from dclip.data.image_files import is_there
-from dclip.paths import AnyPath, RemotePath, has_folders
+from dclip.store.paths import AnyPath, RemotePath, has_folders
 
 _HEAD_BYTES = 4096
 _CLASS_ID = re.compile(r"/[a-z]/[a-z0-9_]+")

@@ -9,18 +9,18 @@ from dclip.data import (
     coco,
     coco_masks,
     context,
-    shapes_dataset,
     stuff,
     voc,
 )
 from dclip.data.dataset import Dataset
+from dclip.world.dataset import SHAPES
 
 __all__ = ["DATASETS", "Dataset", "get_dataset"]
 
 DATASETS: Mapping[str, Dataset] = {
     dataset.name: dataset
     for dataset in (
-        shapes_dataset.SHAPES,
+        SHAPES,
         coco.COCO_FORMAT,
         coco.COCO14,
         coco.COCO17,

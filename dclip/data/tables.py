@@ -16,7 +16,7 @@ from jaxtyping import Int8
 
 from dclip.data.images import is_image_name
 from dclip.data.label_text import check_label, check_text, read_labels, short
-from dclip.paths import AnyPath
+from dclip.store.paths import AnyPath
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet", ".tsv")
 """Kinds of tables, the one that is preferred first."""

@@ -12,7 +12,7 @@ from jaxtyping import Int8, UInt8
 from dclip.data.folder import CLASS_NAMES_FILE, file_keys, read_class_names_file
 from dclip.data.images import is_image_name, tell_passed_over
 from dclip.data.listing import ImageListing
-from dclip.paths import AnyPath
+from dclip.store.paths import AnyPath
 
 ONE_SPLIT = "train"
 """What the one split of a tree without splits is called."""

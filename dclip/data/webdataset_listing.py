@@ -20,7 +20,7 @@ from jaxtyping import Int8, Int32, Int64, UInt8
 
 from dclip.data.images import IMAGE_SUFFIXES, ImageError, read_image
 from dclip.data.listing import Keyed, Sample, check_key, digest, is_key
-from dclip.paths import RemotePath, as_path, is_remote, remote_errors
+from dclip.store.paths import RemotePath, as_path, is_remote, remote_errors
 from dclip.words import counted
 
 LABEL_SUFFIXES = (".json", ".cls", ".txt")

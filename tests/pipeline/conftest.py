@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from dclip.methods.settings import DCLIPSettings
-from pipeline.config import Config, TrainConfig, config_class
+from pipeline.settings.config import Config, TrainConfig, config_class
 
 TOY = "toy_backbone:make"
 
@@ -50,7 +50,7 @@ def _toy_on_path() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def ray_session(_toy_on_path: None) -> Iterator[None]:
     """One local Ray for all stage tests; stages join it instead of starting their own."""
-    from pipeline import cluster
+    from pipeline.cluster import session as cluster
 
     with cluster.ray_session(Config(device="cpu")):
         yield

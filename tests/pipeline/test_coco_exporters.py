@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from dclip.data.listing import ImageListing
-from pipeline.datasets import check, default_splits
-from pipeline.listings import open_listing
+from pipeline.features.listings import open_listing
+from pipeline.stages.datasets import check, default_splits
 
 
 def write(file: Path, document: dict[str, Any]) -> None:

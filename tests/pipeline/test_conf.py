@@ -3,7 +3,7 @@
 import pytest
 
 from dclip.data.registry import DATASETS
-from pipeline.config import Config, conf_folder, yaml_layers
+from pipeline.settings.config import Config, conf_folder, yaml_layers
 
 FILES = sorted(path.stem for path in conf_folder().glob("*.yaml"))
 

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from dclip.data import registry
-from pipeline import cli, datasets, figures
+from pipeline import datasets
+from pipeline.pictures import figures
+from pipeline.terminal import cli
 
 from .conftest import IMAGE_SETS, TOY, WITH_RAY, write_tree
 

@@ -10,11 +10,11 @@ from pydantic import Field
 
 from dclip.methods.registry import find_settings
 from dclip.methods.settings import DCLIPSettings
-from pipeline import train
-from pipeline.cli import _long_form, main, parse
-from pipeline.config import Config, config_class
-from pipeline.errors import UsageError
-from pipeline.space import checked_space, identity_of
+from pipeline.settings.config import Config, config_class
+from pipeline.settings.space import checked_space, identity_of
+from pipeline.stages import train
+from pipeline.terminal.cli import _long_form, main, parse
+from pipeline.terminal.errors import UsageError
 
 from .conftest import with_train
 

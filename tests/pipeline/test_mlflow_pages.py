@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import extract, sweep
-from pipeline.config import Config
-from pipeline.tracking import Tracker
+from pipeline.records.tracking import Tracker
+from pipeline.settings.config import Config
+from pipeline.stages import extract, sweep
 
 from .conftest import WITH_RAY, MlflowServer, settings
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from dclip.data.listing import ImageListing
 from pipeline import datasets
-from pipeline.errors import UsageError
-from pipeline.listings import open_listing
-from pipeline.trees import folder_splits
+from pipeline.features.listings import open_listing
+from pipeline.features.trees import folder_splits
+from pipeline.terminal.errors import UsageError
 
 
 class Expected(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dclip.methods.registry import find_method, is_known
-from pipeline import cli
+from pipeline.terminal import cli
 
 from .conftest import TOY, WITH_RAY
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dclip.data.shapes_dataset import ShapesListing
-from pipeline import cli, datasets
+from dclip.world.dataset import ShapesListing
+from pipeline import datasets
+from pipeline.terminal import cli
 
 from .conftest import WITH_RAY
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from dclip.data.listing import Listing
-from dclip.paths import RemotePath, as_path
+from dclip.store.paths import RemotePath, as_path
 from pipeline import datasets
-from pipeline.errors import UsageError
-from pipeline.listings import open_listing
+from pipeline.features.listings import open_listing
+from pipeline.terminal.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("_quick_retries")
 
@@ -28,7 +28,7 @@ def _output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dclip.paths._SECONDS_TO_RETRY", 0)
+    monkeypatch.setattr("dclip.store.paths._SECONDS_TO_RETRY", 0)
 
 
 @pytest.fixture(scope="module")

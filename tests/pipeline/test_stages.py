@@ -11,13 +11,14 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from dclip.data import shapes
-from dclip.reader import FeatureReader
-from dclip.shards import file_digest
-from pipeline import cli, evaluate, extract, run, sweep, train
-from pipeline.cache import RAM_DISK
-from pipeline.config import Config
-from pipeline.errors import StageError, UsageError
+from dclip.store.reader import FeatureReader
+from dclip.store.shards import file_digest
+from dclip.world import shapes
+from pipeline.features.cache import RAM_DISK
+from pipeline.settings.config import Config
+from pipeline.stages import evaluate, extract, run, sweep, train
+from pipeline.terminal import cli
+from pipeline.terminal.errors import StageError, UsageError
 
 from .conftest import TOY, WITH_RAY, settings, with_train
 

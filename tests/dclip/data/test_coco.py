@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dclip.data import shapes
 from dclip.data.coco import find_coco_split, read_coco
 from dclip.data.images import ImageError
 from dclip.data.listing import ImageListing, Listing
-from dclip.data.shapes_dataset import ShapesListing
+from dclip.world import shapes
+from dclip.world.dataset import ShapesListing
 
 
 def document(**changes: Any) -> dict[str, Any]:

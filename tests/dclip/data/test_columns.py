@@ -8,8 +8,8 @@ from PIL import Image
 
 from dclip.data.columns import match_columns
 from dclip.data.listing import ImageListing, Listing
-from dclip.data.shapes_dataset import ShapesListing
 from dclip.data.webdataset_listing import read_webdataset
+from dclip.world.dataset import ShapesListing
 
 
 def listing(names: tuple[str, ...], labels: list[list[int]]) -> ImageListing:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from dclip.data import listing as listings
-from dclip.data import segmentation, shapes
+from dclip.data import segmentation
 from dclip.data.listing import Listing, check_key
-from dclip.data.shapes_dataset import ShapesListing
+from dclip.world import shapes
+from dclip.world.dataset import ShapesListing
 
 
 def test_shapes_are_a_listing_of_scenes() -> None:

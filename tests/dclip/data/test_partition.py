@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 from dclip.data.listing import ImageListing
 from dclip.data.partition import partition, take_part
-from dclip.data.shapes_dataset import ShapesListing
 from dclip.data.webdataset_listing import WebdatasetListing
+from dclip.world.dataset import ShapesListing
 
 LABELS = hnp.arrays(
     np.int8,

@@ -15,7 +15,7 @@ from dclip.data.coco import COCO14, COCO_FORMAT, find_coco_split
 from dclip.data.folder import read_folder
 from dclip.data.images import ImageError
 from dclip.data.listing import ImageListing
-from dclip.paths import AnyPath, as_path
+from dclip.store.paths import AnyPath, as_path
 
 Put = Callable[[Path], AnyPath]
 

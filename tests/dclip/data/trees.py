@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as run_lengths
 
-from dclip.data import shapes
+from dclip.world import shapes
 
 SIDE = 64  # pixels of an image
 

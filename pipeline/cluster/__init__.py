@@ -1,0 +1,1 @@
+"""Ray: its start, where workers are put, and pools of them."""

@@ -1,0 +1,173 @@
+"""A trained model together with what made it, in one safetensors file."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from jaxtyping import Float32
+from torch import Tensor, nn
+
+from dclip.fitting.batches import Batch
+from dclip.fitting.pack import Pack
+from dclip.methods.method import Method, Task, initial
+from dclip.methods.registry import find_method
+from dclip.prompts import ClassTexts
+from dclip.store.paths import atomic_write
+from dclip.store.shards import Manifest
+from pipeline.records.origin import About, bad_checkpoint, read_about
+from pipeline.terminal.errors import StageError, told
+
+_PAIRS, _CLASSES, _WEIGHTS = "text_features.pairs", "text_features.classes", "weights."
+
+
+def write_state(path: Path, pack: Pack) -> None:
+    """Write all that a training needs to go on from where it stands."""
+    with atomic_write(path) as temporary:
+        safetensors.torch.save_file(pack.state_tensors(), temporary)
+
+
+def read_state(path: Path, pack: Pack) -> None:
+    """Restore in place what :func:`write_state` wrote of an equal training.
+
+    Raises:
+        StageError: The file is damaged, or of another training.
+    """
+    try:
+        pack.load_state_tensors(safetensors.torch.load_file(path))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise StageError(
+            f"cannot go on from {path}: {told(error)}; delete it to train from the start"
+        ) from None
+
+
+def read_place(path: Path) -> tuple[int, int]:
+    """Epochs, and steps of the one begun, that a kept state has done; none where there is none."""
+    try:
+        with safetensors.safe_open(path, "pt") as state:
+            return int(state.get_tensor("epoch")), int(state.get_tensor("step"))
+    except (OSError, safetensors.SafetensorError):
+        return 0, 0
+
+
+def write_checkpoint(path: Path, method: Method[Any], about: About) -> None:
+    """Write a method's weights, the text features it was trained with, and their origin."""
+    tensors = {f"{_WEIGHTS}{name}": value for name, value in method.state_dict().items()}
+    tensors |= {_PAIRS: method.task.pairs, _CLASSES: method.task.texts.features}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        safetensors.torch.save_file(
+            {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+            temporary,
+            metadata=about.metadata(),
+        )
+
+
+def load_checkpoint(path: Path) -> tuple[Method[Any], About]:
+    """A trained method in evaluation mode, on the CPU, and its origin.
+
+    Raises:
+        StageError: The file is missing, damaged, or of another format.
+    """
+    about = read_about(path)
+    kind, names = find_method(about.method), about.class_names
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise bad_checkpoint(path, told(error)) from None
+    if not any(name.startswith(_WEIGHTS) for name in tensors):
+        tensors = _as_now(tensors)
+    try:
+        with torch.device("meta"):  # a width that is wrong takes no memory
+            task = Task.placeholder(names, about.embed_dim)
+            sizes = kind(about.settings, task).state_dict()
+    except (RuntimeError, TypeError, ValueError):  # of numbers that are too large for torch
+        raise bad_checkpoint(path, "no weights have the widths that it tells of") from None
+    expected = {f"{_WEIGHTS}{name}": value for name, value in sizes.items()}
+    expected |= {_PAIRS: task.pairs, _CLASSES: task.texts.features}
+    _require_alike(path, tensors, expected)
+    task = Task.of_features(names, tensors.pop(_PAIRS), tensors.pop(_CLASSES))
+    method = initial(kind, about.settings, task, seed=0, follow_task=False)
+    weights = {name.removeprefix(_WEIGHTS): value for name, value in tensors.items()}
+    method.load_state_dict(weights, strict=True)
+    return method.eval(), about
+
+
+def _as_now(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of format 2, which had projectors and prompt pairs, by the names of this one."""
+    found = {
+        name if name == _PAIRS else f"{_WEIGHTS}{name}": value for name, value in tensors.items()
+    }
+    if _PAIRS in found:
+        found[_CLASSES] = found[_PAIRS][len(found[_PAIRS]) // 2 :].clone()
+    return found
+
+
+def _require_alike(
+    path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    """Refuse tensors that are not those of the training that a checkpoint tells of.
+
+    Raises:
+        StageError: One is missing, too many, of another shape or type, or not finite.
+    """
+    for name in sorted({*tensors, *expected}):
+        if name not in tensors:
+            raise bad_checkpoint(path, f"{name} is missing")
+        if name not in expected:
+            raise bad_checkpoint(path, f"it has {name}, which its method has not")
+        found, wanted = (f"{list(t.shape)} {t.dtype}" for t in (tensors[name], expected[name]))
+        if found != wanted:
+            raise bad_checkpoint(path, f"{name} is {found}, its training makes {wanted}")
+        if not tensors[name].isfinite().all():
+            raise bad_checkpoint(path, f"{name} has values that are not finite")
+
+
+class Scorer(nn.Module):
+    """A trained method as one function: local features to the score of each of its classes.
+
+    Args:
+        method: Trained, fed local features alone.
+    """
+
+    def __init__(self, method: Method[Any]) -> None:
+        super().__init__()
+        self.method = method
+        self.pairs: Tensor
+        self.texts: Tensor
+        # buffers, so that they move with the weights
+        self.register_buffer("pairs", method.task.pairs)
+        self.register_buffer("texts", method.task.texts.features)
+
+    def forward(self, local: Float32[Tensor, "images locations dim"]) -> Tensor:
+        """Score of every class in every image."""
+        task = self.method.task
+        texts = ClassTexts(self.texts, task.texts.classes)
+        method = self.method.with_task(replace(task, pairs=self.pairs, texts=texts))
+        return method.scores(Batch(local, torch.empty(0, 0, dtype=torch.int8)))
+
+
+def check_features(path: Path, about: About, manifest: Manifest) -> None:
+    """Refuse features that the checkpoint was not made for.
+
+    Raises:
+        StageError: They come from another backbone, resolution or preprocessing, or the classes
+            differ.
+    """
+    if about.feature_space != manifest.feature_space:
+        raise StageError(
+            f"checkpoint {path} was trained on features of {about.made_on} "
+            f"({about.feature_space[:12]}), these are of {manifest.spec.get('backbone_name')} "
+            f"at {manifest.spec.get('resolution', 'unknown')} px, kind "
+            f"{manifest.spec.get('kind', 'unknown')} ({manifest.feature_space[:12]}); use the "
+            "same backbone, weights and resolution"
+        )
+    if about.class_names != manifest.class_names:
+        raise StageError(
+            f"checkpoint {path} knows {len(about.class_names)} classes ({about.class_names[0]}, "
+            f"...), the features are labelled with {len(manifest.class_names)} others "
+            f"({manifest.class_names[0]}, ...); evaluate on a split with the same classes"
+        )

@@ -1,0 +1,206 @@
+"""Which checkpoints a stage takes: those that are given, or those that its settings train.
+
+Where these are missing and others of the same features stand, the stage takes what is there if
+there is no doubt, and says so; a model that nobody named is never used without a word.
+"""
+
+import logging
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.settings.config import Config
+from pipeline.terminal.errors import StageError
+
+if TYPE_CHECKING:
+    from pipeline.records.origin import About
+
+log = logging.getLogger(__name__)
+
+_SUFFIX = ".safetensors"
+
+
+class NoCheckpointError(StageError):
+    """There is none yet; a plan (``--dry-run``) can say so and go on."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    path: Path
+    about: "About"
+
+    def __str__(self) -> str:
+        return f"{self.path} ({described(self.about)})"
+
+
+def described(about: "About") -> str:
+    """A checkpoint in words: what it was trained to."""
+    settings, loop = about.settings, about.loop
+    fields = type(settings).model_fields
+    own = "".join(
+        f"{fields[name].title or name} {getattr(settings, name):g}, " for name in settings.bold[:1]
+    )
+    return (
+        f"{about.name}, preset {loop.preset}, {own}epoch {about.epoch} of {loop.epochs}, seed "
+        f"{about.seed}"
+    )
+
+
+def own_checkpoint(config: Config) -> Path:
+    """Where the checkpoint of the settings is, or would be."""
+    from pipeline.features.plan import plan_features
+    from pipeline.stages.train import checkpoint_path
+
+    return checkpoint_path(config, plan_features(config, config.train_split))
+
+
+def take_checkpoint(config: Config) -> Path:
+    """The checkpoint of the settings, or the one other that stands for the same features.
+
+    Raises:
+        NoCheckpointError: There is none.
+        StageError: It is not clear which one is meant; the message names all.
+    """
+    return take_checkpoints(config, [config])[0]
+
+
+def take_checkpoints(config: Config, settings: Sequence[Config]) -> list[Path]:
+    """The checkpoints of several settings, as far as they stand; else others of the same features.
+
+    Args:
+        config: Settings of the stage.
+        settings: Those of the trainings it looks for; they differ in the method.
+
+    Raises:
+        NoCheckpointError: There is none.
+        StageError: It is not clear which one is meant; the message names all.
+    """
+    paths = [own_checkpoint(one) for one in settings]
+    standing = [path for path in paths if path.is_file()]
+    if standing:
+        for one, path in zip(settings, paths, strict=True):
+            if path not in standing:
+                log.info(
+                    "%s is not trained with these settings and is left out; pipeline.run trains it",
+                    one.trained_name,
+                )
+        newer = _others(config, since=max(path.stat().st_mtime_ns for path in standing))
+        newer = [other for other in newer if other.path not in paths]
+        if newer:
+            log.info(
+                "taken is what these settings train, %s; newer for the same features, by "
+                "--checkpoint FILE: %s", ", ".join(map(str, standing)), "; ".join(map(str, newer)),
+            )  # fmt: skip
+        return standing
+    candidates = _others(config)
+    found = []
+    for one in settings:
+        alike = [other for other in candidates if other.about.name == one.trained_name]
+        found += [_only(alike, paths[-1])] if alike else []
+    if not found and candidates:
+        found = [_only(candidates, paths[-1])]
+    if not found:
+        raise NoCheckpointError(
+            f"no checkpoint at {paths[-1]}; make it by python -m pipeline.run with the same "
+            "settings, or give --checkpoint FILE"
+        )
+    log.info(
+        "these settings have no checkpoint (%s); taken, for the same features: %s",
+        paths[-1].stem, "; ".join(map(str, found)),
+    )  # fmt: skip
+    return [other.path for other in found]
+
+
+def _only(candidates: Sequence[_Candidate], wanted: Path) -> _Candidate:
+    if len(candidates) > 1:
+        raise StageError(
+            f"these settings have no checkpoint ({wanted.stem}), and {len(candidates)} others "
+            "stand for the same features; name one by --checkpoint FILE: "
+            + "; ".join(map(str, candidates))
+        )
+    return candidates[0]
+
+
+def _others(config: Config, *, since: int = 0) -> list[_Candidate]:
+    """Checkpoints of trainings on the same features, newest first; damaged ones are left out."""
+    from pipeline.features.plan import plan_features
+
+    files = [
+        (path.stat().st_mtime_ns, path)
+        for path in (config.output.absolute() / "checkpoints").glob(f"*{_SUFFIX}")
+    ]
+    files = [(time, path) for time, path in files if time > since]
+    if not files:
+        return []
+    from pipeline.records.origin import read_about
+
+    plan = plan_features(config, config.train_split)
+    found = []
+    for _, path in sorted(files, reverse=True):
+        try:
+            about = read_about(path)
+        except StageError as error:
+            log.info("left out: %s", error)
+            continue
+        names = list(plan.listing.class_names)
+        if about.features == plan.fingerprint and about.class_names == names:
+            found.append(_Candidate(path, about))
+    return found
+
+
+def given_files(given: Sequence[Path]) -> list[Path]:
+    """The checkpoints that a user names, each once; of a folder all that are in it.
+
+    Raises:
+        StageError: There is no such file, or a folder has no checkpoint.
+    """
+    files: list[Path] = []
+    for path in given:
+        inside = sorted(path.glob(f"*{_SUFFIX}"))
+        if path.is_dir() and not inside:
+            raise StageError(f"no checkpoints (*{_SUFFIX}) in folder {path}")
+        if not path.exists():
+            raise StageError(f"no checkpoint at {path}; --checkpoint takes files and folders")
+        files += inside if path.is_dir() else [path]
+    return list({path.resolve(): path.absolute() for path in files}.values())
+
+
+def names_of(methods: Mapping[Path, str], reserved: Collection[str] = ()) -> dict[Path, str]:
+    """What to call checkpoints: by their method, or where that is not enough by their files.
+
+    Args:
+        methods: The method of each file.
+        reserved: Names that are taken.
+
+    Returns:
+        A name each, all different; the last folders are added where files have one name, too.
+
+    Example:
+        >>> a, b, c = Path("x/t.safetensors"), Path("y/t.safetensors"), Path("x/u.safetensors")
+        >>> list(names_of({a: "dclip", b: "dclip", c: "asl_only"}).values())
+        ['x/t', 'y/t', 'asl_only']
+    """
+    parts = {path: (*path.parent.parts, path.stem) for path in methods}
+    level = dict.fromkeys(methods, 0)  # 0 is the method, then so many parts of the path
+    while True:
+        names = {
+            path: _plain("/".join(parts[path][-level[path] :]) if level[path] else method)
+            for path, method in methods.items()
+        }
+        told = [*names.values(), *reserved]
+        unclear = [path for path, name in names.items() if told.count(name) > 1]
+        longer = [path for path in unclear if level[path] < len(parts[path])]
+        if not longer:  # but for characters that MLflow does not take
+            return {
+                path: f"{name}-{number}" if path in unclear else name
+                for number, (path, name) in enumerate(names.items(), start=1)
+            }
+        for path in longer:
+            level[path] += 1
+
+
+def _plain(name: str) -> str:
+    """A name of characters that MLflow takes."""
+    return re.sub(r"[^\w. /-]", "-", name, flags=re.ASCII).lstrip("/")

@@ -1,0 +1,345 @@
+"""The space of a sweep: its points, checked before anything runs, and how they share the work."""
+
+import difflib
+import itertools
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from dclip.fitting.loop import Loop
+from dclip.methods.registry import METHODS, find_settings
+from dclip.methods.settings import MethodSettings
+from pipeline.settings.config import Config, TrainConfig, bounds
+from pipeline.terminal.errors import UsageError
+
+SEED = "seed"
+_LOOP = "train."
+MOST_TRIALS = 10_000
+"""Of one sweep: more could neither be compared in MLflow nor drawn."""
+_LARGEST_SEED = 2**63 - 1  # of torch
+_MOST_IN_A_PACK = 32  # bounds the memory of their activations
+
+Point = dict[str, Any]
+"""Values of the swept keys: ``{"train.lr": 0.1, "seed": 3}``."""
+
+
+class Entry(NamedTuple):
+    """One trial: its place in the sweep, and what it tries."""
+
+    number: int
+    point: Point
+
+
+class Trained(NamedTuple):
+    """Settings of one training.
+
+    Attributes:
+        loop: Those of the section ``train``.
+        own: Those of the method.
+    """
+
+    loop: TrainConfig
+    own: MethodSettings
+
+
+def trained_at(
+    loop: Mapping[str, Any], method: str, own: Mapping[str, Any], point: Mapping[str, Any]
+) -> Trained:
+    """Settings of the training at a point.
+
+    Args:
+        loop: Values of the section ``train``, outside the point.
+        method: Name of the method.
+        own: Values of its own section.
+        point: Values of the swept keys.
+    """
+    settings = find_settings(method)
+    prefix = f"{settings.name}."
+    return Trained(
+        TrainConfig.model_validate({**loop, **_below(point, _LOOP)}),
+        settings.model_validate({**own, **_below(point, prefix)}),
+    )
+
+
+def _below(point: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): v for key, v in point.items() if key.startswith(prefix)}
+
+
+def at(config: Config, point: Mapping[str, Any]) -> Trained:
+    """Settings of the training at a point of a sweep of these settings."""
+    return trained_at(config.train.model_dump(), config.method, config.own.model_dump(), point)
+
+
+def identity_of(method: str, own: MethodSettings) -> dict[str, Any]:
+    """What a method's settings are in hashes that name results.
+
+    Of the package's methods those at their defaults are left out, so that one more of them renames
+    nothing that stands; that their defaults stay is tested. Defaults of a method of one's own may
+    be under way, and all of it counts.
+    """
+    return own.model_dump(mode="json", exclude_defaults=method in METHODS)
+
+
+def keys_of(config: Config) -> list[str]:
+    """All that can be swept; a preset stands for many keys at once and is none of them."""
+    own = config.own
+    return [
+        *(f"{own.name}.{name}" for name in type(own).model_fields),
+        *(f"{_LOOP}{name}" for name in Loop.model_fields if name != "preset"),
+        SEED,
+    ]
+
+
+def space_of(config: Config) -> Mapping[str, list[Any] | str]:
+    """What is varied: as the settings say, or as the method proposes.
+
+    Raises:
+        UsageError: Neither says anything.
+    """
+    own = config.own
+    space = config.sweep.space or {f"{own.name}.{k}": v for k, v in own.sweep_space.items()}
+    if not space:
+        raise UsageError(f"say what to vary by --space; these can be: {', '.join(keys_of(config))}")
+    return space
+
+
+def checked_space(config: Config) -> dict[str, list[Any] | str]:
+    """The space with values of the types the settings have.
+
+    Raises:
+        UsageError: A key cannot be swept, or the settings refuse a value; the message names both.
+            Or ASHA would compare trainings of different lengths, or there are too many trials.
+    """
+    given = space_of(config)
+    if config.sweep.asha and f"{_LOOP}epochs" in given:
+        raise UsageError(
+            "sweep.asha stops trials that are behind others at the same epoch, and a longer "
+            "training, whose learning rate falls later, would be stopped for its length alone; "
+            "take train.epochs out of sweep.space, or use --no-asha"
+        )
+    if (config.sweep.trials or 0) > MOST_TRIALS:
+        raise UsageError(
+            f"sweep.trials: {config.sweep.trials} trials, a sweep has at most {MOST_TRIALS}"
+        )
+    space: dict[str, list[Any] | str] = {}
+    for key, values in given.items():
+        _require_key(config, key, f"sweep.space: {key!r} cannot be swept")
+        if isinstance(values, str):
+            if config.sweep.search == "grid":
+                raise UsageError(
+                    f"sweep.space: a grid takes no range, got {key}={values}; list values, or use "
+                    "--search random or optuna"
+                )
+            low, high = bounds(values)
+            whole = _is_integer(config, key)
+            if whole and not (low.is_integer() and high.is_integer()):
+                raise UsageError(f"sweep.space: {key} is a whole number, got {values}")
+            for end in (low, high):
+                _checked(config, key, int(end) if whole else end, "sweep.space: ")
+            space[key] = values
+        else:
+            checked = [_checked(config, key, value, "sweep.space: ") for value in values]
+            space[key] = list(dict.fromkeys(checked))  # equal values would be equal trials
+    return space
+
+
+def checked_point(config: Config, point: Mapping[str, Any]) -> Point:
+    """A point with values of the types the settings have.
+
+    Raises:
+        UsageError: A key is no setting, or the settings refuse a value.
+    """
+    for key in point:
+        _require_key(config, key, f"{key!r} cannot be changed")
+    return {key: _checked(config, key, value) for key, value in point.items()}
+
+
+def _require_key(config: Config, key: str, message: str) -> None:
+    """Refuse what is no setting of a single training.
+
+    Raises:
+        UsageError: It is none; the message goes on with the nearest one.
+    """
+    known = keys_of(config)
+    if key in known:
+        return
+    close = [one for one in known if leaf(one) == leaf(key)]
+    close = close or difflib.get_close_matches(key, known, n=1)
+    if key.startswith(_LOOP) and key.removeprefix(_LOOP) in TrainConfig.model_fields:
+        close = []  # no slip of the pen: what all trainings have in common
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UsageError(f"{message}; {hint}these can: {', '.join(known)}")
+
+
+def _checked(config: Config, key: str, value: Any, where: str = "") -> Any:
+    """The value as the settings understand it."""
+    try:
+        if key == SEED:
+            return TypeAdapter(Annotated[int, Field(ge=0, le=_LARGEST_SEED)]).validate_python(value)
+        found = at(config, {key: value})
+        own = found.loop if key.startswith(_LOOP) else found.own
+        return getattr(own, leaf(key))
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        text = f"{message[:1].lower()}{message[1:]}"
+        raise UsageError(f"{where}{key}: {text}, got {value!r}") from None
+
+
+def _is_integer(config: Config, key: str) -> bool:
+    if key == SEED:
+        return True
+    model = TrainConfig if key.startswith(_LOOP) else type(config.own)
+    return model.model_fields[leaf(key)].annotation in (int, int | None)
+
+
+def entries(config: Config) -> list[Entry]:
+    """All trials of a grid or of random search, in a fixed order.
+
+    The grid takes every combination once (values that make no difference are left out); fewer
+    ``trials`` are drawn from it. Random search draws each key by itself, from its list or its
+    range, and no point twice.
+
+    Raises:
+        UsageError: See :func:`checked_space`.
+    """
+    import numpy as np
+
+    space = checked_space(config)
+    random = np.random.default_rng([config.seed, 3])
+    lists = {key: values for key, values in space.items() if not isinstance(values, str)}
+    wanted = config.sweep.trials
+    points: list[Point] = []
+    drawn: set[tuple[Any, ...]] = set()
+    combinations = math.prod(map(len, lists.values()))
+    if config.sweep.search == "grid" and combinations > MOST_TRIALS:
+        raise UsageError(
+            f"sweep.space: a grid of {combinations} points, at most {MOST_TRIALS} can be taken; "
+            "list fewer values, or use --search random or optuna"
+        )
+    if len(lists) == len(space) and combinations <= MOST_TRIALS:
+        points = _grid(config, lists)
+        wanted = wanted or (len(points) if config.sweep.search == "grid" else 8)
+        if wanted < len(points):
+            chosen = sorted(random.choice(len(points), wanted, replace=False).tolist())
+            points = [points[number] for number in chosen]
+    else:
+        draws, whole = _Draws(random), whole_numbers(config)
+        wanted = wanted or 8
+        for _ in range(100 * wanted):  # whole numbers may repeat
+            point = draw(space, whole, draws)
+            if tuple(point.values()) not in drawn:
+                drawn.add(tuple(point.values()))
+                points.append(point)
+            if len(points) == wanted:
+                break
+    return [Entry(number, point) for number, point in enumerate(points)]
+
+
+def _grid(config: Config, lists: Mapping[str, list[Any]]) -> list[Point]:
+    """Every combination; values that make no difference in one are the first of their lists."""
+    name = config.own.name
+    points: dict[tuple[Any, ...], Point] = {}
+    for values in itertools.product(*lists.values()):
+        point = dict(zip(lists, values, strict=True))
+        idle = {f"{name}.{key}" for key in at(config, point).own.idle()}
+        point |= {key: lists[key][0] for key in idle & lists.keys()}
+        points.setdefault(tuple(point.values()), point)
+    return list(points.values())
+
+
+def whole_numbers(config: Config) -> frozenset[str]:
+    """Keys whose values are whole numbers."""
+    return frozenset(key for key in keys_of(config) if _is_integer(config, key))
+
+
+def draw(space: Mapping[str, list[Any] | str], whole: Collection[str], source: Any) -> Point:
+    """One point; ``source`` has the methods by which an Optuna trial suggests values."""
+    point: Point = {}
+    for key, values in space.items():
+        if not isinstance(values, str):
+            point[key] = source.suggest_categorical(key, values)
+            continue
+        low, high = bounds(values)
+        if key in whole:
+            point[key] = source.suggest_int(key, int(low), int(high), log=low > 0)
+        else:
+            point[key] = source.suggest_float(key, low, high, log=low > 0)
+    return point
+
+
+class _Draws:
+    """Independent random values, asked for as of an Optuna trial."""
+
+    def __init__(self, random: Any) -> None:
+        self._random = random
+
+    def suggest_categorical(self, _: str, values: Sequence[Any]) -> Any:
+        return values[int(self._random.integers(len(values)))]
+
+    def suggest_float(self, _: str, low: float, high: float, *, log: bool) -> float:
+        if not log:
+            return float(self._random.uniform(low, high))
+        return float(low * (high / low) ** self._random.uniform())
+
+    def suggest_int(self, key: str, low: int, high: int, *, log: bool) -> int:
+        # each whole number stands for the half below and the half above it
+        value = self.suggest_float(key, max(low - 0.5, 0.5 * log), high + 0.5, log=log)
+        return min(max(round(value), low), high)
+
+
+def packs(config: Config, trials: Sequence[Entry], slots: int) -> list[list[Entry]]:
+    """Trials that train together, in about as many groups as there are ``slots`` for them.
+
+    Points that differ in more than training together allows, or whose sweep says ``never``, stay
+    apart. Trials are dealt out in turn by their width, so that groups take about equally long.
+    """
+    if config.sweep.pack == "never" or config.sweep.asha:
+        return [[entry] for entry in trials]
+    settings = {entry.number: at(config, entry.point) for entry in trials}
+    groups = []
+    for kind in alike([settings[entry.number] for entry in trials]):
+        own = [trials[place] for place in kind]
+        count = max(round(slots * len(own) / len(trials)), -(-len(own) // _MOST_IN_A_PACK))
+        count = min(max(count, 1), len(own))
+        own.sort(key=lambda entry: _width(settings[entry.number].own))
+        groups += [own[first::count] for first in range(count)]
+    return groups
+
+
+def alike(trained: Sequence[Trained]) -> list[list[int]]:
+    """Places of trainings that can share passes over the features, group by group."""
+    kinds: dict[str, list[int]] = {}
+    for place, (loop, own) in enumerate(trained):
+        common = loop.model_dump_json() + own.model_dump_json(exclude=set(own.may_differ))
+        kinds.setdefault(common, []).append(place)
+    return list(kinds.values())
+
+
+def _width(own: MethodSettings) -> list[int]:
+    """How large the weights of a method are, as far as trials that train together differ in it."""
+    values = [getattr(own, name) for name in sorted(own.may_differ)]
+    return [value or 0 for value in values if value is None or isinstance(value, int)]
+
+
+def suggest(
+    space: Mapping[str, list[Any] | str], whole: Collection[str], name: str, trial: Any
+) -> dict[str, Any]:
+    """A trial's parameters for Ray Tune, chosen by Optuna: a group of one under ``name``."""
+    return {name: [Entry(trial.number, draw(space, whole, trial))]}
+
+
+def shown(value: object) -> str:
+    """A value for tables and names."""
+    return f"{value:g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def label(point: Point) -> str:
+    """Name of a trial: its values."""
+    return " ".join(f"{leaf(key)}={shown(value)}" for key, value in point.items())
+
+
+def leaf(key: str) -> str:
+    """A swept key without its section."""
+    return key.rpartition(".")[2]

@@ -1,0 +1,68 @@
+"""The whole study: features, a method and its variants, their comparison with frozen CLIP."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from pipeline.features.plan import is_complete, plan_features
+from pipeline.settings.config import Config
+from pipeline.stages import evaluate, extract, train
+from pipeline.terminal.cli import Report
+
+
+def run(config: Config) -> Report:
+    """Run all stages; the report holds the scores, cosines, seconds by stage, and the settings."""
+    from pipeline.cluster import session as cluster
+    from pipeline.records.provenance import git_commit
+
+    seconds: dict[str, float] = {}
+
+    def timed(stage: str, work: Callable[[], Report]) -> Report:
+        started = time.perf_counter()
+        report = work()
+        seconds[stage] = round(time.perf_counter() - started, 2)
+        return report
+
+    with ExitStack() as session:
+        if _is_pending(config):
+            timed("start", lambda: session.enter_context(cluster.ray_session(config)) or {})
+        features = timed("extract", partial(extract.run, config))
+        trained = timed("train", lambda: {"all": train.run_together(train.compared(config))})
+    checkpoints = [Path(report["checkpoint"]) for report in trained["all"]]
+    compared = timed("evaluate", partial(evaluate.publish, config, checkpoints))
+    return {
+        "stage": "run",
+        "map": {name: row["map"] for name, row in compared["systems"].items()},
+        "inter_class_cosine": compared["inter_class_cosine"],
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
+        "features": features["splits"],
+        **{name: compared[name] for name in ("test_on_train", "warnings", "notes")},
+        "checkpoints": compared["checkpoints"],
+        "figures": compared["figures"],
+        "mlflow": compared["mlflow"],
+        "config": config.model_dump(mode="json"),
+        "commit": git_commit(),
+    }
+
+
+def _is_pending(config: Config) -> bool:
+    """Whether any stage has work for Ray."""
+    plans = [*extract.all_plans(config)]
+    source = plan_features(config, config.train_split)
+    paths = [train.checkpoint_path(settings, source) for settings in train.compared(config)]
+    return not (all(map(is_complete, plans)) and all(path.is_file() for path in paths))
+
+
+def describe(config: Config) -> str:
+    """The plan of all stages in words, for ``--dry-run``."""
+    parts = [("extract", extract.describe(config))]
+    parts += [
+        (f"train {settings.trained_name}", train.describe(settings))
+        for settings in train.compared(config)
+    ]
+    source = plan_features(config, config.train_split)
+    made = [train.checkpoint_path(settings, source) for settings in train.compared(config)]
+    parts += [("evaluate", evaluate.describe(config, made))]
+    return "\n".join(f"{stage}:\n  " + text.replace("\n", "\n  ") for stage, text in parts)

@@ -1,0 +1,1 @@
+"""What a user meets at a terminal: command line, messages, progress bars, pages of the manual."""

@@ -1,0 +1,288 @@
+"""What every stage's command line shares: flags, layers of settings, errors, exit codes.
+
+Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted. Results go to stdout, the
+log and progress bars to stderr.
+"""
+
+import argparse
+import difflib
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from itertools import pairwise
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import CliSettingsSource, SettingsError
+
+from dclip.methods.registry import find_settings
+from pipeline.settings.config import (
+    DEFAULT_METHOD,
+    Config,
+    check_environment,
+    check_layer,
+    conf_folder,
+    config_class,
+    explain,
+    find_config_file,
+    in_force,
+    known_keys,
+    merge,
+    of_method,
+    read_layer,
+    yaml_layers,
+)
+from pipeline.terminal.checks import require_backbone, require_checkpoints, require_output
+from pipeline.terminal.errors import StageError, UsageError
+from pipeline.terminal.moved import follow_folder
+
+Report = dict[str, Any]
+
+_EPILOG = """\
+Flags may be written in any YAML file too (--config FILE), or as an environment variable:
+--train.lr 0.002 is `train: {{lr: 0.002}}` and DCLIP_TRAIN__LR=0.002. Within this stage the keys of
+its own section need no prefix: {short}
+Ready-made settings: {conf}
+"""
+
+
+def remarks(report: Report) -> list[str]:
+    """What a reader of a report's numbers has to know, for the end of its table."""
+    return [f"{kind}: {text}" for kind in ("warning", "note") for text in report[f"{kind}s"]]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument parser whose errors name the nearest flag and never print the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        flags = sorted(flag for flag in self._option_string_actions if flag.startswith("--"))
+        hints = []
+        if message.startswith("unrecognized arguments: "):
+            for word in message.removeprefix("unrecognized arguments: ").split():
+                flag = word.split("=")[0]
+                leaf = flag.rpartition(".")[2].removeprefix("--")
+                close = [other for other in flags if other.endswith(f".{leaf}")][:2]
+                close = close or difflib.get_close_matches(flag, flags, n=2)
+                if word.startswith("--"):
+                    hints.append(f"did you mean {' or '.join(close)}?" if close else "")
+        hint = " ".join(filter(None, hints))
+        raise UsageError(f"{message}. {hint} (see {self.prog} --help)".replace(".  (", ". ("))
+
+
+class _Version(argparse.Action):
+    """Prints the versions of this package and of what results depend on, and stops."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        names = ("torch", "open_clip_torch", "ray", "mlflow")
+        _print(f"dclip {version('dclip')}, " + ", ".join(f"{n} {version(n)}" for n in names))
+        parser.exit()
+
+
+def main(stage: str, argv: Sequence[str] | None = None) -> int:
+    """Parse the command line of one stage, run it, and turn its outcome into an exit code.
+
+    The module ``pipeline.<stage>`` has ``DESCRIPTION``, the help text; ``pipeline.stages.<stage>``
+    has ``describe``, what it would do in words (``--dry-run``), and ``run``, the work, whose report
+    ``--json`` prints. A report with an ``error`` is of work that could be done in part only.
+
+    Args:
+        stage: Name of the module, as in ``python -m pipeline.<stage>``.
+        argv: Words of the command line; ``sys.argv[1:]`` if left out.
+
+    Returns:
+        Exit code of the process.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    show_log()
+    description = import_module(f"pipeline.{stage}").DESCRIPTION
+    try:
+        config, flags = parse(stage, description, sys.argv[1:] if argv is None else argv)
+        if flags.print_config:
+            _print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip())
+            return 0
+        require_backbone(config.backbone)
+        require_checkpoints(getattr(getattr(config, stage, None), "checkpoint", None))
+        module = import_module(f"pipeline.stages.{stage}")
+        if flags.dry_run:
+            _print(module.describe(config))
+            return 0
+        require_output(config.output.absolute())
+        follow_folder(config.output.absolute())
+        if any(config.pending.glob("*.jsonl")):
+            import_module("pipeline.records.tracking").upload_pending(config)
+        report: Report = module.run(config)
+    except UsageError as error:
+        return _fail(stage, error, 2)
+    except (StageError, ValueError, OSError) as error:
+        return _fail(stage, error, 1)
+    except KeyboardInterrupt:
+        _log(f"{stage}: interrupted; the same command goes on where this one stopped")
+        return 130
+    if flags.json:
+        _print(json.dumps(report))
+    if "error" in report:  # a part of the work could not be done
+        _log(f"{stage}: error: {report['error']}")
+        return 1
+    return 0
+
+
+def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
+    """Settings and control flags (``json``, ``dry_run``, ``print_config``) of a command line.
+
+    Raises:
+        UsageError: An unknown flag, key or value.
+    """
+    given_layers = [read_layer(find_config_file(name)) for name in _given(argv, "--config")]
+    named = _given(argv, "--method")
+    method = in_force("method", named[-1] if named else None, given_layers, DEFAULT_METHOD)
+    model = config_class(method)
+    sections = {stage: known_keys(model, stage)}
+    if stage == "train":  # a method's own settings are what is trained
+        own = find_settings(method).name
+        sections[own] = known_keys(model, own)
+    section = sections[stage]
+    parser = _Parser(
+        prog=f"python -m pipeline.{stage}",
+        description=description,
+        epilog=_EPILOG.format(
+            short=", ".join(f"--{key.replace('_', '-')}" for key in section[:4]) + ", ..."
+            if section
+            else "(none)",
+            conf=", ".join(sorted(path.name for path in conf_folder().glob("*.yaml"))),
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    control = parser.add_argument_group("control")
+    control.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="YAML file; repeatable"
+    )
+    control.add_argument("--version", action=_Version, nargs=0, help="print the versions and stop")
+    control.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    control.add_argument("--print-config", action="store_true", help="print all settings and stop")
+    control.add_argument(
+        "--json", action="store_true", help="end stdout with the report as one line of JSON"
+    )
+    source = CliSettingsSource[Any](
+        model, root_parser=parser, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    words = [_long_form(word, sections) for word in argv]
+    given: list[str] = []
+    if stage in _POSITIONAL:
+        key, shown = _POSITIONAL[stage]
+        parser.add_argument(key, nargs="*", metavar=shown, help="images, or folders of images")
+        flags = parser.parse_intermixed_args(words)
+        given = flags.__dict__.pop(key)
+    else:
+        flags = parser.parse_args(words)
+    check_environment(model)
+    default = str(Config.model_fields["dataset"].default)
+    dataset = in_force("dataset", getattr(flags, "dataset", None), given_layers, default)
+    layers = yaml_layers(dataset, given_layers)
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        check_layer(layer, model)
+        merged = merge(merged, of_method(layer[1], model))
+    if given:
+        merged = merge(merged, {stage: {key: given}})
+    values = {key: value for key, value in vars(flags).items() if key not in _CONTROL}
+    try:
+        config = model(_cli_settings_source=source(parsed_args=values), **merged)
+    except ValidationError as error:
+        raise UsageError(explain(error, layers, model)) from None
+    except SettingsError as error:
+        raise UsageError(f"cannot read a value of the command line: {error}") from None
+    return config, flags
+
+
+# no usage statistics leave the machine unless the user says so; no chatter among our lines; a
+# tracking server that does not answer is given up after seconds, not minutes
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
+# words without a flag: the key of the stage's section that takes them, and what --help calls them
+_POSITIONAL = {"predict": ("paths", "IMAGE")}
+_CONTROL = ("config", "dry_run", "print_config", "json")
+
+
+def _given(argv: Sequence[str], flag: str) -> list[str]:
+    """Values of a flag of the command line, in order, before it is parsed."""
+    found = []
+    for word, following in pairwise([*argv, ""]):
+        if word.startswith(f"{flag}="):
+            found.append(word.partition("=")[2])
+        elif word == flag:
+            found.append(following)
+    return found
+
+
+def _long_form(word: str, sections: Mapping[str, Sequence[str]]) -> str:
+    """Accept ``--key`` of the stage's own sections without their prefix, and ``_`` for ``-``."""
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    flag = flag.replace("_", "-")
+    bare = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+    for section, keys in sections.items():
+        if bare in keys and bare not in {*Config.model_fields, *_CONTROL}:
+            no = "no-" if flag.startswith("--no-") else ""
+            flag = f"--{no}{section.replace('_', '-')}.{bare.replace('_', '-')}"
+            break
+    return f"{flag}{equals}{value}"
+
+
+class _Stderr(logging.Handler):
+    """Writes messages to whatever stderr is at that moment, above progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _log(self.format(record))
+
+
+def show_log() -> None:
+    """Let messages of this package appear on stderr."""
+    logger = logging.getLogger("pipeline")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+        logger.addHandler(_Stderr())
+
+
+def _fail(stage: str, error: Exception, code: int) -> int:
+    if os.environ.get("DCLIP_TRACEBACK"):
+        traceback.print_exception(error)
+    _log(f"{stage}: error: {error}")
+    return code
+
+
+def _print(text: str) -> None:
+    with no_bar():
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+def no_bar() -> AbstractContextManager[None]:
+    """Progress bars are gone while a block writes to the terminal."""
+    if "tqdm" not in sys.modules:  # then there is none
+        return nullcontext()
+    cleared: AbstractContextManager[None] = sys.modules["tqdm"].tqdm.external_write_mode(sys.stderr)
+    return cleared
+
+
+def _log(text: str) -> None:
+    with no_bar():
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()

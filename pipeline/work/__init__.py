@@ -1,0 +1,1 @@
+"""What stages do once there is work: here torch and Ray are loaded."""

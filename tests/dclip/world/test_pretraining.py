@@ -1,0 +1,185 @@
+"""The pretraining program: its loss, its loop, and the weights that were made with it."""
+
+import importlib.resources
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch.nn import functional as F
+
+from dclip.backbones import load_backbone
+from dclip.metrics.similarity import inter_class_cosine
+from dclip.prompts import encode_class_names
+from dclip.world import pretraining, shapes
+
+TINY = pretraining.Phase(
+    "smoke", 96, 64, (0, 0), attributes=False, pairs=64, steps=20, batch=16, learning_rate=3e-3
+)
+
+
+def test_loss_of_two_distinct_pairs_by_hand() -> None:
+    # Cosines are the identity and the scale is ln 3, so every softmax is (3/4, 1/4).
+    loss = pretraining.contrastive_loss(
+        torch.eye(2), torch.eye(2), torch.tensor([0, 1]), logit_scale=torch.tensor(math.log(3))
+    )
+    torch.testing.assert_close(loss, torch.tensor(math.log(4 / 3)))
+
+
+def test_loss_of_three_pairs_two_of_one_caption_by_hand() -> None:
+    # Images 0 and 1 share caption 0; scale ln 3, cosines 1 with the own caption and 0 else.
+    # To texts (columns t0 t0 t1): images 0, 1: 3/(3+3+1); image 2: 3/(1+1+3).
+    # To images: caption 0 finds 3/(3+3+1) at either of its images; caption 1 finds 3/(1+1+3).
+    loss = pretraining.contrastive_loss(
+        torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]),
+        torch.eye(2),
+        torch.tensor([0, 0, 1]),
+        logit_scale=torch.tensor(math.log(3)),
+    )
+    expected = -(2 * math.log(3 / 7) + math.log(3 / 5)) / 3
+    torch.testing.assert_close(loss, torch.tensor(expected))
+
+
+def test_is_the_loss_of_clip_when_all_captions_differ() -> None:
+    images, texts = torch.randn(6, 5), torch.randn(6, 5)
+    order = torch.randperm(6)
+    logits = 7 * F.normalize(images, dim=1) @ F.normalize(texts, dim=1)[order].T
+    target = torch.arange(6)
+    expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    loss = pretraining.contrastive_loss(images, texts, order, logit_scale=torch.tensor(7.0))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_agrees_with_a_plain_loop_over_the_equation() -> None:
+    caption_of = torch.tensor([0, 2, 1, 0, 2, 2])
+    images, texts = torch.randn(6, 4).double(), torch.randn(3, 4).double()
+    cosines = F.cosine_similarity(images[:, None], texts[caption_of][None], dim=2)
+    to_texts = (5 * cosines).log_softmax(dim=1)
+    to_images = (5 * cosines).T.log_softmax(dim=1)
+    total = 0.0
+    for i in range(6):
+        positives = [j for j in range(6) if caption_of[i] == caption_of[j]]
+        for j in positives:
+            total -= (to_texts[i, j] + to_images[i, j]).item() / (2 * 6 * len(positives))
+    loss = pretraining.contrastive_loss(
+        images, texts, caption_of, logit_scale=torch.tensor(5.0).double()
+    )
+    assert loss.item() == pytest.approx(total, rel=1e-12)
+
+
+def test_a_window_of_the_whole_canvas_is_clips_own_embedding() -> None:
+    model = pretraining.build_model(0).eval()
+    images = torch.randn(2, 3, 192, 192)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            pretraining.encode_windows(model, images, top=0, left=0),
+            model.encode_image(images),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
+def test_cutting_the_padding_off_leaves_text_features_as_they_are() -> None:
+    import open_clip
+
+    model = pretraining.build_model(0).eval()
+    tokens = open_clip.SimpleTokenizer()(["a star", "a photo of a ring."], context_length=32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            pretraining.encode_tokens(model, tokens[:, :8]), model.encode_text(tokens)
+        )
+
+
+def test_pairs_of_a_phase_come_in_order_and_share_equal_captions() -> None:
+    pairs = pretraining.draw_pairs(TINY, 5, seed=0, workers=0)
+    assert len(pairs.images) == len(pairs.caption_of) == TINY.pairs
+    assert len(set(pairs.captions)) == len(pairs.captions)
+    third = shapes.photo(7, resolution=96, neighbours=(0, 0), attributes=False)
+    assert pairs.captions[pairs.caption_of[2]] == third.caption
+    # seen at two thirds of its resolution, with the same mean colour
+    assert pairs.images.shape == (64, 3, 64, 64)
+    assert pairs.images[2].float().mean() == pytest.approx(third.image.mean(), abs=1)
+
+
+def test_twenty_steps_lower_the_loss_and_the_seed_decides_them() -> None:
+    import open_clip
+
+    tokenizer = open_clip.SimpleTokenizer(context_length=32)
+    pairs = pretraining.draw_pairs(TINY, 0, seed=0, workers=0)
+    runs = []
+    for _ in range(2):
+        model = pretraining.build_model(0)
+        runs.append(pretraining.fit(model, pairs, TINY, tokenize=tokenizer, seed=0, log=[].append))
+    assert sum(runs[0][-5:]) < sum(runs[0][:5]) - 0.5
+    assert runs[0] == runs[1]
+
+
+def test_the_program_writes_weights_that_load_and_reports_on_them(tmp_path: Path) -> None:
+    lines: list[str] = []
+    path = tmp_path / "weights.safetensors"
+    report = pretraining.pretrain(
+        path,
+        workers=0,
+        curriculum=[TINY],
+        sizes={"train": 100, "test": 40, "single": 16},
+        log=lines.append,
+    )
+    assert set(report) == {
+        "single/top1",
+        "test/map_linear_probe",
+        "test/map_zero_shot",
+        "test/map_zero_shot_local",
+        "text/inter_class_cosine",
+        "seconds",
+    }
+    assert any("loss" in line for line in lines)
+    assert load_backbone("tiny", pretrained=str(path)).embed_dim == 128
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]  # no part file left
+
+
+def test_help_does_not_import_open_clip() -> None:
+    program = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        "try: runpy.run_module('dclip.world.pretraining', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert 'open_clip' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert b"--output" in done.stdout
+
+
+def test_a_folder_that_does_not_exist_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        pretraining.main(["--output", str(tmp_path / "missing" / "tiny.safetensors")])
+    assert "in a folder that exists" in capsys.readouterr().err
+
+
+def test_the_packaged_weights_are_small_and_say_how_they_were_made() -> None:
+    folder = importlib.resources.files("dclip.world")
+    with importlib.resources.as_file(folder / "tiny_clip.safetensors") as path:
+        assert path.stat().st_size <= 10_000_000
+        with safe_open(path, framework="pt") as weights:
+            metadata = weights.metadata()
+    # the module was dclip.pretraining then
+    assert metadata["command"].startswith("python -m dclip.pretraining --seed 0")
+    config = json.loads((folder / "tiny_clip.json").read_text())
+    assert config["vision_cfg"]["image_size"] == shapes.RESOLUTION
+
+
+def test_the_packaged_clip_names_single_objects_and_confuses_its_class_names_as_clip_does() -> None:
+    backbone = load_backbone("tiny")
+    drawn = [shapes.scene("single", index) for index in range(64)]
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.mean, backbone.std))
+    images = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) for scene in drawn])
+    embedding = backbone.encode_images((images.float() / 255 - mean) / std).embedding
+    texts = encode_class_names(backbone, shapes.CLASS_NAMES)
+    answers = (F.normalize(embedding, dim=1) @ texts.T).argmax(dim=1)
+    truth = torch.tensor([scene.objects[0].class_index for scene in drawn])
+    assert (answers == truth).float().mean() >= 0.9  # 0.9925 on all 400
+    assert 0.5 < inter_class_cosine(texts) < 0.85  # 0.74: something is left to disentangle

@@ -1,0 +1,67 @@
+"""Which frozen CLIP is taken, and what is said of it."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from pipeline.features import plan as features
+from pipeline.settings.config import Config, explain
+from pipeline.terminal import cli
+
+
+@pytest.mark.parametrize(
+    ("dataset", "backbone"),
+    [
+        ("shapes", "tiny"),
+        ("folder:photos", "RN101"),
+        ("webdataset:a-{000..001}.tar", "RN101"),
+        ("annotations/instances_{split}.json", "RN101"),
+        ("coco", "RN101"),
+        ("voc2007", "RN101"),
+    ],
+)
+def test_the_backbone_left_out_is_tiny_for_shapes_and_a_real_clip_for_all_else(
+    dataset: str, backbone: str
+) -> None:
+    assert Config(dataset=dataset).backbone == backbone
+    assert Config(dataset=dataset, backbone="ViT-B-16").backbone == "ViT-B-16"
+
+
+def test_a_wrong_data_set_is_one_line_and_no_second_about_the_backbone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dataset") as caught:
+        Config.model_validate({"dataset": 5})
+    assert explain(caught.value) == "dataset: input should be a valid string, got 5"  # type: ignore[arg-type]
+
+
+def test_tiny_on_photographs_says_what_it_is_once_a_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    features._warn_once.cache_clear()
+    config = Config(dataset="folder:photos", backbone="tiny", output=tmp_path)
+    with caplog.at_level(logging.WARNING, "pipeline"):
+        features.describe_backbone(config)
+        features.describe_backbone(config.model_copy(update={"seed": 1}))
+    (warning,) = features.warnings_of(config)
+    assert [record.getMessage() for record in caplog.records] == [f"warning: {warning}"]
+    assert "tiny on folder:photos" in warning
+    assert "--backbone RN101" in warning
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"dataset": "folder:photos"},
+        {"dataset": "folder:photos", "backbone": "tiny", "pretrained": "own.safetensors"},
+    ],
+)
+def test_nothing_is_said_of_tiny_on_shapes_and_of_other_weights(changes: dict[str, str]) -> None:
+    assert features.warnings_of(Config.model_validate(changes)) == []
+
+
+def test_help_says_which_backbone_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main("extract", ["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "left out: tiny for shapes, RN101 for all else" in told
