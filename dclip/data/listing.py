@@ -150,6 +150,10 @@ class ImageListing(Keyed):
             "content": digest(listed, self.labels),
         }
 
+    def images_digest(self, count: int) -> str:
+        """A hash of the keys and files of the first images, whatever their labels."""
+        return digest([self.keys[:count], self.file_names[:count]])
+
 
 def check_key(key: str) -> str:
     """The key itself, if it is fit to name a sample in files of any kind.

@@ -106,6 +106,11 @@ class WebdatasetListing(Keyed):
         content = digest(listed, self.labels, self.tar_of, self.offsets, self.sizes)
         return {"name": self.name, "split": self.split, **self.options, "content": content}
 
+    def images_digest(self, count: int) -> str:
+        """A hash of the keys and places of the first images, whatever their labels."""
+        where = (self.tar_of[:count], self.offsets[:count], self.sizes[:count])
+        return digest([self.keys[:count], self.tars], *where)
+
 
 def expand_tars(urls: str, split: str) -> tuple[str, ...]:
     """Paths or URLs of the tars a pattern stands for.

@@ -7,6 +7,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from pipeline.cluster.session import cause
 from pipeline.terminal.errors import StageError, told
 
 log = logging.getLogger(__name__)
@@ -59,11 +63,6 @@ class Pool(Generic[Task]):
         Raises:
             StageError: An actor could not be made, a task failed, or it lost its worker too often.
         """
-        import ray
-        from ray.exceptions import RayActorError, RayError
-
-        from pipeline.cluster.session import cause
-
         self._queue.extend(tasks)
         polled = time.monotonic()
         patience = polled + _PATIENCE_SECONDS
@@ -121,8 +120,6 @@ class Pool(Generic[Task]):
                     self._running[self._submit(worker, task)] = (task, worker)
 
     def _lose(self, worker: Any, why: str) -> None:
-        import ray
-
         ray.kill(worker)  # it may be out of reach only
         self._ready = [one for one in self._ready if one is not worker]
         self._starting = {ref: one for ref, one in self._starting.items() if one is not worker}
@@ -140,8 +137,6 @@ class Pool(Generic[Task]):
         self._grow()
 
     def _progress(self) -> int:
-        import ray
-
         busy = {id(worker): worker for _, worker in self._running.values()}
         if not busy:
             return 0
@@ -151,6 +146,6 @@ class Pool(Generic[Task]):
         for reference in answered:
             try:
                 done += ray.get(reference)
-            except ray.exceptions.RayError:
+            except RayError:
                 continue  # its loss is seen to where its tasks are waited for
         return done

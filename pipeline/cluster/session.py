@@ -1,8 +1,7 @@
-"""Start or join Ray, and choose the device."""
+"""Starting or joining Ray, and what each worker gets of the machines."""
 
 import logging
 import os
-import re
 import socket
 import sys
 import threading
@@ -14,67 +13,21 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dclip.words import counted
+import psutil
+import ray
+from ray import _raylet
+from ray._private import services
+
+from pipeline.cluster import START_SECONDS
+from pipeline.cluster.address import cluster_address
+from pipeline.cluster.device import choose_device
+from pipeline.cluster.head import REMEDY, ask_head
 from pipeline.settings.config import Config
-from pipeline.terminal.errors import StageError, UsageError, told
+from pipeline.terminal.errors import StageError, told
 
 log = logging.getLogger(__name__)
 
-# Workers at the driver's priority (Ray's default is nice +15), quick polls of Ray Train, which an
-# elastic training otherwise lets wait a minute for workers of a node it has just lost, quiet
-# start-up. glibc keeps the memory that tensors free: else every large
-# one is mapped and zeroed page by page anew, and a CPU encodes a fifth more slowly.
-# On a busy machine Ray's parts find each other later than the 30 or 60 s it gives them (what is
-# no setting: _patience).
-_START_SECONDS = 180
-_ENVIRONMENT = {
-    "RAY_agent_register_timeout_ms": str(1000 * _START_SECONDS),
-    "RAY_gcs_server_port_wait_time_s": str(_START_SECONDS),
-    "RAY_raylet_start_wait_time_s": "5",  # of one look; a dead node is noticed between two
-    "RAY_worker_register_timeout_seconds": str(_START_SECONDS),
-    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(_START_SECONDS),
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
-    "RAY_worker_niceness": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a sweep; Tune would go on to its results
-    "TUNE_GLOBAL_CHECKPOINT_S": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-}
-
-
-def choose_device(wanted: str) -> tuple[str, str]:
-    """Device for tensors, and why: ``("cpu", "no CUDA device")``.
-
-    Args:
-        wanted: ``auto``, ``cpu`` or ``cuda``.
-
-    Raises:
-        StageError: CUDA was asked for and is not there.
-    """
-    if wanted == "cpu":
-        return "cpu", "as asked"
-    gpus = _gpus()
-    if wanted == "cuda" and not gpus:
-        raise StageError("--device cuda: there is no CUDA device; use --device auto or cpu")
-    return ("cuda", gpus) if gpus else ("cpu", "no CUDA device")
-
-
-def _gpus() -> str:
-    """The GPUs at hand, in words: those of the cluster once it is joined, else of this machine."""
-    import torch
-
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        count = int(sys.modules["ray"].cluster_resources().get("GPU", 0))
-        if count:
-            return f"{counted(count, 'GPU')} of the cluster"
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+_SILENCE_SECONDS = 10.0  # of a start, after which it is said what is waited for
 
 
 @contextmanager
@@ -92,7 +45,6 @@ def ray_session(config: Config) -> Iterator[None]:
         StageError: The cluster cannot be reached, or Ray does not start.
     """
     address = cluster_address()
-    ray = _ray()
     if ray.is_initialized():
         yield
         return
@@ -107,122 +59,21 @@ def ray_session(config: Config) -> Iterator[None]:
         ray.shutdown()
 
 
-def require_cluster() -> None:
-    """Find out, before anything is loaded, whether the cluster of ``RAY_ADDRESS`` is there.
-
-    Raises:
-        UsageError: ``RAY_ADDRESS`` is no address of a cluster.
-        StageError: The cluster cannot be reached.
-    """
-    address = cluster_address()
-    if address and not _ray().is_initialized():
-        _ask_head(address)
-
-
-def _ray() -> Any:
-    """The module, which reads some of its environment when it is imported."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    return ray
-
-
-_REMEDY = "start the cluster, or unset RAY_ADDRESS to run on this machine"
-_PROBE_SECONDS = 5.0  # a cluster that takes longer to say its name is not there
-_SILENCE_SECONDS = 10.0  # of a start, after which it is said what is waited for
-_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
-
-
-def cluster_address() -> str:
-    """Value of ``RAY_ADDRESS``, well formed; empty where Ray shall run on this machine.
-
-    Raises:
-        UsageError: It is neither ``host:port`` nor ``auto`` or ``local``.
-    """
-    address = os.environ.get("RAY_ADDRESS", "").strip()
-    if address in ("", "local"):
-        return ""
-    if address == "auto":
-        return address
-    if address.startswith("ray://"):
-        raise UsageError(
-            f"RAY_ADDRESS={address}: Ray Client cannot run the stages; use HOST:PORT of the head "
-            "node (port 6379 by default) on a machine of the cluster"
-        )
-    port = _PORT.fullmatch(address)
-    if port is None or not 0 < int(port[1]) < 1 << 16:
-        raise UsageError(
-            f"RAY_ADDRESS={address!r} is not HOST:PORT of a cluster's head node, auto or local"
-        )
-    return address
-
-
 def _join(address: str) -> None:
     """Join a cluster, once its head node has answered; Ray itself asks a dead one for minutes."""
-    import ray
-
-    _ask_head(address)
+    ask_head(address)
     try:
         # progress bars and log lines of ours replace Ray's own
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:
         ray.shutdown()
         raise StageError(
-            f"cannot join the cluster of RAY_ADDRESS={address}: {told(error)}; {_REMEDY}"
+            f"cannot join the cluster of RAY_ADDRESS={address}: {told(error)}; {REMEDY}"
         ) from None
-
-
-def _ask_head(address: str) -> None:
-    """Find out in seconds whether a head node is at the address, and a node on this machine."""
-    import grpc
-    import psutil
-    from ray._private.services import canonicalize_bootstrap_address
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled
-
-    try:  # of auto: what `ray start` noted down
-        place = str(canonicalize_bootstrap_address(address))
-        is_found = address == "auto" and "RAY_AUTH_MODE" not in os.environ  # Ray then uses a token
-        loader = AuthenticationTokenLoader.instance()
-        token = loader.get_token_for_http_header(ignore_auth_mode=is_found)
-    except Exception as error:  # Ray's own have no class in common
-        raise StageError(
-            f"cannot join the cluster of RAY_ADDRESS={address}: {told(error)}; {_REMEDY}"
-        ) from None
-    shown = address if address == place else f"{address} ({place})"
-    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
-        with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
-            ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
-            try:
-                ask(b"", timeout=_PROBE_SECONDS, metadata=tuple(token.items()))
-            except grpc.RpcError as error:
-                why, what = {
-                    "UNAVAILABLE": ("nothing answers there", _REMEDY),
-                    "DEADLINE_EXCEEDED": (f"no answer within {_PROBE_SECONDS:.0f} s", _REMEDY),
-                    "UNIMPLEMENTED": (
-                        "what answers is no head node",
-                        "give its address and port, 6379 by default",
-                    ),
-                    "UNAUTHENTICATED": (
-                        "it refuses our token" if token else "it asks for a token",
-                        "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to what `ray get-auth-token` "
-                        "prints on the head node",
-                    ),
-                }.get(error.code().name, (told(error), _REMEDY))
-                raise StageError(
-                    f"cannot join the cluster of RAY_ADDRESS={shown}: {why}; {what}"
-                ) from None
-    if not any("raylet" in process.name() for process in psutil.process_iter()):
-        raise StageError(
-            f"no node of the cluster RAY_ADDRESS={shown} runs on this machine; join it with "
-            f"`ray start --address={place}`, or run the command on one of its nodes"
-        )
 
 
 def _start(**options: Any) -> None:
     """Start a local Ray; a second time if the first fails, with what it left ended before."""
-    import psutil
-    import ray
 
     def say() -> None:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
@@ -272,12 +123,8 @@ def _patience() -> Iterator[None]:
     given ports that are free, and the files are there before. The driver waits 30 s for the node:
     it waits as long as the process is there.
     """
-    import psutil
-    from ray import _raylet
-    from ray._private import services
-
     start, ask = services.start_raylet, services.get_node
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     others = {child.pid for child in psutil.Process().children()}
 
     def start_raylet(*arguments: Any, **options: Any) -> Any:
@@ -329,8 +176,6 @@ def _free_ports() -> list[int]:
 
 def _end(processes: list[Any]) -> None:
     """End processes that a failed start left, and wait until they are gone."""
-    import psutil
-
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -385,8 +230,6 @@ def place_workers(config: Config, wanted: int | None) -> Placement:
     Raises:
         StageError: CUDA was asked for and is not there, or no node has a GPU.
     """
-    import ray
-
     device, why = choose_device(config.device)
     share = 1
     if device == "cuda":

@@ -14,7 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.features.plan import copy_features, local_folders, open_features
+from pipeline.features.copies import copy_features, local_folders
+from pipeline.features.opened import open_features
 from pipeline.terminal.errors import StageError, told
 
 try:

@@ -2,28 +2,54 @@
 
 import logging
 import shlex
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import TypeAdapter
 
+import dclip
+from dclip.data.augment import VERSION
+from dclip.data.columns import match_columns
+from dclip.data.listing import ImageListing, Listing
+from dclip.data.partition import Part
+from dclip.data.webdataset_listing import WebdatasetListing
+from dclip.store.paths import AnyPath, write_text
+from dclip.store.shards import (
+    FORMAT,
+    Manifest,
+    ShardError,
+    Sidecar,
+    Storage,
+    digest,
+    read_manifest,
+    read_sidecars,
+)
+from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
+from pipeline.features.copies import FEATURES, missing_shards
+from pipeline.features.listings import (
+    FOLDER,
+    SPLIT,
+    find_dataset,
+    is_own,
+    known_splits,
+    open_listing,
+    open_part,
+    options_of,
+    pair_of,
+)
+from pipeline.features.preflight import (
+    are_nested,
+    places,
+    require_fit_names,
+    require_labels,
+    shared_places,
+)
 from pipeline.settings.config import TOY_BACKBONE, TOY_DATASET, Config
-from pipeline.terminal.errors import StageError, UsageError
-
-if TYPE_CHECKING:
-    from dclip.backbones import Backbone
-    from dclip.data.listing import Listing
-    from dclip.data.partition import Part
-    from dclip.store.paths import AnyPath
-    from dclip.store.reader import FeatureReader
-    from dclip.store.shards import Manifest, Sidecar, Storage
-
-FEATURES = "features"
-"""Folder below the output folder of features made here, and of copies of remote ones."""
+from pipeline.terminal.errors import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +74,8 @@ class FeaturePlan:
         views: Of a clean plan, the plans of its augmented views.
     """
 
-    folder: "AnyPath"
-    listing: "Listing"
+    folder: AnyPath
+    listing: Listing
     space: Mapping[str, Any]
     source: Mapping[str, Any]
     feature_space: str
@@ -58,7 +84,7 @@ class FeaturePlan:
     shard_size: int
     view: int
     view_seed: int
-    storage: "Storage"
+    storage: Storage
     views: tuple["FeaturePlan", ...] = ()
 
     @property
@@ -82,15 +108,9 @@ class FeaturePlan:
 
         Features of the same images are taken over where classes or labels alone are others.
         """
-        from dclip.data.listing import ImageListing, digest
-        from dclip.data.webdataset_listing import WebdatasetListing
-
-        listing, count = self.listing, self.num_images
-        if isinstance(listing, ImageListing):
-            return digest([listing.keys[:count], listing.file_names[:count]])
-        if isinstance(listing, WebdatasetListing):
-            where = (listing.tar_of[:count], listing.offsets[:count], listing.sizes[:count])
-            return digest([listing.keys[:count], listing.tars], *where)
+        listing = self.listing
+        if isinstance(listing, ImageListing | WebdatasetListing):
+            return listing.images_digest(self.num_images)
         return ""
 
     @property
@@ -104,7 +124,7 @@ class FeaturePlan:
         return range(start, min(start + self.shard_size, self.num_images))
 
 
-def open_dataset(config: Config, split: str) -> "Listing":
+def open_dataset(config: Config, split: str) -> Listing:
     """Images and labels of one split, with the columns of the training split.
 
     Raises:
@@ -142,7 +162,7 @@ class _Source:
     """
 
     dataset: str
-    root: "AnyPath | None"
+    root: AnyPath | None
     options: tuple[tuple[str, str], ...]
     cache: Path
     train: str
@@ -152,14 +172,10 @@ class _Source:
 
     def is_published(self) -> bool:
         """Whether it is a registered data set whose splits and classes are known."""
-        from pipeline.features.listings import find_dataset, is_own
-
         return not is_own(self.dataset) and bool(find_dataset(self.dataset).expected)
 
 
 def _source(config: Config) -> _Source:
-    from pipeline.features.listings import options_of
-
     return _Source(
         config.dataset,
         config.root,
@@ -173,10 +189,7 @@ def _source(config: Config) -> _Source:
 
 
 @lru_cache(maxsize=4)
-def _open_checked(source: _Source, split: str, backbone: str, test_on_train: bool) -> "Listing":
-    from dclip.data.columns import match_columns
-    from pipeline.features.preflight import require_fit_names
-
+def _open_checked(source: _Source, split: str, backbone: str, test_on_train: bool) -> Listing:
     listing = _open_split(source, split)
     if split in (source.train, source.test):
         _tested_on_train(source, test_on_train)
@@ -206,9 +219,6 @@ def _tested_on_train(source: _Source, is_asked_for: bool) -> bool:
 
 def _same_images(source: _Source) -> str:
     """In which way training and test split are the same images; empty if they are not."""
-    from pipeline.features.listings import FOLDER, SPLIT, is_own
-    from pipeline.features.preflight import are_nested, places, shared_places
-
     dataset, train, test = source.dataset, source.train, source.test
     if source.fraction is not None:
         return ""
@@ -225,7 +235,7 @@ def _same_images(source: _Source) -> str:
     return f"all images of split {test!r} of {dataset} are images of {train!r}"
 
 
-def _open_if_there(source: _Source, split: str) -> "Listing | None":
+def _open_if_there(source: _Source, split: str) -> Listing | None:
     """A split of the user's own data, which may have other classes; None if it cannot be opened.
 
     A published data set has one list of classes, and opening another split of it may take long.
@@ -239,10 +249,8 @@ def _open_if_there(source: _Source, split: str) -> "Listing | None":
 
 
 @lru_cache(maxsize=4)
-def _open_split(source: _Source, split: str) -> "Listing":
+def _open_split(source: _Source, split: str) -> Listing:
     """A split as it is on disk, or the part of the one there that is called so."""
-    from pipeline.features.listings import known_splits, open_listing, open_part, pair_of
-
     options = dict(source.options)
     if source.fraction is None:
         try:
@@ -285,44 +293,6 @@ def _open_split(source: _Source, split: str) -> "Listing":
         split=split,
         cache=source.cache,
     )
-
-
-def open_backbone(config: Config, *, device: str = "cpu") -> "Backbone":
-    """The frozen CLIP of the settings.
-
-    Raises:
-        UsageError: An unknown name, or an unusable resolution.
-        OSError: Weights that are not here and cannot be fetched.
-    """
-    return _open_backbone(
-        config.backbone,
-        config.pretrained,
-        config.resolution,
-        config.include_global_token,
-        device,
-    )
-
-
-@lru_cache(maxsize=2)
-def _open_backbone(
-    name: str,
-    pretrained: str | None,
-    resolution: int | None,
-    include_global_token: bool | None,
-    device: str,
-) -> "Backbone":
-    from dclip.backbones import load_backbone
-
-    try:
-        return load_backbone(
-            name,
-            pretrained=pretrained,
-            resolution=resolution,
-            include_global_token=include_global_token,
-            device=device,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def warnings_of(config: Config) -> list[str]:
@@ -434,12 +404,6 @@ def _describe_backbone(
     stamp: str,
     cache: Path,
 ) -> BackboneInfo:
-    from importlib.metadata import version
-
-    import dclip
-    from dclip.store.paths import write_text
-    from dclip.store.shards import digest
-
     package = Path(dclip.__file__).parent
     code = sorted([*package.glob("backbones/*.*"), *package.glob("world/tiny_clip.*")])
     about = {
@@ -455,7 +419,10 @@ def _describe_backbone(
             return facts.validate_json(path.read_bytes())
         except (OSError, ValueError):
             pass  # there is none, or none that can be used: it is made anew
-    backbone = _open_backbone(name, pretrained, resolution, include_global_token, "cpu")
+    # torch takes seconds to load, and these facts are mostly on disk
+    from pipeline.features.opened import frozen_clip
+
+    backbone = frozen_clip(name, pretrained, resolution, include_global_token, "cpu")
     info = BackboneInfo(
         name=backbone.name,
         fingerprint=backbone.fingerprint(),
@@ -479,7 +446,7 @@ def _stamp(path: Path) -> str:
     return f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def open_labelled(config: Config, split: str) -> "Listing":
+def open_labelled(config: Config, split: str) -> Listing:
     """Images and labels of one split, which has a positive unless only features are wanted.
 
     No backbone is loaded for that.
@@ -487,8 +454,6 @@ def open_labelled(config: Config, split: str) -> "Listing":
     Raises:
         UsageError: No image has a class; or as for `open_dataset`.
     """
-    from pipeline.features.preflight import require_labels
-
     listing = open_dataset(config, split)
     if config.extract.split is None:
         require_labels(listing, min(len(listing), config.extract.limit or len(listing)))
@@ -505,10 +470,6 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
         UsageError: An unknown dataset, split, backbone or feature kind; a split without any
             positive; or as for `open_dataset`.
     """
-    from dclip.data.augment import VERSION
-    from dclip.store.shards import FORMAT, digest
-    from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
-
     wanted = config.extract
     listing = open_labelled(config, split)
     backbone = describe_backbone(config)
@@ -556,24 +517,22 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
     return replace(plan(0), views=tuple(map(plan, range(1, views + 1))))
 
 
-def complete_manifest(plan: FeaturePlan) -> "Manifest | None":
+def complete_manifest(plan: FeaturePlan) -> Manifest | None:
     """The manifest of a plan, if it stands and every shard has the size it says; else None.
 
     Raises:
         OSError: An object store cannot be reached.
     """
     manifest = own_manifest(plan)
-    return manifest if manifest and not _missing_shards(plan.folder, manifest) else None
+    return manifest if manifest and not missing_shards(plan.folder, manifest) else None
 
 
-def own_manifest(plan: FeaturePlan) -> "Manifest | None":
+def own_manifest(plan: FeaturePlan) -> Manifest | None:
     """The manifest of a plan, if it stands, whether or not the shards do; else None.
 
     Raises:
         OSError: An object store cannot be reached.
     """
-    from dclip.store.shards import ShardError, read_manifest
-
     try:
         manifest = read_manifest(plan.folder)
     except ShardError:
@@ -586,114 +545,6 @@ def is_complete(plan: FeaturePlan) -> bool:
     return complete_manifest(plan) is not None
 
 
-def _missing_shards(folder: "AnyPath", manifest: "Manifest") -> list[str]:
-    """Names of the shards that a folder does not have in the size its manifest says."""
-    from dclip.store.shards import shard_sizes
-
-    sizes = shard_sizes(folder)
-    return [entry.name for entry in manifest.shards if sizes.get(entry.name) != entry.bytes]
-
-
-def finished(plan: FeaturePlan) -> "list[Sidecar | None]":
+def finished(plan: FeaturePlan) -> list[Sidecar | None]:
     """Sidecars of the finished shards of a plan, None for each that is missing."""
-    from dclip.store.shards import read_sidecars
-
     return read_sidecars(plan.folder, plan.num_shards, plan.fingerprint)
-
-
-def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) -> "FeatureReader":
-    """Features for random access; remote ones are copied to the output folder first.
-
-    Args:
-        folders: Of complete plans: the clean one, then its views, if they are wanted.
-        output: The output folder.
-        verify: Compare every checksum, but for shards that were compared within a day and were not
-            touched since; the output folder keeps which (see `dclip.store.verified`).
-
-    Raises:
-        StageError: They are missing, damaged or foreign.
-    """
-    from dclip.store.reader import FeatureReader
-    from dclip.store.shards import ShardError
-
-    places = local_folders(folders, output)
-    try:
-        return FeatureReader(
-            places[0], views=places[1:], verify=verify, records=verified_folder(output)
-        )
-    except ShardError as error:
-        copies = [str(p) for p, given in zip(places, folders, strict=True) if str(p) != given]
-        copied = f" (these are copies: delete {' and '.join(copies)} to copy them again)"
-        raise StageError(f"{error}{copied if copies else ''}") from None
-
-
-def verified_folder(output: Path) -> Path:
-    """Where an output folder keeps which shards were compared with their checksums lately."""
-    return output.absolute() / "verified"
-
-
-def local_folders(folders: Sequence[str], output: Path) -> list[Path]:
-    """Folders of features on this machine; remote ones are copied to the output folder first.
-
-    Raises:
-        StageError: They are missing.
-    """
-    from dclip.store.paths import as_path
-    from dclip.store.shards import ShardError
-
-    try:
-        return [
-            place if isinstance(place, Path) else copy_features(place, output / FEATURES)
-            for place in map(as_path, folders)
-        ]
-    except ShardError as error:
-        raise StageError(str(error)) from None
-
-
-def place_of_copy(folder: "AnyPath", cache: Path) -> Path:
-    """Where the copy of a folder of features lies."""
-    return cache / folder.parent.name / folder.name
-
-
-def copy_features(folder: "AnyPath", cache: Path) -> Path:
-    """A copy of a folder of features, which copies what is missing or different in an earlier one.
-
-    The manifest comes last, so that a copy that has one is whole. A whole copy serves where its
-    source is out of reach.
-    """
-    from dclip.store.paths import atomic_write
-    from dclip.store.shards import MANIFEST, ShardError, file_problem, read_manifest
-    from pipeline.terminal.progress import progress
-
-    target = place_of_copy(folder, cache)
-    try:
-        copied = read_manifest(target)
-    except ShardError:
-        copied = None
-    try:
-        manifest = read_manifest(folder)
-    except (OSError, ShardError) as error:
-        if copied is None:
-            raise
-        log.warning("features: %s; the copy at %s is used", error, target)
-        manifest = copied
-    changed = set(manifest.shards) - set(copied.shards) if copied else set()
-    missing = sorted({*_missing_shards(target, manifest), *(entry.name for entry in changed)})
-    if copied != manifest:
-        (target / MANIFEST).unlink(missing_ok=True)
-        missing += [n for n, sha in manifest.files.items() if file_problem(target / n, None, sha)]
-        missing.append(MANIFEST)
-    else:
-        missing += [name for name in manifest.files if not (target / name).is_file()]
-    if missing:
-        log.info("features: copying %d files of %s to %s", len(missing), folder, target)
-        target.mkdir(parents=True, exist_ok=True)
-        with progress("copy", len(missing), "files") as bar:
-            for name in missing:
-                with atomic_write(target / name) as temporary:
-                    if isinstance(folder, Path):
-                        shutil.copyfile(folder / name, temporary)
-                    else:
-                        (folder / name).get(temporary)
-                bar.advance(1)
-    return target

@@ -18,7 +18,7 @@ from dclip.logits import similarity_maps
 from dclip.metrics import cosine_matrix
 from dclip.store.reader import FeatureReader
 from dclip.words import counted
-from pipeline.features.plan import open_features
+from pipeline.features.opened import open_features
 from pipeline.pictures.canvas import MAX_INCHES, heading, more, one_line, save
 from pipeline.pictures.looks import color_of, short_title_of
 from pipeline.pictures.mask_figures import show_heat

@@ -275,7 +275,7 @@ def run(config: Config) -> Report:
     from dclip.fitting.fit import check_loop, check_source
     from dclip.methods.registry import find_method
     from pipeline.cluster import session as cluster
-    from pipeline.features.plan import open_features
+    from pipeline.features.opened import open_features
     from pipeline.records.tracking import Tracker
 
     started = time.perf_counter()
@@ -335,9 +335,10 @@ def _fit_all(
 
     from dclip.store.paths import write_text
     from pipeline.cluster import session as cluster
+    from pipeline.cluster.device import choose_device
     from pipeline.terminal.progress import progress
 
-    device, why = cluster.choose_device(config.device)
+    device, why = choose_device(config.device)
     todo = packs(left, config.ablate.pack)
     log.info(
         "ablate: %s: %d trainings in %d packs on %s (%s)",
@@ -384,7 +385,7 @@ def _fit_pack(settings: Mapping[str, Any], pack: Sequence[Trial]) -> list[dict[s
     from dclip.fitting.batches import hold_out
     from dclip.fitting.fit import DivergenceError, EpochReport, divergence, fit
     from pipeline.features.cache import cached_features
-    from pipeline.features.plan import open_features
+    from pipeline.features.opened import open_features
     from pipeline.records.provenance import git_commit
     from pipeline.stages.evaluate import measure
     from pipeline.stages.train import begin

@@ -60,7 +60,8 @@ def baseline(
     from dclip.fitting.batches import hold_out
     from dclip.methods.method import Task, initial
     from dclip.methods.registry import find_method
-    from pipeline.features.plan import open_features, plan_features
+    from pipeline.features.opened import open_features
+    from pipeline.features.plan import plan_features
 
     task = Task.of_features(test.class_names, *test.text_features())
     method = initial(find_method(name), settings, task, seed=config.seed)
@@ -114,7 +115,8 @@ def evaluate(
 
     from dclip.fitting.fit import scores_of
     from dclip.metrics import inter_class_cosine
-    from pipeline.features.plan import open_features, plan_features, tested_on_train, warnings_of
+    from pipeline.features.opened import open_features
+    from pipeline.features.plan import plan_features, tested_on_train, warnings_of
     from pipeline.records.choice import described
     from pipeline.records.provenance import git_commit
 
@@ -244,7 +246,7 @@ def identity(config: Config, files: "Mapping[str, Path]", plan: "FeaturePlan") -
 def _content(config: Config, plan: "FeaturePlan") -> list[Any]:
     """What the features of a plan hold: checksums of their shards, texts and labels."""
     from dclip.store.shards import ShardError, read_manifest
-    from pipeline.features.plan import local_folders
+    from pipeline.features.copies import local_folders
 
     try:
         manifest = read_manifest(local_folders(plan.folders[:1], config.output)[0])
@@ -336,7 +338,7 @@ def _draw(
     models: "Mapping[str, tuple[Method[Any], About]] | None",
 ) -> list[Path]:
     """Draw all figures of a report; its models are loaded where they are not at hand."""
-    from pipeline.features.plan import open_features
+    from pipeline.features.opened import open_features
     from pipeline.pictures import figures
 
     if models is None:

@@ -18,18 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dclip.words import counted
+from pipeline.features.copies import FEATURES, place_of_copy, verified_folder
 from pipeline.features.plan import (
-    FEATURES,
     FeaturePlan,
     complete_manifest,
     describe_backbone,
     finished,
-    open_backbone,
     open_labelled,
     own_manifest,
-    place_of_copy,
     plan_features,
-    verified_folder,
 )
 from pipeline.features.preflight import absent_note, one_text_note, require_images
 from pipeline.settings.config import Config
@@ -549,6 +546,7 @@ def _open_extractor(
 ) -> "Extractor":
     """The backbone of the settings on a device, with threads that feed it."""
     from dclip.store.extraction import Extractor
+    from pipeline.features.opened import open_backbone
 
     return Extractor(
         open_backbone(config, device=device),
@@ -604,6 +602,7 @@ def _publish(config: Config, plan: FeaturePlan, written: Mapping[int, Made]) -> 
     from dclip.store.reader import write_text_features
     from dclip.store.verified import Verified
     from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
+    from pipeline.features.opened import open_backbone
     from pipeline.records.provenance import git_commit
 
     there = finished(plan)
@@ -927,13 +926,13 @@ def _estimate(
     config: Config, plan: FeaturePlan, known: "Sequence[Sidecar]", images_left: int
 ) -> str:
     """Expected time, by the speed of finished shards or of a few images encoded now."""
-    from pipeline.cluster import session as cluster
+    from pipeline.cluster.device import choose_device
 
     if os.environ.get("RAY_ADDRESS"):
         workers = config.extract.workers or 1
         per = "a worker" if config.extract.workers is None else counted(workers, "worker")
     else:
-        device, _ = cluster.choose_device(config.device)
+        device, _ = choose_device(config.device)
         workers = config.extract.workers or (1 if device == "cuda" else os.cpu_count() or 1)
         per = counted(workers, "worker")
     spent = sum(sidecar.seconds.get("total", 0.0) for sidecar in known)
@@ -952,9 +951,9 @@ def _time_sample(config: Config, plan: FeaturePlan) -> tuple[float, int]:
     """Seconds that one worker takes for the first images of a plan, once warm, and their number."""
     import torch
 
-    from pipeline.cluster import session as cluster
+    from pipeline.cluster.device import choose_device
 
-    device, _ = cluster.choose_device(config.device)
+    device, _ = choose_device(config.device)
     extractor = _open_extractor(config, device, batch_size=_SAMPLE)
     rows = range(min(_SAMPLE, plan.num_images))
     threads = torch.get_num_threads()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from dclip.words import counted, short
-from pipeline.features.plan import describe_backbone, open_backbone, warnings_of
+from pipeline.features.plan import describe_backbone, warnings_of
 from pipeline.records.choice import NoCheckpointError, take_checkpoint
 from pipeline.settings.config import TOY_DATASET, Config, usual_backbone
 from pipeline.terminal.cli import Report
@@ -281,6 +281,7 @@ class Predictor:
         import torch
 
         from dclip.prompts import encode_class_names, encode_prompt_pairs
+        from pipeline.features.opened import open_backbone
         from pipeline.records.checkpoints import load_checkpoint
 
         self._plan, self._device = plan, device
@@ -365,7 +366,7 @@ def run(config: Config) -> Report:
     image that cannot be read or drawn is named in the report's ``error``.
     """
     from dclip.store.paths import write_text
-    from pipeline.cluster.session import choose_device
+    from pipeline.cluster.device import choose_device
     from pipeline.records.provenance import git_commit
 
     started = time.perf_counter()

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dclip.words import counted
-from pipeline.cluster.groups import Groups, Maker, every_group, read_arrays
-from pipeline.features.plan import describe_backbone, open_backbone, tested_on_train, warnings_of
+from pipeline.cluster.groups import Groups, read_arrays
+from pipeline.cluster.makers import Maker, every_group
+from pipeline.features.plan import describe_backbone, tested_on_train, warnings_of
 from pipeline.features.preflight import TEMPLATES, require_fit_names, require_images
 from pipeline.pictures.looks import heading_of, title_of
 from pipeline.records.choice import NoCheckpointError
@@ -365,6 +366,8 @@ def count_all(config: Config, plan: SegmentPlan) -> list[Counts]:
 
 def scored_texts(config: Config, plan: SegmentPlan) -> "Task":
     """What the systems are told of the classes."""
+    from pipeline.features.opened import open_backbone
+
     phrasings = [plan.listing.phrasings[position] for position in plan.scored]
     return encode_texts(open_backbone(config), phrasings, config.segment.templates)
 
@@ -382,6 +385,7 @@ def measure(config: Config, plan: SegmentPlan, groups: Sequence[Counts]) -> dict
     from dclip.metrics import Leakage, class_iou, confusion_pairs, cosine_matrix, leakage, miou
     from dclip.metrics import pixel_accuracy as accuracy
     from dclip.prompts import encode_class_texts
+    from pipeline.features.opened import open_backbone
 
     names = plan.listing.class_names
     # background is no class where it is neither true nor predicted

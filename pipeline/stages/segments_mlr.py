@@ -16,14 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from dclip.templates import ZERO_SHOT_TEMPLATE
 from dclip.words import counted
-from pipeline.cluster.groups import Groups, Maker, every_group, read_arrays
-from pipeline.features.plan import (
-    describe_backbone,
-    open_backbone,
-    open_dataset,
-    tested_on_train,
-    warnings_of,
-)
+from pipeline.cluster.groups import Groups, read_arrays
+from pipeline.cluster.makers import Maker, every_group
+from pipeline.features.plan import describe_backbone, open_dataset, tested_on_train, warnings_of
 from pipeline.features.preflight import require_images, require_labels
 from pipeline.records.choice import NoCheckpointError, take_checkpoint
 from pipeline.settings.config import Config, SegmentsMlrConfig
@@ -207,6 +202,8 @@ def score_all(config: Config, plan: SegmentsPlan) -> "list[dict[str, np.ndarray]
     """
 
     def arguments() -> Sequence[Any]:
+        from pipeline.features.opened import open_backbone
+
         require_images(plan.listing, plan.num_images)
         names = [(name,) for name in plan.listing.class_names]
         texts = encode_texts(open_backbone(config), names, (ZERO_SHOT_TEMPLATE,))

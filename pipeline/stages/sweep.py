@@ -86,11 +86,13 @@ def run(config: Config) -> Report:
     started = time.perf_counter()
     check(config)  # before anything is loaded, which takes seconds
 
+    from pipeline.cluster.address import require_cluster
+
+    require_cluster()
+
     from pipeline.cluster import session as cluster
-
-    cluster.require_cluster()
-
-    from pipeline.features.plan import open_features, plan_features
+    from pipeline.features.opened import open_features
+    from pipeline.features.plan import plan_features
 
     plan = plan_features(config, config.train_split)
     # verifies the files once; trials then trust them
@@ -263,11 +265,11 @@ def _run_trials(
     from ray import tune
 
     from dclip.store.paths import write_text
-    from pipeline.cluster import session as cluster
+    from pipeline.cluster.device import choose_device
     from pipeline.terminal.progress import progress
     from pipeline.work.trials import PACK, trial
 
-    device, why = cluster.choose_device(config.device)
+    device, why = choose_device(config.device)
     apart = _read_entries(folder / _APART)
     settings = _trial_settings(config, plan, folder, device)
     settings["apart"] = [entry.number for entry in apart]
@@ -463,7 +465,7 @@ def _write_checkpoints(
     config: Config, plan: "FeaturePlan", folder: Path, rows: Sequence[Mapping[str, Any]]
 ) -> list[Path]:
     """The weights of each trial as a checkpoint like that of a training, in the given order."""
-    from pipeline.features.plan import open_features
+    from pipeline.features.opened import open_features
     from pipeline.records.checkpoints import read_state, write_checkpoint
     from pipeline.records.origin import about_training
     from pipeline.work.trials import begin_pack, lines, read_results, state_files, trained

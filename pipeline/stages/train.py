@@ -215,13 +215,14 @@ def _number(value: float | None) -> str:
 
 def _train(configs: Sequence[Config], plan: "FeaturePlan", paths: Sequence[Path]) -> None:
     """Train a pack of settings, and write the checkpoint of each."""
-    from pipeline.cluster import session as cluster
+    from pipeline.cluster.address import require_cluster
 
-    cluster.require_cluster()  # what follows takes seconds to load
+    require_cluster()  # what follows takes seconds to load
 
     from dclip.fitting.batches import hold_out
     from dclip.fitting.fit import check_training, divergence
-    from pipeline.features.plan import open_features
+    from pipeline.cluster import session as cluster
+    from pipeline.features.opened import open_features
     from pipeline.records.checkpoints import read_state, write_checkpoint
     from pipeline.records.origin import about_training
     from pipeline.records.tracking import Tracker
@@ -371,8 +372,9 @@ def _fit_on_ray(config: Config, settings: Mapping[str, Any], folder: Path) -> No
     from ray.train.torch import TorchTrainer
 
     from pipeline.cluster import session as cluster
+    from pipeline.cluster.device import choose_device
 
-    device, why = cluster.choose_device(config.device)
+    device, why = choose_device(config.device)
     train = config.train
     resource = "GPU" if device == "cuda" else "CPU"
     available = int(ray.cluster_resources().get(resource, 0))

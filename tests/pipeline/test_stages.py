@@ -15,6 +15,7 @@ from dclip.store.reader import FeatureReader
 from dclip.store.shards import file_digest
 from dclip.world import shapes
 from pipeline.features.cache import RAM_DISK
+from pipeline.features.opened import open_backbone
 from pipeline.settings.config import Config
 from pipeline.stages import evaluate, extract, run, sweep, train
 from pipeline.terminal import cli
@@ -115,7 +116,7 @@ def test_features_are_those_of_the_backbone_itself(finished) -> None:  # type: i
     config, _ = finished
     plan = extract.plan_features(config, "test")
     reader = FeatureReader(plan.folder)
-    backbone = extract.open_backbone(config)
+    backbone = open_backbone(config)
     sample = plan.listing.read(20)
     image = image_to_tensor(sample.image, backbone.resolution, backbone.mean, backbone.std)
     local = backbone.encode_images(image[None]).local[0]

@@ -22,6 +22,7 @@ import pytest
 import ray
 
 from pipeline.cluster import session as cluster
+from pipeline.cluster.address import cluster_address
 from pipeline.settings.config import Config
 from pipeline.stages import sweep, train
 from pipeline.terminal.errors import StageError, UsageError
@@ -153,7 +154,7 @@ def test_a_cluster_that_is_not_there_is_told_before_features_are_opened(
 @pytest.mark.parametrize("address", ["head:6379", "10.0.0.1:6379", "[::1]:6379", "auto"])
 def test_addresses_are_taken_as_they_are(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f" {address} ")
-    assert cluster.cluster_address() == address
+    assert cluster_address() == address
 
 
 def test_auto_without_a_cluster_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 from dclip.fitting.pack import common_fields_that_differ
 from dclip.methods.settings import DCLIPSettings
 from dclip.training import Recipe
-from pipeline.features.plan import open_features, plan_features
+from pipeline.features.opened import open_features
+from pipeline.features.plan import plan_features
 from pipeline.settings.config import Config, EvaluateConfig, TrainConfig
 from pipeline.settings.space import Trained
 from pipeline.stages import ablate, extract

@@ -15,7 +15,8 @@ from PIL import Image
 
 from dclip.methods.dclip import DCLIPMethod
 from dclip.methods.method import Task, initial
-from pipeline.features.plan import open_features, plan_features
+from pipeline.features.opened import open_features
+from pipeline.features.plan import plan_features
 from pipeline.records import choice
 from pipeline.records.checkpoints import write_checkpoint
 from pipeline.records.origin import about_training

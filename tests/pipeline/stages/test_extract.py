@@ -28,14 +28,9 @@ from dclip.store.verified import file_state
 from dclip.world import shapes
 from dclip.world.dataset import ShapesListing
 from pipeline.features import plan as features
-from pipeline.features.plan import (
-    FeaturePlan,
-    finished,
-    open_backbone,
-    open_features,
-    plan_features,
-    verified_folder,
-)
+from pipeline.features.copies import verified_folder
+from pipeline.features.opened import open_backbone, open_features
+from pipeline.features.plan import FeaturePlan, finished, plan_features
 from pipeline.settings.config import Config
 from pipeline.stages import extract, train
 from pipeline.terminal.errors import StageError, UsageError

@@ -12,7 +12,7 @@ from dclip.metrics import mean_average_precision
 from dclip.prompts import encode_class_names
 from dclip.world import shapes
 from dclip.world.dataset import ShapesListing
-from pipeline.features.plan import open_backbone
+from pipeline.features.opened import open_backbone
 from pipeline.stages import segments_mlr
 from pipeline.work.systems import encode_texts
 

@@ -28,7 +28,8 @@ from dclip.store.reader import FeatureReader
 from dclip.store.shards import MANIFEST, SAMPLES, TEXT, file_digest, read_manifest
 from pipeline.features import cache
 from pipeline.features.cache import cached_features
-from pipeline.features.plan import open_features, plan_features
+from pipeline.features.opened import open_features
+from pipeline.features.plan import plan_features
 from pipeline.records.checkpoints import load_checkpoint, write_state
 from pipeline.settings.config import Config
 from pipeline.stages import train

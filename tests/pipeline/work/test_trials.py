@@ -163,7 +163,7 @@ def test_a_pack_is_parted_where_it_fails_before_its_first_epoch(
 
 def test_trials_begin_with_the_seeds_of_their_points(tmp_path: Path, features: Path) -> None:
     pack = Pack(tmp_path, features, [{"seed": 3}, {}])
-    from pipeline.features.plan import open_features
+    from pipeline.features.opened import open_features
 
     reader = open_features(pack.plan.folders, tmp_path)
     both = begin_pack(pack.entries, reader, pack.settings, "cpu")

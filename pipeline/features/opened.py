@@ -1,0 +1,75 @@
+"""What a plan speaks of, opened: the frozen CLIP of the settings, and features that are there.
+
+Here torch is loaded; `pipeline.features.plan` is without it.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from dclip.backbones import Backbone, load_backbone
+from dclip.store.reader import FeatureReader
+from dclip.store.shards import ShardError
+from pipeline.features.copies import local_folders, verified_folder
+from pipeline.settings.config import Config
+from pipeline.terminal.errors import StageError, UsageError
+
+
+def open_backbone(config: Config, *, device: str = "cpu") -> Backbone:
+    """The frozen CLIP of the settings.
+
+    Raises:
+        UsageError: An unknown name, or an unusable resolution.
+        OSError: Weights that are not here and cannot be fetched.
+    """
+    return frozen_clip(
+        config.backbone,
+        config.pretrained,
+        config.resolution,
+        config.include_global_token,
+        device,
+    )
+
+
+@lru_cache(maxsize=2)
+def frozen_clip(
+    name: str,
+    pretrained: str | None,
+    resolution: int | None,
+    include_global_token: bool | None,
+    device: str,
+) -> Backbone:
+    """As `open_backbone`, from the settings that tell one from another; the last two are kept."""
+    try:
+        return load_backbone(
+            name,
+            pretrained=pretrained,
+            resolution=resolution,
+            include_global_token=include_global_token,
+            device=device,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) -> FeatureReader:
+    """Features for random access; remote ones are copied to the output folder first.
+
+    Args:
+        folders: Of complete plans: the clean one, then its views, if they are wanted.
+        output: The output folder.
+        verify: Compare every checksum, but for shards that were compared within a day and were not
+            touched since; the output folder keeps which (see `dclip.store.verified`).
+
+    Raises:
+        StageError: They are missing, damaged or foreign.
+    """
+    places = local_folders(folders, output)
+    try:
+        return FeatureReader(
+            places[0], views=places[1:], verify=verify, records=verified_folder(output)
+        )
+    except ShardError as error:
+        copies = [str(p) for p, given in zip(places, folders, strict=True) if str(p) != given]
+        copied = f" (these are copies: delete {' and '.join(copies)} to copy them again)"
+        raise StageError(f"{error}{copied if copies else ''}") from None
