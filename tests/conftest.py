@@ -12,6 +12,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read as torch is loaded, and by children
+
 import torch
 from hypothesis import settings
 

@@ -92,17 +92,37 @@ Checkpoints = Annotated[list[LocalPath], NoDecode, BeforeValidator(_paths)]
 """Files of checkpoints, or folders of them."""
 
 
-class ExtractConfig(BaseModel):
-    """How images become feature shards."""
+class BackboneWorkers(BaseModel):
+    """Processes that each hold the frozen backbone, for every stage that encodes images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    split: str | None = Field(None, description="only this split; left out: train and test split")
     workers: int | None = Field(
         None,
         ge=1,
         description="processes that each hold the backbone; left out: one per CPU or GPU",
     )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="threads of each worker that read and decode; left out: one per CPU of the "
+        "worker; give more where storage answers slowly",
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="in which the backbone computes; auto: float16 on a GPU, else float32"
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="images, or windows of them, per forward pass; left out: 32 on a CPU, 128 on a "
+        "GPU",
+    )
+
+
+class ExtractConfig(BackboneWorkers):
+    """How images become feature shards."""
+
+    split: str | None = Field(None, description="only this split; left out: train and test split")
     kind: str = Field(
         "value", description="local features: value, or another kind the backbone has, such as vv"
     )
@@ -113,19 +133,7 @@ class ExtractConfig(BaseModel):
         0, ge=0, description="augmented views of each training image, kept beside the clean one"
     )
     view_seed: int = Field(0, ge=0, description="seed of the augmentation")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="in which the backbone computes; auto: float16 on a GPU, else float32"
-    )
     compile: bool = Field(False, description="compile the backbone; pays for long extractions")
-    batch_size: int | None = Field(
-        None, ge=1, description="images per forward pass; left out: 32 on a CPU, 128 on a GPU"
-    )
-    threads: int | None = Field(
-        None,
-        ge=1,
-        description="threads of each worker that read and decode; left out: one per CPU of the "
-        "worker; give more where storage answers slowly",
-    )
     mode: Literal["resume", "overwrite", "extend"] = Field(
         "resume",
         description="resume makes what is missing; overwrite makes all anew; extend takes over "
@@ -230,10 +238,8 @@ System = Literal[
 ]  # fmt: skip
 
 
-class SegmentConfig(BaseModel):
+class SegmentConfig(BackboneWorkers):
     """How pixels get classes, and which systems are compared."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     split: str | None = Field(None, description="split to segment; left out: the test split")
     systems: list[System] = Field(
@@ -282,20 +288,6 @@ class SegmentConfig(BaseModel):
         None, ge=1, description="short side of the image under windows; left out: resolution"
     )
     neighbours: int = Field(3, ge=1, description="similar classes that the leakage measure takes")
-    workers: int | None = Field(
-        None,
-        ge=1,
-        description="processes that each hold the backbone; left out: one per CPU or GPU",
-    )
-    threads: int | None = Field(
-        None, ge=1, description="threads of each worker that read; left out: one per CPU of it"
-    )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="in which the backbone computes; auto: float16 on a GPU, else float32"
-    )
-    batch_size: int | None = Field(
-        None, ge=1, description="windows per forward pass; left out: 32 on a CPU, 128 on a GPU"
-    )
     group_size: int = Field(64, ge=1, description="images between two files of counts")
     scenes: int = Field(
         6, ge=1, le=32, description="images drawn with their masks, and as many of the worst"
@@ -334,10 +326,8 @@ class PredictConfig(BaseModel):
     )
 
 
-class SegmentsMlrConfig(BaseModel):
+class SegmentsMlrConfig(BackboneWorkers):
     """How the segments of an image help CLIP to say what it shows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     split: str | None = Field(None, description="split to score; left out: the test split")
     checkpoint: LocalPath | None = Field(
@@ -352,20 +342,6 @@ class SegmentsMlrConfig(BaseModel):
     )
     weights: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         [0.25, 0.5, 0.75], description="weights of the segments in the fused score"
-    )
-    workers: int | None = Field(
-        None,
-        ge=1,
-        description="processes that each hold the backbone; left out: one per CPU or GPU",
-    )
-    threads: int | None = Field(
-        None, ge=1, description="threads of each worker that read; left out: one per CPU of it"
-    )
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="in which the backbone computes; auto: float16 on a GPU, else float32"
-    )
-    batch_size: int | None = Field(
-        None, ge=1, description="images per forward pass; left out: 32 on a CPU, 128 on a GPU"
     )
     group_size: int = Field(64, ge=1, description="images between two files of scores")
     limit: int | None = Field(None, ge=1, description="only the first images of the split")

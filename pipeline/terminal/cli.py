@@ -205,13 +205,15 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
 
 
 # no usage statistics leave the machine unless the user says so; no chatter among our lines; a
-# tracking server that does not answer is given up after seconds, not minutes
+# tracking server that does not answer is given up after seconds, not minutes; threads of torch
+# that wait for each other sleep: spinning takes the cores from whatever else is running
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
 }
