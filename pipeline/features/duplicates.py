@@ -5,10 +5,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from dclip.data.listing import Split
+from dclip.data.listing import Split
+from dclip.data.webdataset_listing import WebdatasetListing
+from dclip.store.paths import as_path
+from pipeline.features.preflight import image_paths, places, spread
 
 _MOST_SIZES = 20_000
 """Files of a split whose sizes are asked for, where not all are to be compared."""
@@ -43,7 +45,7 @@ class Overlap:
     is_whole: bool
 
 
-def find_overlap(one: "Split", other: "Split", *, everything: bool) -> Overlap:
+def find_overlap(one: Split, other: Split, *, everything: bool) -> Overlap:
     """Which images of a split are in another one.
 
     Files are compared by size, those of one size by their last bytes, and those that agree by a
@@ -58,8 +60,6 @@ def find_overlap(one: "Split", other: "Split", *, everything: bool) -> Overlap:
     Raises:
         OSError: A file cannot be read.
     """
-    from pipeline.features.preflight import places
-
     is_same = one is other
     held = set() if is_same else set(places(one))
     by_place = [row for row, place in enumerate(places(other)) if place in held]
@@ -107,10 +107,6 @@ class _File(NamedTuple):
 
 def _files(listing: Any) -> list[_File]:
     """Where each image of a split is; none where images are drawn, or one is remote."""
-    from dclip.data.webdataset_listing import WebdatasetListing
-    from dclip.store.paths import as_path
-    from pipeline.features.preflight import image_paths
-
     if isinstance(listing, WebdatasetListing):
         tars = [as_path(tar) for tar in listing.tars]
         local = [tar for tar in tars if isinstance(tar, Path)]
@@ -127,8 +123,6 @@ def _files(listing: Any) -> list[_File]:
 
 def _by_size(files: Sequence[_File], most: int | None) -> dict[int, list[int]]:
     """Rows by the number of their bytes; images that are missing are left out."""
-    from pipeline.features.preflight import spread
-
     sizes: dict[int, list[int]] = defaultdict(list)
     for row in spread(len(files), most):
         path, _, _, size = files[row]
@@ -143,8 +137,6 @@ def _within(
     sizes: Sequence[int], ours: Mapping[int, list[int]], theirs: Mapping[int, list[int]]
 ) -> list[int]:
     """As many sizes, evenly spread, as have few enough files."""
-    from pipeline.features.preflight import spread
-
     files = sum(len(ours[size]) + len(theirs[size]) for size in sizes)
     if files <= _MOST_READ:
         return list(sizes)

@@ -10,21 +10,47 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from glob import escape, glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from dclip.store.paths import AnyPath, RemotePath, as_path, has_folders, is_remote
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Int8
+
+from dclip.data.coco import (
+    ANNOTATIONS,
+    OWN_OPTIONS,
+    annotation_file_of,
+    coco_splits,
+    read_coco,
+    with_own_options,
+)
+from dclip.data.coco_masks import is_painted, open_own_masks
+from dclip.data.dataset import Dataset, settle
+from dclip.data.folder import (
+    CLASS_NAMES_FILE,
+    find_tables,
+    label_files,
+    read_class_names_file,
+    read_folder,
+)
+from dclip.data.image_files import images_of, is_there
+from dclip.data.images import ImageError
+from dclip.data.listing import ImageListing, Listing, check_key
+from dclip.data.partition import Part, take_part
+from dclip.data.registry import DATASETS, get_dataset
+from dclip.data.segmentation import SegmentationListing, label_names, mask_labels, with_labels
+from dclip.data.tool_tables import METADATA
+from dclip.data.webdataset_listing import WebdatasetListing, expand_tars, read_webdataset
+from dclip.store.paths import AnyPath, RemotePath, as_path, atomic_write, has_folders, is_remote
+from dclip.store.shards import digest
+from dclip.words import counted
+from pipeline.features.trees import find_tree, folder_splits, no_labels, own_tables, separator_of
 from pipeline.terminal.errors import UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from jaxtyping import Int8
-
-    from dclip.data.dataset import Dataset
-    from dclip.data.listing import Listing
-    from dclip.data.partition import Part
-    from dclip.data.segmentation import SegmentationListing
+from pipeline.terminal.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +80,7 @@ def open_listing(
     options: Mapping[str, str] | None = None,
     *,
     cache: Path | None = None,
-) -> "Listing":
+) -> Listing:
     """Images and label vectors of one split; its paths are absolute, for workers elsewhere.
 
     Of a data set with masks, the labels of an image are the classes that have a pixel; background
@@ -89,7 +115,7 @@ def open_listing(
     if found.task == "segmentation":
         return _open_labels_of_masks(found, cast("Path", folder), split, settled, cache)
 
-    def make() -> "Listing":
+    def make() -> Listing:
         return cast("Listing", _open_registered(found, folder, split, settled))
 
     sources = _annotation_files(found, folder, split)
@@ -113,9 +139,6 @@ def known_splits(
         ValueError: A folder is another tool's, and something in it cannot be used.
         OSError: A remote store cannot be reached.
     """
-    from dclip.data.coco import coco_splits
-    from pipeline.features.trees import folder_splits
-
     if dataset.startswith(FOLDER):
         return folder_splits(path_of(dataset.removeprefix(FOLDER)), options)
     if is_own(dataset):
@@ -164,14 +187,14 @@ def _splits_of_pattern(place: str) -> list[str]:
 def open_part(
     dataset: str,
     root: AnyPath | None,
-    part: "Part",
+    part: Part,
     options: Mapping[str, str] | None = None,
     *,
     fraction: float,
     seed: int,
     split: str,
     cache: Path | None = None,
-) -> "Listing":
+) -> Listing:
     """The training or the test images of a source that has one split alone.
 
     Args:
@@ -190,8 +213,6 @@ def open_part(
         ValueError: What is on disk cannot be used, or cannot be parted.
         OSError: A file cannot be read, or a remote store not be reached.
     """
-    from dclip.data.partition import take_part
-
     known = known_splits(dataset, root, options)
     if len(known) != 1:
         have = ", ".join(map(repr, known[:8])) + (", ..." if len(known) > 8 else "")
@@ -205,19 +226,14 @@ def open_part(
 
 def open_segmentation(
     dataset: str, root: AnyPath | None, split: str, options: Mapping[str, str] | None = None
-) -> "SegmentationListing":
+) -> SegmentationListing:
     """Images and masks of one split of a registered data set, or of a COCO file with outlines.
 
     Raises:
         UsageError: An unknown data set, split or option, or no root; or the data set has no masks.
         ValueError: What is on disk cannot be used; the message names file and remedy.
     """
-    from dataclasses import replace
-
     if is_coco_file(dataset):
-        from dclip.data.coco import OWN_OPTIONS
-        from dclip.data.coco_masks import open_own_masks
-
         _settle(OWN_OPTIONS, options or {})
         file, _, folders = _coco_places(dataset, root, split)
         return open_own_masks(file, folders, split=split)
@@ -235,8 +251,6 @@ def open_segmentation(
 
 
 def _no_masks(dataset: str) -> UsageError:
-    from dclip.data.registry import DATASETS
-
     have = [d.name for d in DATASETS.values() if d.task == "segmentation" or d.open_masks]
     return UsageError(
         f"dataset {dataset!r} has label vectors, no masks; {', '.join(have)} have, and your own "
@@ -266,14 +280,12 @@ def path_of(place: str) -> AnyPath:
         raise UsageError(str(error)) from None
 
 
-def find_dataset(name: str) -> "Dataset":
+def find_dataset(name: str) -> Dataset:
     """A registered data set.
 
     Raises:
         UsageError: There is none of that name; the message has the nearest ones.
     """
-    from dclip.data.registry import get_dataset
-
     try:
         return get_dataset(name)
     except ValueError as error:
@@ -305,7 +317,7 @@ def options_of(dataset: str, images: str | None, options: Mapping[str, str]) -> 
     return {**options, "images": images}
 
 
-def settle_options(found: "Dataset", options: Mapping[str, str]) -> dict[str, str]:
+def settle_options(found: Dataset, options: Mapping[str, str]) -> dict[str, str]:
     """Every option of a data set with its value.
 
     Raises:
@@ -314,7 +326,7 @@ def settle_options(found: "Dataset", options: Mapping[str, str]) -> dict[str, st
     return _settle(found.options, options)
 
 
-def root_of(found: "Dataset", root: AnyPath | None) -> AnyPath:
+def root_of(found: Dataset, root: AnyPath | None) -> AnyPath:
     """The root, which only a data set without files can do without.
 
     Raises:
@@ -341,14 +353,12 @@ def root_of(found: "Dataset", root: AnyPath | None) -> AnyPath:
     return root.absolute()
 
 
-def layout_of(found: "Dataset", root: AnyPath, split: str) -> list[tuple[str, str, bool]]:
+def layout_of(found: Dataset, root: AnyPath, split: str) -> list[tuple[str, str, bool]]:
     """The files one split of a data set needs: pattern, what they are, whether one is there.
 
     The split ``*`` stands for any.
     A web server is not asked for patterns: they count as there.
     """
-    from dclip.data.coco import ANNOTATIONS
-
     tops = {pattern.partition("/")[0] for pattern, _ in found.layout}
     rows = []
     for pattern, what in found.layout:
@@ -370,8 +380,8 @@ def _is_there(root: AnyPath, pattern: str, split: str) -> bool:
 
 
 def _open_registered(
-    found: "Dataset", folder: AnyPath, split: str, options: Mapping[str, str]
-) -> "Listing | SegmentationListing":
+    found: Dataset, folder: AnyPath, split: str, options: Mapping[str, str]
+) -> Listing | SegmentationListing:
     """Open; a split or root that does not hold what it should is the user's mistake."""
     try:
         return found.open(cast("Path", folder), split, options)  # root_of refuses wrong kinds
@@ -384,14 +394,9 @@ def _open_registered(
 
 
 def _open_labels_of_masks(
-    found: "Dataset", folder: Path, split: str, options: Mapping[str, str], cache: Path | None
-) -> "Listing":
+    found: Dataset, folder: Path, split: str, options: Mapping[str, str], cache: Path | None
+) -> Listing:
     """Label vectors from masks; a warning names what could not be read."""
-    import numpy as np
-
-    from dclip.data.coco_masks import is_painted
-    from dclip.data.listing import ImageListing
-    from dclip.data.segmentation import with_labels
 
     def open_masks() -> Any:
         return _open_registered(found, folder, split, options)
@@ -399,7 +404,7 @@ def _open_labels_of_masks(
     painted = is_painted(options)  # then a file is all there is; opening it is what takes long
     opened = None if painted else open_masks()
 
-    def make() -> "Listing":
+    def make() -> Listing:
         masks = open_masks() if opened is None else opened
         labels, failures = labels_of_masks(masks, range(len(masks)))
         reasons = "; ".join(list(failures.values())[:3])
@@ -430,15 +435,9 @@ def _open_labels_of_masks(
 
 
 def labels_of_masks(
-    listing: "SegmentationListing", rows: Sequence[int]
-) -> "tuple[Int8[np.ndarray, 'rows classes'], dict[int, str]]":
+    listing: SegmentationListing, rows: Sequence[int]
+) -> tuple[Int8[np.ndarray, "rows classes"], dict[int, str]]:
     """Label vectors of some masks, -1 throughout where one cannot be read, and why it cannot."""
-    import numpy as np
-
-    from dclip.data.images import ImageError
-    from dclip.data.segmentation import label_names, mask_labels
-    from pipeline.terminal.progress import progress
-
     names = listing.class_names
     labels = np.full((len(rows), len(label_names(names))), -1, np.int8)
     failures = {}
@@ -455,16 +454,7 @@ def labels_of_masks(
 
 def _open_folder(
     folder: AnyPath, split: str, options: Mapping[str, str], cache: Path | None
-) -> "Listing":
-    from dataclasses import replace
-
-    from dclip.data.folder import find_tables, label_files, read_folder
-    from dclip.data.image_files import images_of
-    from dclip.data.tool_tables import METADATA
-    from dclip.store.shards import digest
-    from dclip.words import counted
-    from pipeline.features.trees import find_tree, no_labels, own_tables, separator_of
-
+) -> Listing:
     _known_options("folder:", options, ("separator", "format"))
     if has_folders(folder) and not folder.is_dir():
         raise UsageError(f"no folder {folder}; give one that holds images and a table of labels")
@@ -479,7 +469,7 @@ def _open_folder(
         if "separator" in options and tree.format != METADATA:
             raise UsageError(f"option separator is for tables of labels, not format={tree.format}")
 
-        def make() -> "Listing":
+        def make() -> Listing:
             listing = tree.read(split)
             how = [f"read as format={tree.format}: {tree.evidence}"]
             tables = [table.name for table in own_tables(folder)]
@@ -506,12 +496,7 @@ def _open_folder(
 
 def _open_webdataset(
     urls: str, split: str, options: Mapping[str, str], cache: Path | None
-) -> "Listing":
-    from dataclasses import replace
-
-    from dclip.data.folder import CLASS_NAMES_FILE, read_class_names_file
-    from dclip.data.webdataset_listing import expand_tars, read_webdataset
-
+) -> Listing:
     _known_options("webdataset:", options, ("class_names", "labels"))
     numbers_as: Any = options.get("labels")
     if numbers_as not in (None, "columns", "vectors"):
@@ -530,7 +515,7 @@ def _open_webdataset(
             " name another file with the option class_names=FILE"
         )
 
-    def make() -> "Listing":
+    def make() -> Listing:
         classes = read_class_names_file(names)
         listing = read_webdataset(tars, split, classes.names, numbers_as=numbers_as)
         return replace(listing, notes=(*classes.notes, *listing.notes))
@@ -548,15 +533,11 @@ def _open_webdataset(
 
 def _open_coco_file(
     pattern: str, root: AnyPath | None, split: str, options: Mapping[str, str], cache: Path | None
-) -> "Listing":
-    from dataclasses import replace
-
-    from dclip.data.coco import OWN_OPTIONS, read_coco, with_own_options
-
+) -> Listing:
     file, top, there = _coco_places(pattern, root, split)
     chosen = _settle(OWN_OPTIONS, options)
 
-    def make() -> "Listing":
+    def make() -> Listing:
         images: Any = chosen["images"]
         listing = read_coco(file, there[0], images=images, also=there[1:])
         return with_own_options(replace(listing, split=split, options=chosen))
@@ -584,8 +565,6 @@ def _refuse_root(dataset: str, root: AnyPath | None) -> None:
 
 
 def _settle(known: Mapping[str, tuple[str, ...]], options: Mapping[str, str]) -> dict[str, str]:
-    from dclip.data.dataset import settle
-
     try:
         return settle(known, options)
     except ValueError as error:
@@ -603,10 +582,8 @@ def _known_options(what: str, options: Mapping[str, str], known: Sequence[str]) 
 # ---------------------------------------------------------------------------------------------
 
 
-def _annotation_files(found: "Dataset", folder: AnyPath, split: str) -> list[AnyPath] | None:
+def _annotation_files(found: Dataset, folder: AnyPath, split: str) -> list[AnyPath] | None:
     """The files a listing follows from, where a few JSON files say it all; else None."""
-    from dclip.data.coco import ANNOTATIONS, annotation_file_of
-
     patterns = [pattern for pattern, _ in found.layout if pattern.endswith(".json")]
     files = [
         annotation_file_of(folder, split)
@@ -618,17 +595,15 @@ def _annotation_files(found: "Dataset", folder: AnyPath, split: str) -> list[Any
 
 
 def _cached(
-    make: "Callable[[], Listing]",
+    make: Callable[[], Listing],
     dataset: str,
     folder: AnyPath,
     split: str,
     options: Mapping[str, str],
     sources: Sequence[AnyPath] | None,
     cache: Path | None,
-) -> "Listing":
+) -> Listing:
     """The listing from the cache, or made and put there; made anew where that cannot be done."""
-    from dclip.store.shards import digest
-
     if cache is None or sources is None:
         return make()
     try:
@@ -659,11 +634,8 @@ def _cached(
     return listing
 
 
-def _is_astray(listing: "Listing") -> bool:
+def _is_astray(listing: Listing) -> bool:
     """Whether the first image of a cached listing is not there; another place may have it now."""
-    from dclip.data.image_files import is_there
-    from dclip.data.listing import ImageListing
-
     if not isinstance(listing, ImageListing) or not isinstance(listing.image_dir, Path):
         return False
     return not is_there(listing.image_dir / listing.file_names[0])
@@ -683,16 +655,8 @@ def _state(path: AnyPath) -> list[str | int] | None:
     return None if mark is None else [str(path), info["size"], mark]
 
 
-def _write_cache(path: Path, listing: "Listing", about: Mapping[str, Any]) -> None:
+def _write_cache(path: Path, listing: Listing, about: Mapping[str, Any]) -> None:
     """Write a listing, one row a sample; kinds that do not follow from their rows are left out."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from dclip.data.listing import ImageListing
-    from dclip.data.webdataset_listing import WebdatasetListing
-    from dclip.store.paths import atomic_write
-
     if not isinstance(listing, ImageListing | WebdatasetListing):
         return
     labels = listing.labels
@@ -728,10 +692,8 @@ def _write_cache(path: Path, listing: "Listing", about: Mapping[str, Any]) -> No
         pq.write_table(table, temporary, compression="zstd")
 
 
-def _read_cache(path: Path) -> "Listing | None":
+def _read_cache(path: Path) -> Listing | None:
     """A listing as it was written; None if there is none, or it cannot be used (any more)."""
-    import pyarrow as pa
-
     if not path.is_file():
         return None
     try:
@@ -742,14 +704,8 @@ def _read_cache(path: Path) -> "Listing | None":
         return None
 
 
-def _load_cache(path: Path) -> "Listing | None":
+def _load_cache(path: Path) -> Listing | None:
     """A listing as it was written; None if its images are gone."""
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    from dclip.data.listing import ImageListing, check_key
-    from dclip.data.webdataset_listing import WebdatasetListing
-
     # read_table and to_numpy would import pandas, which takes longer than all of this
     with pq.ParquetFile(path) as file:
         table = file.read()

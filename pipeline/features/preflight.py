@@ -6,16 +6,16 @@ Nothing here loads torch or reads an image.
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dclip.data.listing import ImageListing, Split
+from dclip.data.webdataset_listing import WebdatasetListing
 from dclip.store.paths import AnyPath
 from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
 from dclip.texts import context_length, name_problem, same_text, too_long
 from dclip.words import counted
+from pipeline.features.listings import CHECK
 from pipeline.terminal.errors import StageError, UsageError
-
-if TYPE_CHECKING:
-    from dclip.data.listing import Split
 
 TEMPLATES = (NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE)
 """Every prompt that a class name is put into, but for a segmentation's own templates."""
@@ -95,7 +95,7 @@ def one_text_note(class_names: Sequence[str]) -> str:
     )
 
 
-def label_problem(listing: "Split", num_images: int | None = None) -> str:
+def label_problem(listing: Split, num_images: int | None = None) -> str:
     """That no image of a split has a class, or none is known to lack one; empty if all is well.
 
     Labels that are not listed count as well.
@@ -122,7 +122,7 @@ def label_problem(listing: "Split", num_images: int | None = None) -> str:
     )
 
 
-def require_labels(listing: "Split", num_images: int | None = None) -> None:
+def require_labels(listing: Split, num_images: int | None = None) -> None:
     """Refuse a split without any positive.
 
     Raises:
@@ -136,7 +136,7 @@ def require_labels(listing: "Split", num_images: int | None = None) -> None:
         )
 
 
-def absent_note(split: "Split", what_for: str) -> str:
+def absent_note(split: Split, what_for: str) -> str:
     """Which classes no image of a split has; empty if all have one, or labels are not listed.
 
     Args:
@@ -157,8 +157,6 @@ def absent_note(split: "Split", what_for: str) -> str:
 
 def image_paths(listing: Any) -> Sequence[AnyPath]:
     """Image files, where each sample has one of its own; else none."""
-    from dclip.data.listing import ImageListing
-
     if isinstance(listing, ImageListing):
         return [listing.image_dir / name for name in listing.file_names]
     return getattr(listing, "image_paths", ())
@@ -166,9 +164,6 @@ def image_paths(listing: Any) -> Sequence[AnyPath]:
 
 def places(listing: Any) -> Collection[object]:
     """Where each image lies: its file, or its tar and byte; none where images are drawn."""
-    from dclip.data.listing import ImageListing
-    from dclip.data.webdataset_listing import WebdatasetListing
-
     if isinstance(listing, WebdatasetListing):
         tars = [listing.tars[number] for number in listing.tar_of]
         return list(zip(tars, listing.offsets.tolist(), strict=True))
@@ -184,19 +179,17 @@ def are_nested(one: str, other: str) -> bool:
     return {one, other} in ({"train", "trainval"}, {"val", "trainval"})
 
 
-def shared_places(train: "Split", test: "Split") -> int:
+def shared_places(train: Split, test: Split) -> int:
     """How many images of the test split are images of the training split, by where they lie."""
     return len(set(places(test)).intersection(places(train)))
 
 
-def require_images(listing: "Split", num_images: int | None = None) -> None:
+def require_images(listing: Split, num_images: int | None = None) -> None:
     """Find out before any work whether images are where the listing says, by a few of them.
 
     Raises:
         StageError: None of them is there.
     """
-    from pipeline.features.listings import CHECK
-
     paths = [path for path in image_paths(listing)[:num_images] if isinstance(path, Path)]
     sample = [paths[row] for row in spread(len(paths), _LOOKED_FOR)]
     if sample and not any(path.is_file() for path in sample):

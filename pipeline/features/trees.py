@@ -4,16 +4,31 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import yaml
+
+from dclip.data import class_folders, label_studio, tool_tables, yolo
+from dclip.data.folder import SEPARATORS, find_splits, find_tables
+from dclip.data.label_studio import is_export
+from dclip.data.listing import ImageListing
+from dclip.data.tables import is_label_table
+from dclip.data.tool_tables import is_metadata
+from dclip.data.trees import (
+    ONE_SPLIT,
+    Tree,
+    find_below,
+    has_image,
+    in_split_order,
+    list_folder,
+    split_kind,
+)
+from dclip.data.yolo import read_yolo, yolo_sources
 from dclip.store.paths import AnyPath, has_folders
 from pipeline.terminal.errors import UsageError
 from pipeline.terminal.pages import page
-
-if TYPE_CHECKING:
-    from dclip.data.listing import ImageListing
-    from dclip.data.trees import Tree
 
 TABLE = "table"
 """Our own format, in the option ``format``: ``<split>.csv`` and its like."""
@@ -27,7 +42,7 @@ _LOOKED_AT = 10
 _MAX_YAML_BYTES = 1 << 18
 
 
-def find_tree(folder: AnyPath, options: Mapping[str, str] | None = None) -> "Tree | None":
+def find_tree(folder: AnyPath, options: Mapping[str, str] | None = None) -> Tree | None:
     """What tool wrote a folder; None where it is read by its own tables of labels.
 
     Tables that are called after splits go before all else. Folders at a URL have nothing but those.
@@ -88,8 +103,6 @@ def folder_splits(folder: AnyPath, options: Mapping[str, str] | None = None) -> 
         ValueError: As of `find_tree`.
         OSError: It cannot be read.
     """
-    from dclip.data.folder import find_splits, find_tables
-
     tree = find_tree(folder, options)
     if tree is not None:
         return list(tree.splits)
@@ -101,8 +114,6 @@ def folder_splits(folder: AnyPath, options: Mapping[str, str] | None = None) -> 
 
 def no_labels(folder: AnyPath) -> str:
     """Why a folder without labels cannot be used, and what it may be instead."""
-    from dclip.data.folder import find_tables
-
     said = (
         f"no labels in {folder}: neither tables train.csv and test.csv (or .jsonl, .parquet) with"
         f" columns file and labels, nor a folder per class, nor what {page('own_data')} lists"
@@ -121,16 +132,12 @@ def no_labels(folder: AnyPath) -> str:
 
 def separator_of(options: Mapping[str, str]) -> str:
     """What parts the labels in a cell of a table: a character, or the word for one."""
-    from dclip.data.folder import SEPARATORS
-
     separator = options.get("separator", ";")
     return SEPARATORS.get(separator, separator)
 
 
-def _finders(separator: str) -> "dict[str, Callable[[Path, bool], Tree | None]]":
+def _finders(separator: str) -> dict[str, Callable[[Path, bool], Tree | None]]:
     """For each format a function that finds it; the flag tells that the user named it."""
-    from dclip.data import class_folders, label_studio, tool_tables, yolo
-
     return {
         CLASS_FOLDERS: lambda folder, is_sure: class_folders.find_class_folders(
             folder, is_sure=is_sure
@@ -146,24 +153,16 @@ def _finders(separator: str) -> "dict[str, Callable[[Path, bool], Tree | None]]"
 
 def _has_tables(folder: Path) -> bool:
     """Whether there are tables of labels of our own in a folder, or tables called after splits."""
-    from dclip.data.tables import is_label_table
-    from dclip.data.trees import split_kind
-
     return any(split_kind(path.stem) or is_label_table(path) for path in own_tables(folder))
 
 
 def own_tables(folder: AnyPath) -> list[AnyPath]:
     """Tables in a folder that are not another tool's."""
-    from dclip.data.folder import find_tables
-
     return [path for path in find_tables(folder) if not _is_of_a_tool(path)]
 
 
 def _is_of_a_tool(path: AnyPath) -> bool:
     """Whether a table is another tool's, which does not call or place it as ours do."""
-    from dclip.data.label_studio import is_export
-    from dclip.data.tool_tables import is_metadata
-
     return isinstance(path, Path) and (is_export(path) or is_metadata(path))
 
 
@@ -172,11 +171,8 @@ def _is_of_a_tool(path: AnyPath) -> bool:
 # ---------------------------------------------------------------------------------------------
 
 
-def _find_yolo(folder: Path) -> "Tree | None":
+def _find_yolo(folder: Path) -> Tree | None:
     """A tree of Ultralytics' format: a YAML file with names, or ``classes.txt`` beside labels."""
-    from dclip.data.trees import Tree, in_split_order
-    from dclip.data.yolo import FORMAT, read_yolo, yolo_sources
-
     found = _read_yolo_yaml(folder) or _read_yolo_classes(folder)
     if found is None:
         return None
@@ -186,14 +182,12 @@ def _find_yolo(folder: Path) -> "Tree | None":
             f"{file}: no split of it is in {folder}: {'; '.join(notes) or 'it names none'}"
         )
 
-    def read(split: str) -> "ImageListing":
-        from dataclasses import replace
-
+    def read(split: str) -> ImageListing:
         listing = read_yolo(folder, split, splits[split], names)
         return replace(listing, notes=(*listing.notes, *notes))
 
     return Tree(
-        FORMAT,
+        yolo.FORMAT,
         f"{file.name} with {len(names)} class names",
         in_split_order(list(splits.keys())),
         read,
@@ -212,8 +206,6 @@ class _Yolo(NamedTuple):
 
 def _read_yolo_yaml(folder: Path) -> _Yolo | None:
     """The one YAML file of a folder that has class names and the places of splits."""
-    from dclip.data.trees import find_below
-
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".yaml", ".yml"))
     told = {}
     for file in files[:_MAX_YAML_FILES]:
@@ -254,8 +246,6 @@ def _yolo_place(folder: Path, root: object, place: str) -> str | None:
     Relative to ``path`` where that leads somewhere, else to the file; Roboflow writes one ``../``
     too many.
     """
-    from dclip.data.trees import find_below
-
     tops = [folder / root] if isinstance(root, str) and root else []
     if isinstance(root, str) and root.startswith("/") and place.startswith(f"{root.rstrip('/')}/"):
         place = place.removeprefix(f"{root.rstrip('/')}/")  # the tree lay there
@@ -295,9 +285,6 @@ def _yolo_names(file: Path, content: Mapping[str, object]) -> dict[int, str]:
 
 def _read_yolo_classes(folder: Path) -> _Yolo | None:
     """What Label Studio and LabelImg write: ``classes.txt``, ``images/`` and ``labels/``."""
-    from dclip.data.trees import ONE_SPLIT, has_image, list_folder, split_kind
-    from dclip.data.yolo import FORMAT
-
     file = folder / "classes.txt"
     if not all(path.exists() for path in (file, folder / "images", folder / "labels")):
         return None
@@ -311,7 +298,7 @@ def _read_yolo_classes(folder: Path) -> _Yolo | None:
     if splits and has_image(folder / "images", folder):
         raise ValueError(
             f"{folder}/images has images, and folders of splits, such as {next(iter(splits))}; is"
-            f" this {FORMAT}? Move the images into the folder of their split"
+            f" this {yolo.FORMAT}? Move the images into the folder of their split"
         )
     return _Yolo(file, names, splits or {ONE_SPLIT: ["images"]}, [])
 
@@ -322,7 +309,6 @@ def _read_plain_yaml(file: Path) -> Mapping[str, object]:
     Raises:
         ValueError: It is no YAML, or longer, deeper or more knotted than such files are.
     """
-    import yaml
 
     class Loader(yaml.BaseLoader):
         """Leaves all values text, so that a class called no is not false; knows no aliases."""
