@@ -1,7 +1,6 @@
 """What a data set holds, before any work: ``python -m pipeline.datasets``."""
 
 import argparse
-import json
 import os
 import sys
 import traceback
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from dclip.store.paths import AnyPath, as_path
-from dclip.words import counted
 from pipeline.terminal.errors import StageError, UsageError
 
 DESCRIPTION = """\
@@ -146,56 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         flags = parser().parse_args(argv)
-        work = import_module("pipeline.stages.datasets")
-        if any(name.upper().startswith("DCLIP_") for name in os.environ):
-            from pipeline.settings.config import check_environment
-
-            check_environment()
-        if flags.command == "list":
-            _print(work.table())
-            return 0
-        from pipeline.terminal.cli import show_log
-
-        show_log()
-        options = _parse_options(flags.option)
-        cache = flags.output.absolute() / "listings"
-        if flags.command == "check":
-            limit = None if flags.full else 32
-            found = work.check(
-                flags.name,
-                flags.root,
-                splits=flags.split,
-                options=options,
-                limit=limit,
-                cache=cache,
-                test_fraction=flags.test_fraction,
-                split_seed=flags.split_seed,
-                backbone=flags.backbone,
-            )
-            _print(work.shown(flags.name, flags.root, found))
-            if flags.json:
-                shown = {"problems": found.problems, "findings": found.lines, "files": found.files}
-                _print(json.dumps(shown))
-            if found.problems:
-                many = counted(len(found.problems), "problem")
-                raise StageError(f"{many} with {flags.name}")
-        else:
-            if flags.limit < 1:
-                raise UsageError(f"--limit must be 1 or more, got {flags.limit}")
-            reports = []
-            for report in work.stats(
-                flags.name,
-                flags.root,
-                splits=flags.split,
-                options=options,
-                limit=flags.limit,
-                out=flags.output / "datasets",
-                cache=cache,
-            ):
-                _print(work.shown_stats(report))
-                reports.append(report)
-            if flags.json:
-                _print(json.dumps(reports))
+        import_module("pipeline.stages.datasets").run(flags)
     except UsageError as error:
         return _fail(error, 2)
     except (StageError, ValueError, OSError) as error:
@@ -206,26 +155,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse_options(words: Sequence[str]) -> dict[str, str]:
-    options = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--option must be KEY=VALUE, got {word!r}")
-        options[key] = value
-    return options
-
-
 def _fail(error: Exception, code: int) -> int:
     if os.environ.get("DCLIP_TRACEBACK"):
         traceback.print_exception(error)
     sys.stderr.write(f"datasets: error: {error}\n")
     return code
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from PIL import Image
 
 from dclip.data.listing import ImageListing
 from pipeline.features.listings import open_listing
-from pipeline.stages.datasets import check, default_splits
+from pipeline.inspection.check import check
+from pipeline.inspection.splits import default_splits
 
 
 def write(file: Path, document: dict[str, Any]) -> None:

@@ -645,7 +645,7 @@ def test_what_cannot_be_read_is_a_finding_with_its_file(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "train.csv"))
 
-    monkeypatch.setattr("pipeline.stages.datasets._check_labels", refuse)
+    monkeypatch.setattr("pipeline.inspection.check._check_labels", refuse)
     out = problems(name, capsys=capsys)
     assert out.count(f"Permission denied: '{tmp_path / 'train.csv'}'") == 2
 

@@ -1,0 +1,49 @@
+"""The table of all data sets that can be used."""
+
+from dclip.data.dataset import Dataset
+from dclip.data.registry import DATASETS
+from pipeline.terminal.pages import page
+
+
+def table() -> str:
+    """All registered data sets, one a line, and the ways to use one's own."""
+    head = ("name", "task", "classes", "train split", "test split", "options", "title")
+    rows = [head, *map(_about, DATASETS.values())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Your own data, without code ({page('datasets')}):",
+            "  folder:PATH       images and <split>.csv, .jsonl or .parquet with labels; or another"
+            " tool's tree",
+            "  webdataset:URLS   tars of images and labels; {split}, {000..009} and * are expanded",
+            "  PATH.json         annotations in COCO's format; --root is the folder of the images",
+            "PATH, and --root of coco, coco14 and coco17, may be s3://, gs://, http:// or https://.",
+        ]
+    )
+
+
+def _about(found: Dataset) -> tuple[str, ...]:
+    """A row of the table."""
+    options = [f"{option}={'|'.join(values)}" for option, values in found.options.items()]
+    return (
+        found.name,
+        found.task,
+        str(len(found.class_names)) if found.class_names else "any",
+        _split_and_size(found, found.train_split),
+        _split_and_size(found, found.test_split),
+        " ".join(options) or "-",
+        found.title,
+    )
+
+
+def _split_and_size(found: Dataset, split: str | None) -> str:
+    if split is None:
+        return "-"
+    images = found.expected.get(split)
+    return split if images is None else f"{split} ({images:,})"
