@@ -171,7 +171,7 @@ def peak_memory(images: int) -> float:
             here = psutil.Process(process.pid)
             for one in [here, *here.children(recursive=True)]:
                 try:
-                    if one.pid == process.pid or "_Worker" in "".join(one.cmdline()[:1]):
+                    if one.pid == process.pid or "ShardMaker" in "".join(one.cmdline()[:1]):
                         used = one.memory_info().rss / 2**20
                         peaks[one.pid] = max(peaks.get(one.pid, 0), used)
                 except psutil.Error:

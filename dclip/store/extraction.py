@@ -23,7 +23,7 @@ from dclip.data.listing import Listing
 from dclip.data.pixels import normalise
 from dclip.precision import computing_in
 from dclip.store.reader import quantise
-from dclip.store.shards import Failure, ImageRecord, Storage
+from dclip.store.shards import Failure, ImageRecord, Storage, label_columns
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -219,7 +219,7 @@ class Extractor:
                 yield ImageRecord(
                     listing.key(row),
                     row,
-                    *columns(batch.labels[place]),
+                    *label_columns(batch.labels[place]),
                     values[place].numpy(),
                     batch.embedding[place].numpy(),
                     None if scale is None else scale[place].numpy(),
@@ -326,13 +326,3 @@ class Extractor:
     def _forward(self, pixels: UInt8[Tensor, "images height width 3"]) -> ImageFeatures:
         images = normalise(pixels, self.backbone.mean, self.backbone.std)
         return self.backbone.encode_images(images, kind=self.kind)
-
-
-def columns(labels: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Columns of the positives of a label vector, and of the labels that are unknown.
-
-    Example:
-        >>> columns(np.array([1, 0, -1, 1]))
-        ((0, 3), (2,))
-    """
-    return tuple((labels == 1).nonzero()[0].tolist()), tuple((labels == -1).nonzero()[0].tolist())

@@ -165,6 +165,16 @@ class ImageRecord:
     scale: Float16[np.ndarray, " locations"] | None = None
 
 
+def label_columns(labels: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Columns of the positives of a label vector, and of the labels that are unknown.
+
+    Example:
+        >>> label_columns(np.array([1, 0, -1, 1]))
+        ((0, 3), (2,))
+    """
+    return tuple((labels == 1).nonzero()[0].tolist()), tuple((labels == -1).nonzero()[0].tolist())
+
+
 def digest(value: Mapping[str, Any]) -> str:
     """SHA-256 of a JSON-able mapping, independent of key order; 64 hex digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))

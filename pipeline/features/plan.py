@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from dclip.data.webdataset_listing import WebdatasetListing
 from dclip.store.paths import AnyPath, write_text
 from dclip.store.shards import (
     FORMAT,
+    MANIFEST,
     Manifest,
     ShardError,
     Sidecar,
@@ -27,6 +28,7 @@ from dclip.store.shards import (
     digest,
     read_manifest,
     read_sidecars,
+    shard_name,
 )
 from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
 from pipeline.features.copies import FEATURES, missing_shards
@@ -548,3 +550,32 @@ def is_complete(plan: FeaturePlan) -> bool:
 def finished(plan: FeaturePlan) -> list[Sidecar | None]:
     """Sidecars of the finished shards of a plan, None for each that is missing."""
     return read_sidecars(plan.folder, plan.num_shards, plan.fingerprint)
+
+
+def remove_shards(plan: FeaturePlan, shards: Iterable[int]) -> None:
+    """Delete shards; the manifest first, so that the folder does not pass for complete."""
+    names = [Path(shard_name(number)) for number in shards]
+    for name in [MANIFEST, *(str(n.with_suffix(s)) for n in names for s in (".json", ".tar"))]:
+        (plan.folder / name).unlink(missing_ok=True)
+
+
+def require_writable(folder: AnyPath) -> None:
+    """Find out before any work whether features can be written; a local folder is made.
+
+    Raises:
+        OSError: They cannot.
+    """
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    probe = folder / "writable"
+    try:
+        write_text(probe, "")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write features to {folder}: {error}") from None
+
+
+def root_of_images(config: Config) -> str:
+    """Where the images of the settings lie; empty if the name of the data set says it."""
+    return "" if config.root is None else str(config.root.absolute())

@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 
 from dclip.backbones import Backbone, ImageFeatures
-from dclip.store import shards
 from dclip.store.extraction import Extractor
 from dclip.store.paths import RemotePath, as_path
 from dclip.store.reader import FeatureReader
@@ -31,9 +30,12 @@ from pipeline.features import plan as features
 from pipeline.features.copies import verified_folder
 from pipeline.features.opened import open_backbone, open_features
 from pipeline.features.plan import FeaturePlan, finished, plan_features
+from pipeline.features.reuse import earlier, sources_of
 from pipeline.settings.config import Config
 from pipeline.stages import extract, train
 from pipeline.terminal.errors import StageError, UsageError
+from pipeline.work import extraction
+from pipeline.work.shard_maker import make_shard
 
 from ..conftest import TOY, WITH_RAY, settings, workers_below
 from ..toy_backbone import ToyBackbone
@@ -54,7 +56,7 @@ def make_here(plan: FeaturePlan, config: Config) -> Path:
     plan.folder.mkdir(parents=True, exist_ok=True)
     extractor = Extractor(open_backbone(config), kind=config.extract.kind)
     for number in range(plan.num_shards):
-        extract.make_shard(plan, number, extractor)
+        make_shard(plan, number, extractor)
     extractor.close()
     return plan.folder
 
@@ -113,7 +115,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | N
 
 def workers(pid: int) -> list[psutil.Process]:
     """Ray's processes below a process that hold a backbone."""
-    return workers_below(pid, "_Worker")
+    return workers_below(pid, "ShardMaker")
 
 
 def test_ten_kills_at_random_points_leave_the_bytes_of_an_undisturbed_run(
@@ -340,7 +342,7 @@ def test_verify_reads_every_shard_whatever_is_known_and_ends_what_was_trusted(
 
     flip(folder / "shard-000003.tar")
     open_features(plan.folders, tmp_path)
-    monkeypatch.setattr(shards, "check_shard", stopped)
+    monkeypatch.setattr("pipeline.features.verify.check_shard", stopped)
     with pytest.raises(KeyboardInterrupt):
         extract.run(many(tmp_path, verify=True))
     hashed.clear()
@@ -423,20 +425,20 @@ def test_extend_takes_over_images_that_are_there(ray_session: None, tmp_path: Pa
     small, large = many(tmp_path, limit=20), many(tmp_path, limit=30, mode="extend")
     extract.run(small)
     plan = plan_features(large, "train")
-    found = extract._earlier(large, plan)
+    found = earlier(large, plan)
     assert len(found) == 20
     # the same keys in another place, or another split, are other images
-    assert not extract._earlier(large.model_copy(update={"root": tmp_path}), plan)
+    assert not earlier(large.model_copy(update={"root": tmp_path}), plan)
     elsewhere = replace(plan, listing=ShapesListing("test"))
-    assert not extract._earlier(large, elsewhere)
+    assert not earlier(large, elsewhere)
     never = Extractor(NeverAsked(open_backbone(large)))  # type: ignore[arg-type]
     plan.folder.mkdir(parents=True)  # type: ignore[union-attr]
-    extract.make_shard(plan, 0, never, extract._sources(plan, 0, found))
+    make_shard(plan, 0, never, sources_of(plan, 0, found))
     with pytest.raises(AssertionError, match="asked for features"):
-        extract.make_shard(plan, 2, never, extract._sources(plan, 2, found))
+        make_shard(plan, 2, never, sources_of(plan, 2, found))
     flip(plan_features(small, "train").folder / "shard-000001.tar")  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="asked for features"):  # damaged bytes are no source
-        extract.make_shard(plan, 1, never, extract._sources(plan, 1, found))
+        make_shard(plan, 1, never, sources_of(plan, 1, found))
     never.close()
     assert extract.run(large)["splits"]["train"]["shards_made"] == 3
     other = many(tmp_path / "other", limit=30)
@@ -470,7 +472,7 @@ def test_a_class_that_is_renamed_makes_no_image_features_anew(
     before = [make_here(plan, config) for plan in extract.all_plans(config)]
     extract.extract(config, extract.all_plans(config))
     # from here on, neither a worker is started nor an image looked at
-    monkeypatch.setattr(extract, "_make_shards", lambda *_: pytest.fail("starts workers"))
+    monkeypatch.setattr(extraction, "make_shards", lambda *_: pytest.fail("starts workers"))
     monkeypatch.setattr(ToyBackbone, "encode_images", lambda *_: pytest.fail("looks at an image"))
     renamed = photos(tmp_path / "photos", ["z", "b"] * 10, parted=parted)
     results = extract.extract(renamed, extract.all_plans(renamed))
@@ -495,7 +497,7 @@ def test_other_images_are_not_taken_over(tmp_path: Path, monkeypatch: pytest.Mon
     config = photos(tmp_path / "photos", ["a", "b"] * 10, parted=False)
     folders = [make_here(plan, config) for plan in extract.all_plans(config)]
     extract.extract(config, extract.all_plans(config))
-    monkeypatch.setattr(extract, "_make_shards", lambda *_: pytest.fail("starts workers"))
+    monkeypatch.setattr(extraction, "make_shards", lambda *_: pytest.fail("starts workers"))
     one_more = photos(tmp_path / "photos", ["a", "b"] * 10 + ["a"], parted=False)
     with pytest.raises(pytest.fail.Exception, match="starts workers"):
         extract.extract(one_more, extract.all_plans(one_more))
@@ -699,7 +701,7 @@ def test_a_thousand_finished_shards_need_no_torch(tmp_path: Path) -> None:
     )  # fmt: skip
     plan = plan_features(config, "train")
     make_here(plan, config)
-    extract._publish(config, plan, {})
+    extraction.publish(config, plan, {})
     code = (
         "import sys; from pipeline.terminal import cli; "
         f"code = cli.main('extract', {['--output', str(tmp_path), *words]!r}); "
