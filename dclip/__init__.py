@@ -99,7 +99,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import version  # so that an import of a part costs nothing
 
         return version("dclip")
     if name not in _HOME:

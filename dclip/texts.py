@@ -65,7 +65,7 @@ def name_problem(name: str) -> str:
 
 def count_tokens(text: str) -> int:
     """Tokens of a text in CLIP's byte-pair encoding, with those that start and end it."""
-    import ftfy
+    import ftfy  # a tenth of a second; few names need it
 
     plain = html.unescape(html.unescape(ftfy.fix_text(text)))
     words = _word_pattern().findall(" ".join(plain.split()).lower())
@@ -124,7 +124,7 @@ def _open_clip() -> Path:
 @cache
 def _word_pattern() -> Any:
     """What CLIP takes for one word: an ending, letters, one digit, or other signs."""
-    import regex  # type: ignore[import-untyped]
+    import regex  # type: ignore[import-untyped]  # few names need it
 
     return regex.compile(
         r"<start_of_text>|<end_of_text>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",

@@ -15,15 +15,13 @@ References:
     "Efficiently Disentangling CLIP for Multi-Object Perception" (DCLIP), arXiv:2502.02977.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import open_clip
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    import open_clip
 
 
 def resize_positional_embedding(
@@ -95,7 +93,7 @@ def value_projection(
 
 
 def attention_pool(
-    tokens: Float[Tensor, "images tokens width"], pool: "open_clip.modified_resnet.AttentionPool2d"
+    tokens: Float[Tensor, "images tokens width"], pool: open_clip.modified_resnet.AttentionPool2d
 ) -> Float[Tensor, "images dim"]:
     """CLIP's own pooling of a ResNet: the mean token asks, all tokens answer.
 

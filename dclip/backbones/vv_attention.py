@@ -23,15 +23,12 @@ are compared with: MaskCLIP, which a ResNet has as ``value``, and plain CLIP, wh
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import open_clip
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    import open_clip
 
 VV_BLOCKS = 6
 """How many of a ViT's last blocks CLIP Surgery changes, whatever their number."""
@@ -41,7 +38,7 @@ NEIGHBOURHOOD = 5.0
 
 
 def attention_pool_vv(
-    tokens: Float[Tensor, "images tokens width"], pool: "open_clip.modified_resnet.AttentionPool2d"
+    tokens: Float[Tensor, "images tokens width"], pool: open_clip.modified_resnet.AttentionPool2d
 ) -> Float[Tensor, "images tokens dim"]:
     r"""A ResNet's attention pool with v-v attention: one local feature a token, the mean's first.
 
@@ -63,7 +60,7 @@ def attention_pool_vv(
 
 
 def attention_pool_qk(
-    tokens: Float[Tensor, "images tokens width"], pool: "open_clip.modified_resnet.AttentionPool2d"
+    tokens: Float[Tensor, "images tokens width"], pool: open_clip.modified_resnet.AttentionPool2d
 ) -> Float[Tensor, "images tokens dim"]:
     r"""A ResNet's attention pool as CLIP has it, every token asking: the mean's answer comes first.
 
@@ -195,7 +192,7 @@ def neighbourhood_bias(
 
 
 def _branch(
-    block: "open_clip.transformer.ResidualAttentionBlock",
+    block: open_clip.transformer.ResidualAttentionBlock,
     tokens: Float[Tensor, "images tokens width"],
     *,
     by: str,

@@ -398,74 +398,6 @@ def _follow(document: Mapping[str, list[Any]]) -> Annotations:
     return Annotations(class_names, [images[key] for key in sorted(images)], notes)
 
 
-def _references(
-    annotations: Sequence[Any], number: int, pictures: "_Ids", categories: "_Ids"
-) -> tuple[int, int]:
-    """Positions of the image and category of an annotation that spells them in another way.
-
-    Raises:
-        FormatError: If it has none, or none that is listed.
-    """
-    entry = annotations[number - 1]
-    place = pictures.find(_value(entry, "image_id", "annotations", number))
-    if place is None:
-        raise _stranger(annotations, pictures)
-    kind = categories.find(_value(entry, "category_id", "annotations", number))
-    if kind is None:
-        raise FormatError(
-            f"{entry_name('annotations', number, entry)}: image {shown(entry['image_id'])} has"
-            f" an object of category {shown(entry['category_id'])}, which is not listed"
-        )
-    return place, kind
-
-
-def _listed(
-    entry: Mapping[str, Any],
-    name: str,
-    number: int,
-    categories: "_Ids",
-    column: Mapping[int, int],
-) -> list[int] | None:
-    """Columns of the categories in one of LVIS's lists of an image; None if it has no such list."""
-    values = entry.get(name)
-    if values is None:
-        return None
-    where = entry_name("images", number, entry)
-    if not isinstance(values, list):
-        raise FormatError(f"{where} has {name} {shown(values)}, which is no list of category ids")
-    columns = []
-    for value in values:
-        place = categories.find(value)
-        if place is None:
-            raise FormatError(f"{where} has category {shown(value)} in {name}, which is not listed")
-        if place in column:
-            columns.append(column[place])
-    return columns
-
-
-def entry_name(part: str, number: int, entry: object) -> str:
-    """How messages call an entry of a list of the file."""
-    own = entry.get("id") if isinstance(entry, Mapping) else None
-    return f"entry {number} of {part}" + ("" if own is None else f" (id {shown(own)})")
-
-
-def shown(value: object) -> str:
-    """A value of the file for messages, not longer than a line."""
-    text = repr(value) if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _value(entry: object, key: str, part: str, number: int) -> Any:
-    """What an entry has under a key."""
-    if not isinstance(entry, dict):
-        raise FormatError(f"{entry_name(part, number, entry)} is {shown(entry)}, not an object")
-    value = entry.get(key)
-    if value is None:
-        kind = "; panoptic annotations are of another kind" if "segments_info" in entry else ""
-        raise FormatError(f"{entry_name(part, number, entry)} has no {key}{kind}")
-    return value
-
-
 class _Ids:
     """Ids of images or categories, found whether they are written as numbers or as text.
 
@@ -525,6 +457,74 @@ def _number_of(own: int | str) -> int | None:
         return own
     found = _NUMBER.fullmatch(own)
     return int(found[1]) if found else None
+
+
+def _references(
+    annotations: Sequence[Any], number: int, pictures: _Ids, categories: _Ids
+) -> tuple[int, int]:
+    """Positions of the image and category of an annotation that spells them in another way.
+
+    Raises:
+        FormatError: If it has none, or none that is listed.
+    """
+    entry = annotations[number - 1]
+    place = pictures.find(_value(entry, "image_id", "annotations", number))
+    if place is None:
+        raise _stranger(annotations, pictures)
+    kind = categories.find(_value(entry, "category_id", "annotations", number))
+    if kind is None:
+        raise FormatError(
+            f"{entry_name('annotations', number, entry)}: image {shown(entry['image_id'])} has"
+            f" an object of category {shown(entry['category_id'])}, which is not listed"
+        )
+    return place, kind
+
+
+def _listed(
+    entry: Mapping[str, Any],
+    name: str,
+    number: int,
+    categories: _Ids,
+    column: Mapping[int, int],
+) -> list[int] | None:
+    """Columns of the categories in one of LVIS's lists of an image; None if it has no such list."""
+    values = entry.get(name)
+    if values is None:
+        return None
+    where = entry_name("images", number, entry)
+    if not isinstance(values, list):
+        raise FormatError(f"{where} has {name} {shown(values)}, which is no list of category ids")
+    columns = []
+    for value in values:
+        place = categories.find(value)
+        if place is None:
+            raise FormatError(f"{where} has category {shown(value)} in {name}, which is not listed")
+        if place in column:
+            columns.append(column[place])
+    return columns
+
+
+def entry_name(part: str, number: int, entry: object) -> str:
+    """How messages call an entry of a list of the file."""
+    own = entry.get("id") if isinstance(entry, Mapping) else None
+    return f"entry {number} of {part}" + ("" if own is None else f" (id {shown(own)})")
+
+
+def shown(value: object) -> str:
+    """A value of the file for messages, not longer than a line."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _value(entry: object, key: str, part: str, number: int) -> Any:
+    """What an entry has under a key."""
+    if not isinstance(entry, dict):
+        raise FormatError(f"{entry_name(part, number, entry)} is {shown(entry)}, not an object")
+    value = entry.get(key)
+    if value is None:
+        kind = "; panoptic annotations are of another kind" if "segments_info" in entry else ""
+        raise FormatError(f"{entry_name(part, number, entry)} has no {key}{kind}")
+    return value
 
 
 def _stranger(annotations: Sequence[Any], pictures: _Ids) -> FormatError:

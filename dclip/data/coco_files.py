@@ -319,7 +319,7 @@ def _ask_for_first(reference: _Reference, folders: Sequence[RemotePath]) -> _Pla
 def _where_it_would_lie(
     reference: _Reference,
     folders: Sequence[AnyPath],
-    moves: "Counter[tuple[str, int, int]]",
+    moves: Counter[tuple[str, int, int]],
     usual: int,
 ) -> _Place | None:
     """The path of an image that is not there, by those of its kind that are."""

@@ -58,6 +58,18 @@ SEPARATORS = {
 _JOINTS = (*MARKS, "/", "+", "&")
 
 
+class ClassNames(NamedTuple):
+    """What a user's file of class names says.
+
+    Attributes:
+        names: In column order.
+        notes: Sentences on lines that may have been meant otherwise.
+    """
+
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
 def read_folder(
     folder: AnyPath,
     split: str,
@@ -208,7 +220,7 @@ def _listing(
     folder: AnyPath,
     split: str,
     tables: Sequence[LabelTable],
-    given: "ClassNames | None",
+    given: ClassNames | None,
     notes: list[str],
     *,
     rows_of: Callable[[LabelTable, list[str]], Sequence[int]],
@@ -312,18 +324,6 @@ def file_keys(files: Sequence[str]) -> tuple[str, ...]:
             key = f"{key[-100:]}-{sha256(file.encode()).hexdigest()[:12]}"
         keys.append(check_key(key))
     return tuple(keys)
-
-
-class ClassNames(NamedTuple):
-    """What a user's file of class names says.
-
-    Attributes:
-        names: In column order.
-        notes: Sentences on lines that may have been meant otherwise.
-    """
-
-    names: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 def read_class_names_file(path: AnyPath) -> ClassNames:

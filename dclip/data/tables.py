@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Int8
 
 from dclip.data.images import is_image_name
@@ -640,12 +642,6 @@ def _open_jsonl(path: AnyPath, data: _Data) -> _Opened:
 
 
 def _open_parquet(path: AnyPath, data: _Data) -> _Opened:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise ValueError(f"{path} needs pyarrow: pip install pyarrow") from None
-
     @contextmanager
     def damage_told() -> Iterator[None]:
         try:

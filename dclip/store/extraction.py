@@ -18,6 +18,7 @@ from jaxtyping import Float16, Float32, UInt8
 from torch import Tensor
 
 from dclip.backbones import Backbone, ImageFeatures
+from dclip.data.augment import augment
 from dclip.data.images import ImageError, reading_seconds, resize_image
 from dclip.data.listing import Listing
 from dclip.data.pixels import normalise
@@ -244,8 +245,6 @@ class Extractor:
         read = reading_seconds() - read_before
         square = resize_image(sample.image, self.backbone.resolution)
         if view:
-            from dclip.data.augment import augment
-
             square = augment(square, seed=[seed, view, *listing.key(row).encode()])
         pixels = np.asarray(square)
         spent = time.perf_counter() - started - read

@@ -312,6 +312,7 @@ def _is_installed(package: str) -> bool:
 
 def _filesystem(protocol: str) -> Any:
     """What fsspec keeps per process, with bounds on how long it tries."""
+    # a third of a second, for what is remote alone
     import fsspec
     from aiohttp import ClientTimeout
 
@@ -319,7 +320,7 @@ def _filesystem(protocol: str) -> Any:
         total=None, sock_connect=_SECONDS_TO_CONNECT, sock_read=_SECONDS_TO_ANSWER
     )
     if protocol == "gs":
-        # not gcsfs.GCSFileSystem, which first asks for a minute what kind of bucket it is
+        # an extra; not gcsfs.GCSFileSystem, which first asks for a minute what kind of bucket it is
         from gcsfs.core import GCSFileSystem
 
         # it logs, with a traceback, the errors that it raises

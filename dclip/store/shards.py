@@ -33,6 +33,8 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Float16, Float32, Int8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -336,9 +338,6 @@ def shard_sizes(folder: AnyPath) -> dict[str, int]:
 
 def write_samples(path: AnyPath, sidecars: Sequence[Sidecar]) -> None:
     """Write the Parquet table of all images: key, index, labels, unknown, shard, offsets."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns = pa.list_(pa.int32())
 
     def offsets(name: str) -> pa.Array:

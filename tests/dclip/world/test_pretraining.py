@@ -15,16 +15,16 @@ from torch.nn import functional as F
 from dclip.backbones import load_backbone
 from dclip.metrics.similarity import inter_class_cosine
 from dclip.prompts import encode_class_names
-from dclip.world import pretraining, shapes
+from dclip.world import clip_training, curriculum, pretraining, shapes
 
-TINY = pretraining.Phase(
+TINY = curriculum.Phase(
     "smoke", 96, 64, (0, 0), attributes=False, pairs=64, steps=20, batch=16, learning_rate=3e-3
 )
 
 
 def test_loss_of_two_distinct_pairs_by_hand() -> None:
     # Cosines are the identity and the scale is ln 3, so every softmax is (3/4, 1/4).
-    loss = pretraining.contrastive_loss(
+    loss = clip_training.contrastive_loss(
         torch.eye(2), torch.eye(2), torch.tensor([0, 1]), logit_scale=torch.tensor(math.log(3))
     )
     torch.testing.assert_close(loss, torch.tensor(math.log(4 / 3)))
@@ -34,7 +34,7 @@ def test_loss_of_three_pairs_two_of_one_caption_by_hand() -> None:
     # Images 0 and 1 share caption 0; scale ln 3, cosines 1 with the own caption and 0 else.
     # To texts (columns t0 t0 t1): images 0, 1: 3/(3+3+1); image 2: 3/(1+1+3).
     # To images: caption 0 finds 3/(3+3+1) at either of its images; caption 1 finds 3/(1+1+3).
-    loss = pretraining.contrastive_loss(
+    loss = clip_training.contrastive_loss(
         torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]]),
         torch.eye(2),
         torch.tensor([0, 0, 1]),
@@ -50,7 +50,7 @@ def test_is_the_loss_of_clip_when_all_captions_differ() -> None:
     logits = 7 * F.normalize(images, dim=1) @ F.normalize(texts, dim=1)[order].T
     target = torch.arange(6)
     expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    loss = pretraining.contrastive_loss(images, texts, order, logit_scale=torch.tensor(7.0))
+    loss = clip_training.contrastive_loss(images, texts, order, logit_scale=torch.tensor(7.0))
     torch.testing.assert_close(loss, expected)
 
 
@@ -65,18 +65,18 @@ def test_agrees_with_a_plain_loop_over_the_equation() -> None:
         positives = [j for j in range(6) if caption_of[i] == caption_of[j]]
         for j in positives:
             total -= (to_texts[i, j] + to_images[i, j]).item() / (2 * 6 * len(positives))
-    loss = pretraining.contrastive_loss(
+    loss = clip_training.contrastive_loss(
         images, texts, caption_of, logit_scale=torch.tensor(5.0).double()
     )
     assert loss.item() == pytest.approx(total, rel=1e-12)
 
 
 def test_a_window_of_the_whole_canvas_is_clips_own_embedding() -> None:
-    model = pretraining.build_model(0).eval()
+    model = clip_training.build_model(0).eval()
     images = torch.randn(2, 3, 192, 192)
     with torch.no_grad():
         torch.testing.assert_close(
-            pretraining.encode_windows(model, images, top=0, left=0),
+            clip_training.encode_windows(model, images, top=0, left=0),
             model.encode_image(images),
             rtol=1e-4,
             atol=1e-5,
@@ -86,16 +86,16 @@ def test_a_window_of_the_whole_canvas_is_clips_own_embedding() -> None:
 def test_cutting_the_padding_off_leaves_text_features_as_they_are() -> None:
     import open_clip
 
-    model = pretraining.build_model(0).eval()
+    model = clip_training.build_model(0).eval()
     tokens = open_clip.SimpleTokenizer()(["a star", "a photo of a ring."], context_length=32)
     with torch.no_grad():
         torch.testing.assert_close(
-            pretraining.encode_tokens(model, tokens[:, :8]), model.encode_text(tokens)
+            clip_training.encode_tokens(model, tokens[:, :8]), model.encode_text(tokens)
         )
 
 
 def test_pairs_of_a_phase_come_in_order_and_share_equal_captions() -> None:
-    pairs = pretraining.draw_pairs(TINY, 5, seed=0, workers=0)
+    pairs = curriculum.draw_pairs(TINY, 5, seed=0, workers=0)
     assert len(pairs.images) == len(pairs.caption_of) == TINY.pairs
     assert len(set(pairs.captions)) == len(pairs.captions)
     third = shapes.photo(7, resolution=96, neighbours=(0, 0), attributes=False)
@@ -109,11 +109,13 @@ def test_twenty_steps_lower_the_loss_and_the_seed_decides_them() -> None:
     import open_clip
 
     tokenizer = open_clip.SimpleTokenizer(context_length=32)
-    pairs = pretraining.draw_pairs(TINY, 0, seed=0, workers=0)
+    pairs = curriculum.draw_pairs(TINY, 0, seed=0, workers=0)
     runs = []
     for _ in range(2):
-        model = pretraining.build_model(0)
-        runs.append(pretraining.fit(model, pairs, TINY, tokenize=tokenizer, seed=0, log=[].append))
+        model = clip_training.build_model(0)
+        runs.append(
+            clip_training.fit(model, pairs, TINY, tokenize=tokenizer, seed=0, log=[].append)
+        )
     assert sum(runs[0][-5:]) < sum(runs[0][:5]) - 0.5
     assert runs[0] == runs[1]
 
@@ -121,7 +123,7 @@ def test_twenty_steps_lower_the_loss_and_the_seed_decides_them() -> None:
 def test_the_program_writes_weights_that_load_and_reports_on_them(tmp_path: Path) -> None:
     lines: list[str] = []
     path = tmp_path / "weights.safetensors"
-    report = pretraining.pretrain(
+    report = clip_training.pretrain(
         path,
         workers=0,
         curriculum=[TINY],
