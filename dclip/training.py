@@ -44,10 +44,7 @@ class Recipe(DCLIPSettings, Loop):
     def _fill_from_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        name = values.get("preset", "robust")
-        if name not in cls.presets:
-            raise ValueError(f"preset must be one of {', '.join(cls.presets)}: {name!r}")
-        preset = cls.presets[name]
+        preset = cls.preset_values(values.get("preset", "robust"))
         return {**preset.loop, **preset.own, **values}
 
     @property

@@ -19,3 +19,13 @@ def short(text: str, most: int) -> str:
         ('hourglass', 'hourg\u2026')
     """
     return text if len(text) <= most else f"{text[: most - 1]}\u2026"
+
+
+def percent(value: float | None) -> str:
+    """A fraction in percent; a dash where there is none.
+
+    Example:
+        >>> percent(0.5), percent(None)
+        ('50.0 %', '-')
+    """
+    return "-" if value is None else f"{100 * value:.1f} %"

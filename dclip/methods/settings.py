@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dclip.fitting.loop import Loop
+
 Feed = Literal["local", "embedding", "captions", "pixels"]
 """What a method may ask for of each image: cached local features, the cached global embedding, its
 captions, or its pixels, which are read as the step runs."""
@@ -73,6 +75,22 @@ class MethodSettings(BaseModel):
     sweep_space: ClassVar[Mapping[str, list[Any]]] = {}
     bold: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def preset_values(cls, name: object) -> Preset:
+        """Defaults that a preset stands for; those of the loop say which preset it is.
+
+        Raises:
+            ValueError: There is no such preset.
+        """
+        if not isinstance(name, str) or name not in cls.presets:
+            raise ValueError(f"{cls.name} has the presets {', '.join(cls.presets)}, not {name!r}")
+        found = cls.presets[name]
+        return Preset({**found.loop, "preset": name}, found.own)
+
+    def common(self) -> dict[str, Any]:
+        """Values in which trainings that share passes over the features agree, as JSON has them."""
+        return self.model_dump(mode="json", exclude=set(self.may_differ))
+
     def idle(self) -> frozenset[str]:
         """Settings that make no difference, as others are."""
         return frozenset()
@@ -87,6 +105,16 @@ class MethodSettings(BaseModel):
     def own_name(self) -> str:
         """What reports and files call a training of these settings."""
         return self.variant() or self.name
+
+
+def of_preset(kind: type[MethodSettings], name: object) -> tuple[Loop, MethodSettings]:
+    """Settings of the loop and of a method where only a preset is given.
+
+    Raises:
+        ValueError: There is no such preset.
+    """
+    found = kind.preset_values(name)
+    return Loop.model_validate(found.loop), kind.model_validate(found.own)
 
 
 class DCLIPSettings(MethodSettings):

@@ -12,8 +12,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from dclip.fitting.batches import FeatureSource, MemoryFeatures
+from dclip.store.paths import as_path
+from dclip.store.reader import FeatureReader
+from dclip.store.shards import MANIFEST, read_manifest
 from pipeline.features.copies import copy_features, local_folders
 from pipeline.features.opened import open_features
 from pipeline.terminal.errors import StageError, told
@@ -22,12 +27,6 @@ try:
     import fcntl
 except ImportError:  # Windows; macOS has it, but no RAM disk
     fcntl = None  # type: ignore[assignment]
-
-if TYPE_CHECKING:
-    import torch
-
-    from dclip.fitting.batches import FeatureSource
-    from dclip.store.reader import FeatureReader
 
 RAM_DISK = Path("/dev/shm")
 _SHARE = 0.8  # of the memory that is free: what a copy may take
@@ -40,9 +39,9 @@ def cached_features(
     output: Path,
     *,
     cache: str,
-    device: "torch.device",
+    device: torch.device,
     gpu_share: float = 1.0,
-) -> "Iterator[tuple[FeatureReader, FeatureSource]]":
+) -> Iterator[tuple[FeatureReader, FeatureSource]]:
     """Open the features of complete plans, in the memory that the settings ask for.
 
     Args:
@@ -58,8 +57,6 @@ def cached_features(
     Raises:
         StageError: Features are missing or damaged, or do not fit where they should go.
     """
-    from dclip.store.paths import as_path
-
     with ExitStack() as held:
         are_remote = not all(isinstance(as_path(folder), Path) for folder in folders)
         if cache == "ram" or (cache == "auto" and are_remote and device.type == "cpu"):
@@ -78,12 +75,8 @@ def cached_features(
 
 
 def _on_gpu(
-    reader: "FeatureReader", device: "torch.device", share: float, *, must: bool
-) -> "FeatureSource":
-    import torch
-
-    from dclip.fitting.batches import MemoryFeatures
-
+    reader: FeatureReader, device: torch.device, share: float, *, must: bool
+) -> FeatureSource:
     locations, dim = reader.manifest.locations, reader.manifest.dim
     size = 2 * reader.views * len(reader) * locations * dim
     torch.cuda.empty_cache()  # what an earlier trial of this process left is free, too
@@ -100,8 +93,6 @@ def _on_gpu(
 
 
 def _bytes(folder: Path) -> int:
-    from dclip.store.shards import read_manifest
-
     return sum(entry.bytes for entry in read_manifest(folder).shards)
 
 
@@ -121,8 +112,8 @@ def _all_in_ram(folders: Sequence[Path]) -> Iterator[list[str]]:
     with ExitStack() as held:
         sizes = [_bytes(folder) for folder in folders]
         yield [
-            held.enter_context(_in_ram(folder, sum(sizes[place:])))
-            for place, folder in enumerate(folders)
+            held.enter_context(_in_ram(folder, sum(sizes[number:])))
+            for number, folder in enumerate(folders)
         ]
 
 
@@ -134,8 +125,6 @@ def _in_ram(folder: Path, size: int) -> Iterator[str]:
         folder: What to copy.
         size: Bytes that there has to be room for, if this folder has no copy yet.
     """
-    from dclip.store.shards import MANIFEST
-
     if fcntl is None or not RAM_DISK.is_dir():
         raise _NoRoomError(f"this system has no RAM disk {RAM_DISK}")
     home = RAM_DISK / f"dclip-{os.getuid()}"
@@ -175,8 +164,6 @@ def _remove_unused(home: Path) -> None:
 
 
 def _remove_if_unused(copy: Path, lock: int) -> None:
-    from dclip.store.shards import MANIFEST
-
     if _lock_alone(lock):
         (copy / MANIFEST).unlink(missing_ok=True)  # first, so that what has one is whole
         shutil.rmtree(copy, ignore_errors=True)

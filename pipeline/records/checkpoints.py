@@ -1,5 +1,6 @@
 """A trained model together with what made it, in one safetensors file."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ def read_state(path: Path, pack: Pack) -> None:
         ) from None
 
 
-def read_place(path: Path) -> tuple[int, int]:
+def read_progress(path: Path) -> tuple[int, int]:
     """Epochs, and steps of the one begun, that a kept state has done; none where there is none."""
     try:
         with safetensors.safe_open(path, "pt") as state:
@@ -148,6 +149,26 @@ class Scorer(nn.Module):
         texts = ClassTexts(self.texts, task.texts.classes)
         method = self.method.with_task(replace(task, pairs=self.pairs, texts=texts))
         return method.scores(Batch(local, torch.empty(0, 0, dtype=torch.int8)))
+
+
+def export_refusal(method: Method[Any]) -> str:
+    """Why a method cannot become a graph that scores without this package; empty if it can.
+
+    Args:
+        method: With any weights.
+    """
+    if others := sorted(method.settings.feeds ^ {"local"}):
+        return (
+            f"{method.settings.name} is fed {', '.join(others)}, and a model local features alone"
+        )
+    example = torch.zeros(2, 3, method.task.dim)
+    free = [{0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}]
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            torch.export.export(Scorer(method).eval(), (example,), dynamic_shapes=free)
+    except Exception as error:  # of any kind: it traces what a user wrote
+        return f"{method.settings.name} cannot be traced: {told(error)}"
+    return ""
 
 
 def check_features(path: Path, about: About, manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError
 
@@ -51,7 +52,6 @@ def described(about: "About") -> str:
 def own_checkpoint(config: Config) -> Path:
     """Where the checkpoint of the settings is, or would be."""
     from pipeline.features.plan import plan_features
-    from pipeline.stages.train import checkpoint_path
 
     return checkpoint_path(config, plan_features(config, config.train_split))
 

@@ -650,17 +650,6 @@ def upload_pending(config: Config) -> None:
         tracker.upload()
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level, keys joined by dots."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = value
-    return result
-
-
 def _append(folder: Path, opening: Event, event: Event) -> None:
     """Add an event to the journal of its run, which begins with its opening."""
     folder.mkdir(exist_ok=True)

@@ -38,7 +38,7 @@ from typing_extensions import TypeAliasType
 
 from dclip.fitting.loop import Loop
 from dclip.methods.registry import METHODS, find_settings
-from dclip.methods.settings import MethodSettings
+from dclip.methods.settings import MethodSettings, of_preset
 from dclip.store.paths import AnyPath, RemotePath, as_path
 from dclip.templates import ZERO_SHOT_TEMPLATE
 from pipeline.terminal.errors import UsageError
@@ -601,13 +601,11 @@ class Config(BaseSettings):
         train = values.get("train", {})
         if not isinstance(train, Mapping):
             return values
-        name = train.get("preset", "robust")
-        if name not in settings.presets:
-            raise ValueError(
-                f"train.preset: {settings.name} has {', '.join(settings.presets)}, not {name!r}; "
-                "choose one by --train.preset"
-            )
-        preset, own = settings.presets[name], values.get(settings.name, {})
+        try:
+            preset = settings.preset_values(train.get("preset", "robust"))
+        except ValueError as error:
+            raise ValueError(f"train.preset: {error}; choose one by --train.preset") from None
+        own = values.get(settings.name, {})
         filled = {"train": {**preset.loop, **train}}
         if isinstance(own, Mapping) and settings.name in cls.model_fields:
             filled[settings.name] = {**preset.own, **own}
@@ -655,8 +653,7 @@ class Config(BaseSettings):
     def own(self) -> MethodSettings:
         """Settings of the method: the section of its name, or the usual ones without it."""
         settings = find_settings(self.method)
-        preset = settings.presets[self.train.preset]
-        return getattr(self, settings.name, None) or settings.model_validate(preset.own)
+        return getattr(self, settings.name, None) or of_preset(settings, self.train.preset)[1]
 
     @property
     def trained_name(self) -> str:

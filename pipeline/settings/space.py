@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -9,77 +10,28 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, TypeAdapter, ValidationError
 
 from dclip.fitting.loop import Loop
-from dclip.methods.registry import METHODS, find_settings
 from dclip.methods.settings import MethodSettings
 from pipeline.settings.config import Config, TrainConfig, bounds
+from pipeline.settings.training import LOOP, alike, at
 from pipeline.terminal.errors import UsageError
 
 SEED = "seed"
-_LOOP = "train."
 MOST_TRIALS = 10_000
 """Of one sweep: more could neither be compared in MLflow nor drawn."""
+MOST_SHOWN = 50
+"""Of the trials of a sweep, on a terminal."""
 _LARGEST_SEED = 2**63 - 1  # of torch
 _MOST_IN_A_PACK = 32  # bounds the memory of their activations
 
 Point = dict[str, Any]
-"""Values of the swept keys: ``{"train.lr": 0.1, "seed": 3}``."""
+"""Values of the swept keys, as JSON has them: ``{"train.lr": 0.1, "seed": 3}``."""
 
 
 class Entry(NamedTuple):
-    """One trial: its place in the sweep, and what it tries."""
+    """One trial: its number in the sweep, and what it tries."""
 
     number: int
     point: Point
-
-
-class Trained(NamedTuple):
-    """Settings of one training.
-
-    Attributes:
-        loop: Those of the section ``train``.
-        own: Those of the method.
-    """
-
-    loop: TrainConfig
-    own: MethodSettings
-
-
-def trained_at(
-    loop: Mapping[str, Any], method: str, own: Mapping[str, Any], point: Mapping[str, Any]
-) -> Trained:
-    """Settings of the training at a point.
-
-    Args:
-        loop: Values of the section ``train``, outside the point.
-        method: Name of the method.
-        own: Values of its own section.
-        point: Values of the swept keys.
-    """
-    settings = find_settings(method)
-    prefix = f"{settings.name}."
-    return Trained(
-        TrainConfig.model_validate({**loop, **_below(point, _LOOP)}),
-        settings.model_validate({**own, **_below(point, prefix)}),
-    )
-
-
-def _below(point: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {key.removeprefix(prefix): v for key, v in point.items() if key.startswith(prefix)}
-
-
-def at(config: Config, point: Mapping[str, Any]) -> Trained:
-    """Settings of the training at a point of a sweep of these settings."""
-    return trained_at(config.train.model_dump(), config.method, config.own.model_dump(), point)
-
-
-def identity_of(method: str, own: MethodSettings) -> dict[str, Any]:
-    """What a method's settings are in hashes that name results.
-
-    Of the package's methods those at their defaults are left out, so that one more of them renames
-    nothing that stands; that their defaults stay is tested. Defaults of a method of one's own may
-    be under way, and all of it counts.
-    """
-    return own.model_dump(mode="json", exclude_defaults=method in METHODS)
 
 
 def keys_of(config: Config) -> list[str]:
@@ -87,7 +39,7 @@ def keys_of(config: Config) -> list[str]:
     own = config.own
     return [
         *(f"{own.name}.{name}" for name in type(own).model_fields),
-        *(f"{_LOOP}{name}" for name in Loop.model_fields if name != "preset"),
+        *(f"{LOOP}{name}" for name in Loop.model_fields if name != "preset"),
         SEED,
     ]
 
@@ -113,7 +65,7 @@ def checked_space(config: Config) -> dict[str, list[Any] | str]:
             Or ASHA would compare trainings of different lengths, or there are too many trials.
     """
     given = space_of(config)
-    if config.sweep.asha and f"{_LOOP}epochs" in given:
+    if config.sweep.asha and f"{LOOP}epochs" in given:
         raise UsageError(
             "sweep.asha stops trials that are behind others at the same epoch, and a longer "
             "training, whose learning rate falls later, would be stopped for its length alone; "
@@ -141,7 +93,8 @@ def checked_space(config: Config) -> dict[str, list[Any] | str]:
             space[key] = values
         else:
             checked = [_checked(config, key, value, "sweep.space: ") for value in values]
-            space[key] = list(dict.fromkeys(checked))  # equal values would be equal trials
+            # equal values would be equal trials
+            space[key] = list({json.dumps(value): value for value in checked}.values())
     return space
 
 
@@ -167,20 +120,20 @@ def _require_key(config: Config, key: str, message: str) -> None:
         return
     close = [one for one in known if leaf(one) == leaf(key)]
     close = close or difflib.get_close_matches(key, known, n=1)
-    if key.startswith(_LOOP) and key.removeprefix(_LOOP) in TrainConfig.model_fields:
+    if key.startswith(LOOP) and key.removeprefix(LOOP) in TrainConfig.model_fields:
         close = []  # no slip of the pen: what all trainings have in common
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise UsageError(f"{message}; {hint}these can: {', '.join(known)}")
 
 
 def _checked(config: Config, key: str, value: Any, where: str = "") -> Any:
-    """The value as the settings understand it."""
+    """The value as the settings understand it, as JSON has it."""
     try:
         if key == SEED:
             return TypeAdapter(Annotated[int, Field(ge=0, le=_LARGEST_SEED)]).validate_python(value)
         found = at(config, {key: value})
-        own = found.loop if key.startswith(_LOOP) else found.own
-        return getattr(own, leaf(key))
+        own = found.loop if key.startswith(LOOP) else found.own
+        return own.model_dump(mode="json")[leaf(key)]
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         text = f"{message[:1].lower()}{message[1:]}"
@@ -190,7 +143,7 @@ def _checked(config: Config, key: str, value: Any, where: str = "") -> Any:
 def _is_integer(config: Config, key: str) -> bool:
     if key == SEED:
         return True
-    model = TrainConfig if key.startswith(_LOOP) else type(config.own)
+    model = TrainConfig if key.startswith(LOOP) else type(config.own)
     return model.model_fields[leaf(key)].annotation in (int, int | None)
 
 
@@ -211,7 +164,7 @@ def entries(config: Config) -> list[Entry]:
     lists = {key: values for key, values in space.items() if not isinstance(values, str)}
     wanted = config.sweep.trials
     points: list[Point] = []
-    drawn: set[tuple[Any, ...]] = set()
+    drawn: set[str] = set()
     combinations = math.prod(map(len, lists.values()))
     if config.sweep.search == "grid" and combinations > MOST_TRIALS:
         raise UsageError(
@@ -229,8 +182,8 @@ def entries(config: Config) -> list[Entry]:
         wanted = wanted or 8
         for _ in range(100 * wanted):  # whole numbers may repeat
             point = draw(space, whole, draws)
-            if tuple(point.values()) not in drawn:
-                drawn.add(tuple(point.values()))
+            if text_of(point) not in drawn:
+                drawn.add(text_of(point))
                 points.append(point)
             if len(points) == wanted:
                 break
@@ -240,13 +193,18 @@ def entries(config: Config) -> list[Entry]:
 def _grid(config: Config, lists: Mapping[str, list[Any]]) -> list[Point]:
     """Every combination; values that make no difference in one are the first of their lists."""
     name = config.own.name
-    points: dict[tuple[Any, ...], Point] = {}
+    points: dict[str, Point] = {}
     for values in itertools.product(*lists.values()):
         point = dict(zip(lists, values, strict=True))
         idle = {f"{name}.{key}" for key in at(config, point).own.idle()}
         point |= {key: lists[key][0] for key in idle & lists.keys()}
-        points.setdefault(tuple(point.values()), point)
+        points.setdefault(text_of(point), point)
     return list(points.values())
+
+
+def text_of(point: Point) -> str:
+    """Its values as text: equal for equal points, of whatever types they are."""
+    return json.dumps(list(point.values()))
 
 
 def whole_numbers(config: Config) -> frozenset[str]:
@@ -300,21 +258,12 @@ def packs(config: Config, trials: Sequence[Entry], slots: int) -> list[list[Entr
     settings = {entry.number: at(config, entry.point) for entry in trials}
     groups = []
     for kind in alike([settings[entry.number] for entry in trials]):
-        own = [trials[place] for place in kind]
+        own = [trials[number] for number in kind]
         count = max(round(slots * len(own) / len(trials)), -(-len(own) // _MOST_IN_A_PACK))
         count = min(max(count, 1), len(own))
         own.sort(key=lambda entry: _width(settings[entry.number].own))
         groups += [own[first::count] for first in range(count)]
     return groups
-
-
-def alike(trained: Sequence[Trained]) -> list[list[int]]:
-    """Places of trainings that can share passes over the features, group by group."""
-    kinds: dict[str, list[int]] = {}
-    for place, (loop, own) in enumerate(trained):
-        common = loop.model_dump_json() + own.model_dump_json(exclude=set(own.may_differ))
-        kinds.setdefault(common, []).append(place)
-    return list(kinds.values())
 
 
 def _width(own: MethodSettings) -> list[int]:

@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.features.plan import is_complete, plan_features
+from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config
+from pipeline.settings.training import compared
 from pipeline.stages import evaluate, extract, train
 from pipeline.terminal.cli import Report
 
@@ -29,19 +31,19 @@ def run(config: Config) -> Report:
         if _is_pending(config):
             timed("start", lambda: session.enter_context(cluster.ray_session(config)) or {})
         features = timed("extract", partial(extract.run, config))
-        trained = timed("train", lambda: {"all": train.run_together(train.compared(config))})
+        trained = timed("train", lambda: {"all": train.run_together(compared(config))})
     checkpoints = [Path(report["checkpoint"]) for report in trained["all"]]
-    compared = timed("evaluate", partial(evaluate.publish, config, checkpoints))
+    scored = timed("evaluate", partial(evaluate.publish, config, checkpoints))
     return {
         "stage": "run",
-        "map": {name: row["map"] for name, row in compared["systems"].items()},
-        "inter_class_cosine": compared["inter_class_cosine"],
+        "map": {name: row["map"] for name, row in scored["systems"].items()},
+        "inter_class_cosine": scored["inter_class_cosine"],
         "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
         "features": features["splits"],
-        **{name: compared[name] for name in ("test_on_train", "warnings", "notes")},
-        "checkpoints": compared["checkpoints"],
-        "figures": compared["figures"],
-        "mlflow": compared["mlflow"],
+        **{name: scored[name] for name in ("test_on_train", "warnings", "notes")},
+        "checkpoints": scored["checkpoints"],
+        "figures": scored["figures"],
+        "mlflow": scored["mlflow"],
         "config": config.model_dump(mode="json"),
         "commit": git_commit(),
     }
@@ -51,7 +53,7 @@ def _is_pending(config: Config) -> bool:
     """Whether any stage has work for Ray."""
     plans = [*extract.all_plans(config)]
     source = plan_features(config, config.train_split)
-    paths = [train.checkpoint_path(settings, source) for settings in train.compared(config)]
+    paths = [checkpoint_path(settings, source) for settings in compared(config)]
     return not (all(map(is_complete, plans)) and all(path.is_file() for path in paths))
 
 
@@ -60,9 +62,9 @@ def describe(config: Config) -> str:
     parts = [("extract", extract.describe(config))]
     parts += [
         (f"train {settings.trained_name}", train.describe(settings))
-        for settings in train.compared(config)
+        for settings in compared(config)
     ]
     source = plan_features(config, config.train_split)
-    made = [train.checkpoint_path(settings, source) for settings in train.compared(config)]
+    made = [checkpoint_path(settings, source) for settings in compared(config)]
     parts += [("evaluate", evaluate.describe(config, made))]
     return "\n".join(f"{stage}:\n  " + text.replace("\n", "\n  ") for stage, text in parts)

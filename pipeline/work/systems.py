@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.records.choice import NoCheckpointError, given_files, names_of, take_checkpoints
 from pipeline.settings.config import Config
+from pipeline.settings.training import compared
 from pipeline.terminal.errors import StageError, UsageError
 
 if TYPE_CHECKING:
@@ -95,8 +96,6 @@ def plan_systems(config: Config, backbone: "BackboneInfo") -> list[SystemPlan]:
 
 def _plan_projectors(config: Config, backbone: "BackboneInfo") -> list[SystemPlan]:
     """Plans of the checkpoints; several of one method are called by their files."""
-    from pipeline.stages.train import compared
-
     kind = config.segment.kind
     if kind not in backbone.paths:
         raise UsageError(

@@ -43,10 +43,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
     Starting processes and rendering take most of the time, and are what test_stages.py is about.
     """
-    import ray.train
+    from pipeline.work import training
 
-    scaling = ray.train.ScalingConfig
-    monkeypatch.setattr(ray.train, "ScalingConfig", lambda **_: scaling(num_workers=0))
+    scaling = training.ScalingConfig
+    monkeypatch.setattr(training, "ScalingConfig", lambda **_: scaling(num_workers=0))
     if name != DRAWN:
         monkeypatch.setattr(figures, "save", lambda _, path: path.touch())
 

@@ -10,9 +10,10 @@ from pydantic import Field
 
 from dclip.methods.registry import find_settings
 from dclip.methods.settings import DCLIPSettings
+from pipeline.records.trainings import run_name
 from pipeline.settings.config import Config, config_class
-from pipeline.settings.space import checked_space, identity_of
-from pipeline.stages import train
+from pipeline.settings.space import checked_space
+from pipeline.settings.training import compared, identity_of
 from pipeline.terminal.cli import _long_form, main, parse
 from pipeline.terminal.errors import UsageError
 
@@ -28,11 +29,11 @@ def of(**values: Any) -> Config:
 def test_the_names_of_what_stands_stay() -> None:
     # recorded when settings at their defaults left the hash; another default renames, and has to
     # be said in the CHANGELOG
-    assert train.run_name(of(), PLAN) == "dclip-aa0457e06f4f"
+    assert run_name(of(), PLAN) == "dclip-aa0457e06f4f"
     author = of(train={"preset": "author"}, seed=3)
-    assert train.run_name(author, PLAN) == "dclip-0552427a6056"
-    (plain, _) = train.compared(author)
-    assert train.run_name(plain, PLAN) == "asl_only-f65a3813ce24"
+    assert run_name(author, PLAN) == "dclip-0552427a6056"
+    (plain, _) = compared(author)
+    assert run_name(plain, PLAN) == "asl_only-f65a3813ce24"
 
 
 @pytest.mark.parametrize(
@@ -41,19 +42,19 @@ def test_the_names_of_what_stands_stay() -> None:
      {"data_seed": 7}, {"epochs": 3}],
 )  # fmt: skip
 def test_what_shapes_the_weights_names_another_training(changes: dict[str, Any]) -> None:
-    assert train.run_name(with_train(of(), **changes), PLAN) != train.run_name(of(), PLAN)
+    assert run_name(with_train(of(), **changes), PLAN) != run_name(of(), PLAN)
 
 
 @pytest.mark.parametrize("changes", [{"workers": 2}, {"cache": "ram"}, {"checkpoint_seconds": 5.0}])
 def test_where_and_how_often_does_not(changes: dict[str, Any]) -> None:
-    assert train.run_name(with_train(of(), **changes), PLAN) == train.run_name(of(), PLAN)
+    assert run_name(with_train(of(), **changes), PLAN) == run_name(of(), PLAN)
 
 
 def test_a_preset_is_what_it_says() -> None:
     """The author's settings written out are those of the preset."""
     preset = DCLIPSettings.presets["author"]
     written = of(train={**preset.loop}, dclip={**preset.own})
-    assert train.run_name(written, PLAN) == train.run_name(of(train={"preset": "author"}), PLAN)
+    assert run_name(written, PLAN) == run_name(of(train={"preset": "author"}), PLAN)
 
 
 def test_one_more_setting_of_a_method_renames_nothing() -> None:
@@ -62,9 +63,9 @@ def test_one_more_setting_of_a_method_renames_nothing() -> None:
 
     config = of(dclip={"mfi_weight": 0.3})
     grown = config.model_copy(update={"dclip": More(mfi_weight=0.3)})
-    assert train.run_name(grown, PLAN) == train.run_name(config, PLAN)
+    assert run_name(grown, PLAN) == run_name(config, PLAN)
     other = config.model_copy(update={"dclip": More(mfi_weight=0.3, sharpness=2.0)})
-    assert train.run_name(other, PLAN) != train.run_name(config, PLAN)
+    assert run_name(other, PLAN) != run_name(config, PLAN)
 
 
 def test_the_old_names_of_settings_are_told_the_new_ones() -> None:

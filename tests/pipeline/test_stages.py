@@ -16,10 +16,13 @@ from dclip.store.shards import file_digest
 from dclip.world import shapes
 from pipeline.features.cache import RAM_DISK
 from pipeline.features.opened import open_backbone
+from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config
+from pipeline.settings.training import compared
 from pipeline.stages import evaluate, extract, run, sweep, train
 from pipeline.terminal import cli
 from pipeline.terminal.errors import StageError, UsageError
+from pipeline.work import training
 
 from .conftest import TOY, WITH_RAY, settings, with_train
 
@@ -65,8 +68,8 @@ def test_a_checkpoint_that_is_lost_is_written_from_the_kept_state(  # type: igno
     lost = Path(report["checkpoints"]["dclip"])
     before = lost.read_bytes()
     lost.unlink()
-    monkeypatch.setattr(train, "_fit_on_ray", lambda *_: pytest.fail("it is trained again"))
-    trained = train.run_together(train.compared(config))
+    monkeypatch.setattr(training, "_fit_on_ray", lambda *_: pytest.fail("it is trained again"))
+    trained = train.run_together(compared(config))
     assert [one["trained_now"] for one in trained] == [False, True]
     assert lost.read_bytes() == before
 
@@ -178,7 +181,7 @@ def test_a_diverging_training_says_so_and_leaves_no_checkpoint(finished) -> None
     with pytest.raises(StageError, match="lower lr or mfi_weight"):
         train.run(wild)
     plan = extract.plan_features(wild, "train")
-    assert not train.checkpoint_path(wild, plan).exists()
+    assert not checkpoint_path(wild, plan).exists()
 
 
 def test_a_sweep_writes_one_child_run_a_trial(finished, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.settings.config import Config
-from pipeline.settings.space import Entry, at, entries, packs
+from pipeline.settings.space import Entry, entries, packs
+from pipeline.settings.training import at
 from pipeline.terminal.errors import UsageError
 
 LAMBDA, ALPHA, DIM = "dclip.redundancy_weight", "dclip.mfi_weight", "dclip.output_dim"

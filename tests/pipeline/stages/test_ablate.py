@@ -16,10 +16,14 @@ from dclip.methods.settings import DCLIPSettings
 from dclip.training import Recipe
 from pipeline.features.opened import open_features
 from pipeline.features.plan import plan_features
+from pipeline.records.ablations import Ablation, Training, packs
 from pipeline.settings.config import Config, EvaluateConfig, TrainConfig
-from pipeline.settings.space import Trained
+from pipeline.settings.rows import Row, rows
+from pipeline.settings.training import Trained
 from pipeline.stages import ablate, extract
 from pipeline.terminal.errors import StageError, UsageError
+from pipeline.work import ablation
+from pipeline.work.packs import Job, begin
 
 from ..conftest import WITH_RAY, settings, with_train
 from .test_extract import make_here
@@ -31,7 +35,7 @@ def wanted(tmp_path: Path, **changes: object) -> Config:
 
 def test_every_row_differs_from_the_settings_in_one_thing(tmp_path: Path) -> None:
     config = wanted(tmp_path)
-    table = [row for row in ablate.rows(config) if row.study != "presets"]
+    table = [row for row in rows(config) if row.study != "presets"]
     base = config.own.model_dump()
     changed: dict[str, list[set[str]]] = {}
     for row in table:
@@ -57,7 +61,7 @@ def test_every_row_differs_from_the_settings_in_one_thing(tmp_path: Path) -> Non
 
 
 def test_presets_are_compared_as_they_are_but_for_the_epochs(tmp_path: Path) -> None:
-    author, robust = ablate.rows(wanted(tmp_path, studies=["presets"]))
+    author, robust = rows(wanted(tmp_path, studies=["presets"]))
     for row, recipe in ((author, Recipe(preset="author", epochs=2)), (robust, Recipe(epochs=2))):
         assert (row.trained.loop.loop, row.trained.own) == (recipe.loop, recipe.method)
         assert row.trained.loop.val_fraction == 0.25  # where, not what
@@ -65,11 +69,11 @@ def test_presets_are_compared_as_they_are_but_for_the_epochs(tmp_path: Path) -> 
 
 def test_rows_are_data_and_keys_can_be_varied(tmp_path: Path) -> None:
     mine = [{"study": "rate", "label": "fast", "set": {"train.lr": "x10", "dclip.mfi-weight": 0}}]
-    (row,) = ablate.rows(wanted(tmp_path, rows=mine))
+    (row,) = rows(wanted(tmp_path, rows=mine))
     assert (row.study, row.label) == ("rate", "fast")
     assert row.trained.loop.lr == pytest.approx(0.01)
     assert row.trained.own.mfi_weight == 0
-    varied = ablate.rows(wanted(tmp_path, vary={"train.lr": ["x0.1", "0.5"], "dclip.clip": [0]}))
+    varied = rows(wanted(tmp_path, vary={"train.lr": ["x0.1", "0.5"], "dclip.clip": [0]}))
     assert [(row.study, row.label) for row in varied] == [
         ("lr", "lr = x0.1"), ("lr", "lr = 0.5"), ("clip", "clip = 0"),
     ]  # fmt: skip
@@ -92,19 +96,18 @@ def test_a_row_that_cannot_be_is_named(
     tmp_path: Path, changes: dict[str, object], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        ablate.rows(wanted(tmp_path, **changes))
+        rows(wanted(tmp_path, **changes))
 
 
-def test_packs_hold_every_trial_once_and_only_such_as_train_together(tmp_path: Path) -> None:
-    recipes = dict.fromkeys(row.trained for row in ablate.rows(wanted(tmp_path)))
-    trials = [ablate.Trial(recipe, seed, f"{n}-{seed}") for n, recipe in enumerate(recipes)
-              for seed in range(3)]  # fmt: skip
-    packs = ablate.packs(trials, 4)
-    assert sorted(trial.name for pack in packs for trial in pack) == sorted(t.name for t in trials)
-    for pack in packs:
+def test_packs_hold_every_training_once_and_only_such_as_train_together(tmp_path: Path) -> None:
+    trainings = [Training(row.trained, seed, f"{n}-{seed}")
+                 for n, row in enumerate(rows(wanted(tmp_path))) for seed in range(3)]  # fmt: skip
+    found = packs(trainings, 4)
+    assert sorted(one.name for pack in found for one in pack) == sorted(t.name for t in trainings)
+    for pack in found:
         assert 1 <= len(pack) <= 4
-        assert len({trial.trained.loop for trial in pack}) == 1
-        assert not common_fields_that_differ([trial.trained.own for trial in pack])
+        assert len({one.trained.loop for one in pack}) == 1
+        assert not common_fields_that_differ([one.trained.own for one in pack])
 
 
 def test_the_table_gives_mean_and_sample_deviation_of_what_did_not_diverge() -> None:
@@ -113,40 +116,40 @@ def test_the_table_gives_mean_and_sample_deviation_of_what_did_not_diverge() -> 
         return {"diverged": diverged, "test": {"map": score}, "history": [line], "parameters": 7}
 
     recipe = Trained(TrainConfig(), DCLIPSettings())
-    results = {(recipe, 0): result(0.2), (recipe, 1): result(0.6), (recipe, 2): result(9.0, "inf")}
-    (line,) = ablate.summary([ablate.Row("losses", "x", recipe)], results, range(3))
+    row, results = Row("losses", "x", recipe), [result(0.2), result(0.6), result(9.0, "inf")]
+    (line,) = ablation.summary([row], [results], range(3))
     assert (line["test_map"], line["val_map"]) == pytest.approx((0.4, 0.2))
     assert line["test_map_std"] == pytest.approx(0.08**0.5)  # (0.2^2 + 0.2^2) / (2 - 1)
     assert (line["diverged"], line["seeds"], line["parameters"]) == (1, 3, 7)
-    (line,) = ablate.summary([ablate.Row("losses", "x", recipe)], results, range(2, 3))
+    (line,) = ablation.summary([row], [results[2:]], range(2, 3))
     assert (line["test_map"], line["test_map_std"]) == (None, None)
     config = Config(ablate={"seeds": 1})  # type: ignore[arg-type]
-    assert "1 of 1 diverged" in ablate.as_text(config, [line])
+    assert "1 of 1 diverged" in ablation.as_text(config, [line])
 
 
 @pytest.mark.usefixtures("_toy_on_path")
 def test_f1_of_another_threshold_is_another_result(tmp_path: Path) -> None:
     """A result of an earlier version, which does not say its threshold, has no F1 any more."""
-    usual = ablate._Plan(wanted(tmp_path))
+    usual = Ablation(wanted(tmp_path))
     high = wanted(tmp_path).model_copy(update={"evaluate": EvaluateConfig(threshold=0.9)})
-    assert ablate._Plan(high).name != usual.name
-    first, second, *_ = usual.trials.values()
+    assert Ablation(high).name != usual.name
+    first, second, *_ = usual.trainings
     test = {"map": 0.5, "ap": [0.5], "cf1": 0.25}
-    for trial, more in ((first, {}), (second, {"threshold": 0.5})):
-        path = usual.result_path(trial)
+    for name, more in ((first, {}), (second, {"threshold": 0.5})):
+        path = usual.result_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"test": test, **more}))
     assert usual.done()[first]["test"] == {"map": 0.5, "ap": [0.5]}
     assert usual.done()[second]["test"] == test
-    assert not ablate._Plan(high).done()
+    assert not Ablation(high).done()
 
 
 def test_a_test_split_without_positives_leaves_the_score_open(tmp_path: Path) -> None:
     result = {"diverged": "", "test": {"map": None}, "history": [{"epoch": 1.0}], "parameters": 7}
     recipe = Trained(TrainConfig(), DCLIPSettings())
-    (line,) = ablate.summary([ablate.Row("losses", "x", recipe)], {(recipe, 0): result}, [0])
+    (line,) = ablation.summary([Row("losses", "x", recipe)], [[result]], [0])
     assert (line["test_map"], line["val_map"], line["inter_class_cosine"]) == (None, None, None)
-    shown = ablate.as_text(wanted(tmp_path, seeds=1), [line]).splitlines()[2]
+    shown = ablation.as_text(wanted(tmp_path, seeds=1), [line]).splitlines()[2]
     assert shown.split() == ["x", "-", "-", "-", "7"]
 
 
@@ -198,7 +201,6 @@ class TestOnRay:
         from dclip.fitting.batches import hold_out
         from dclip.fitting.fit import fit
         from dclip.metrics import mean_average_precision
-        from pipeline.stages.train import begin
 
         config = wanted(tmp_path, studies=["losses"], seeds=1)
         for split in ("train", "test"):
@@ -207,10 +209,8 @@ class TestOnRay:
         row = ablate.run(config)["rows"][0]
         one = with_train(config, epochs=2)
         reader = open_features(plan_features(config, "train").folders, tmp_path)
-        training = begin(
-            {"train": one.train.model_dump(), "method": "dclip", "own": [one.own], "seeds": [0]},
-            reader,
-        )
+        own = (Trained(one.train, one.own),)
+        training = begin(Job("dclip", own, (0,), 0, (), tmp_path), reader)
         fit(training, reader, hold_out(len(reader), one.train.val_fraction, seed=0)[0], seed=0)
         test = open_features(plan_features(config, "test").folders, tmp_path)
         (scores,) = training.predict(test, np.arange(len(test)))

@@ -20,9 +20,9 @@ from pipeline.features.plan import plan_features
 from pipeline.records import choice
 from pipeline.records.checkpoints import write_checkpoint
 from pipeline.records.origin import about_training
+from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config
 from pipeline.stages import evaluate, extract
-from pipeline.stages.train import checkpoint_path
 from pipeline.terminal import cli
 from pipeline.terminal.errors import StageError, UsageError
 

@@ -31,6 +31,7 @@ from pipeline.features.copies import verified_folder
 from pipeline.features.opened import open_backbone, open_features
 from pipeline.features.plan import FeaturePlan, finished, plan_features
 from pipeline.features.reuse import earlier, sources_of
+from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config
 from pipeline.stages import extract, train
 from pipeline.terminal.errors import StageError, UsageError
@@ -561,7 +562,7 @@ def test_views_are_cached_beside_the_clean_features_and_trained_on(
         extract={"limit": 24, "shard_size": 12},
         train={"epochs": 2, "output_dim": 4, "val_fraction": 0.25},
     )
-    without = train.checkpoint_path(plain, plan_features(plain, "train"))
+    without = checkpoint_path(plain, plan_features(plain, "train"))
     assert train.run(config)["checkpoint"] != str(without)
 
 

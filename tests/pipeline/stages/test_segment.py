@@ -33,9 +33,9 @@ from pipeline.cluster.groups import write_arrays
 from pipeline.features.plan import describe_backbone, plan_features
 from pipeline.records.checkpoints import write_checkpoint
 from pipeline.records.origin import FORMAT, About
+from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config
 from pipeline.stages import segment
-from pipeline.stages.train import checkpoint_path
 from pipeline.terminal import cli
 from pipeline.terminal.errors import StageError, UsageError
 

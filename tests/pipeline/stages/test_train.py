@@ -31,10 +31,13 @@ from pipeline.features.cache import cached_features
 from pipeline.features.opened import open_features
 from pipeline.features.plan import plan_features
 from pipeline.records.checkpoints import load_checkpoint, write_state
+from pipeline.records.trainings import STATE, checkpoint_path, run_name
 from pipeline.settings.config import Config
+from pipeline.settings.training import Trained
 from pipeline.stages import train
 from pipeline.terminal import cli
 from pipeline.terminal.errors import StageError
+from pipeline.work import packs, training
 
 from ..conftest import TOY, WITH_RAY, settings, with_train, workers_below
 from .test_extract import cluster, features_here, wait_until  # noqa: F401 - cluster is a fixture
@@ -58,18 +61,19 @@ def slow(output: Path, features: Path, **changes: object) -> Config:
 
 def begin(config: Config, reader: FeatureReader) -> Pack:
     """A fresh training of these settings."""
-    settings = {"train": config.train.model_dump(), "method": config.method}
-    return train.begin({**settings, "own": [config.own], "seeds": [config.seed]}, reader)
+    own = (Trained(config.train, config.own),)
+    job = packs.Job(config.method, own, (config.seed,), config.data_seed, (), config.output)
+    return packs.begin(job, reader)
 
 
 def fitted(config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights before and after the same training in this process, without Ray."""
     reader = open_features(plan_features(config, "train").folders, config.output)
-    training = begin(config, reader)
-    start = {name: value.clone() for name, value in training.method().state_dict().items()}
+    pack = begin(config, reader)
+    start = {name: value.clone() for name, value in pack.method().state_dict().items()}
     rows, _ = hold_out(len(reader), config.train.val_fraction, seed=config.data_seed)
-    fit(training, reader, rows, seed=config.data_seed)
-    return start, training.method().state_dict()
+    fit(pack, reader, rows, seed=config.data_seed)
+    return start, pack.method().state_dict()
 
 
 def assert_same_training(
@@ -111,7 +115,7 @@ def start(config: Config, *words: str, **environment: str) -> subprocess.Popen[s
 
 def place(config: Config) -> tuple[int, int]:
     """Epochs and steps that the kept state has done."""
-    for path in config.output.rglob(train.STATE):
+    for path in config.output.rglob(STATE):
         with safetensors.safe_open(path, "pt") as state:
             return int(state.get_tensor("epoch")), int(state.get_tensor("step"))
     return 0, 0
@@ -185,13 +189,13 @@ def test_ctrl_c_says_what_is_kept_and_ends_as_an_interruption(
     def stopped_at_once(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    def stopped_in_epoch_2(config: Config, settings: Mapping[str, object], folder: Path) -> None:
+    def stopped_in_epoch_2(config: Config, job: packs.Job, folder: Path) -> None:
         reader = open_features(plan_features(config, "train").folders, config.output)
-        training = begin(config, reader)
-        training.epoch, training.step = 1, 7
-        write_state(folder / train.STATE, training)
+        pack = begin(config, reader)
+        pack.epoch, pack.step = 1, 7
+        write_state(folder / STATE, pack)
         signal.signal(signal.SIGINT, lambda *_: sys.exit(0))  # as Ray Train does
-        with train._interruptible():
+        with training._interruptible():
             signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
             signal.raise_signal(signal.SIGINT)
 
@@ -209,7 +213,7 @@ def test_ctrl_c_says_what_is_kept_and_ends_as_an_interruption(
                 "interrupted after epoch 1 of 3 and step 7 of the next; the state",
             ),
         ):
-            monkeypatch.setattr(train, "_fit_on_ray", stop)
+            monkeypatch.setattr(training, "_fit_on_ray", stop)
             assert cli.main("train", words) == 130
             assert expected in capsys.readouterr().err
     finally:
@@ -267,7 +271,7 @@ def test_waiting_for_a_lost_node_is_told_once(
         return {"GPU": left or 2}
 
     monkeypatch.setattr("ray.cluster_resources", resources)
-    with train.places_watched("GPU", 2, seconds=0.01):
+    with training.workers_watched("GPU", 2, seconds=0.01):
         assert looked.wait(30)
     (record,) = [one for one in caplog.records if "--min-workers" in one.message]
     assert "1 of 2 GPUs are left" in record.message
@@ -287,7 +291,7 @@ def test_waiting_for_a_lost_node_is_told_once(
 def test_a_worker_has_as_many_cpus_as_all_can_have(
     nodes: list[int], workers: int, expected: int
 ) -> None:
-    assert train.cpus_each(nodes, workers) == expected
+    assert training.cpus_each(nodes, workers) == expected
 
 
 # ---------------------------------------------------------------------------------------------
@@ -333,7 +337,7 @@ def test_a_copy_that_a_killed_process_left_is_removed_by_the_next(
     code = (
         "import os, sys, torch\n"
         "from pathlib import Path\n"
-        "from pipeline.cache import cached_features\n"
+        "from pipeline.features.cache import cached_features\n"
         "cpu = torch.device('cpu')\n"
         "with cached_features(sys.argv[2:], Path(sys.argv[1]), cache='ram', device=cpu):\n"
         "    os.kill(os.getpid(), 9)\n"
@@ -442,8 +446,8 @@ def test_classes_in_another_order_than_their_texts_are_named(own: Config) -> Non
 def test_a_damaged_state_is_named_before_ray_starts(
     own: Config, content: bytes, words: str
 ) -> None:
-    name = train.run_name(own, plan_features(own, "train"))
-    path = own.output / "train" / name / train.STATE
+    name = run_name(own, plan_features(own, "train"))
+    path = own.output / "train" / name / STATE
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     with pytest.raises(StageError, match=words) as caught:
@@ -459,11 +463,11 @@ def test_a_history_that_is_gone_or_damaged_is_named_before_ray_starts(
     own: Config, content: str | None, words: str
 ) -> None:
     reader = open_features(folders(own), own.output)
-    training = begin(own, reader)
-    training.epoch = 1
-    folder = own.output / "train" / train.run_name(own, plan_features(own, "train"))
+    pack = begin(own, reader)
+    pack.epoch = 1
+    folder = own.output / "train" / run_name(own, plan_features(own, "train"))
     folder.mkdir(parents=True)
-    write_state(folder / train.STATE, training)
+    write_state(folder / STATE, pack)
     if content is not None:
         (folder / "history.jsonl").write_text(content)
     with pytest.raises(StageError, match=words):
@@ -471,7 +475,7 @@ def test_a_history_that_is_gone_or_damaged_is_named_before_ray_starts(
 
 
 def test_a_checkpoint_that_cannot_be_read_is_to_be_deleted(own: Config) -> None:
-    path = train.checkpoint_path(own, plan_features(own, "train"))
+    path = checkpoint_path(own, plan_features(own, "train"))
     path.parent.mkdir()
     path.write_bytes(b"")
     with pytest.raises(StageError, match="delete it and train again"):

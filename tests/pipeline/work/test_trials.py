@@ -3,6 +3,7 @@
 import shlex
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,10 @@ from pipeline.settings.space import Entry
 from pipeline.stages import sweep
 from pipeline.terminal import cli
 from pipeline.terminal.errors import StageError
-from pipeline.work.trials import PACK, TrialRuns, begin_pack, trial
+from pipeline.work import ranking, sweeping
+from pipeline.work.packs import begin
+from pipeline.work.trial_runs import TrialRuns
+from pipeline.work.trials import PACK, train_pack
 
 from ..conftest import settings
 from ..stages.test_extract import features_here
@@ -47,8 +51,7 @@ class Pack:
         self.plan: FeaturePlan = plan_features(self.config, "train")
         self.folder = output / "sweep"
         self.entries = [Entry(number, point) for number, point in enumerate(points)]
-        given = sweep._trial_settings(self.config, self.plan, self.folder, "cpu")
-        self.settings = {**given, "apart": []}
+        self.sweep = sweeping.shared(self.config, self.plan, self.folder)
 
     def fit(self, monkeypatch: pytest.MonkeyPatch, *, stop_after: int = 99) -> list[dict[str, Any]]:
         """Reports of a run, which may be killed after some."""
@@ -61,13 +64,13 @@ class Pack:
 
         monkeypatch.setattr(tune, "report", report)
         try:
-            trial({PACK: self.entries}, self.settings)
+            train_pack({PACK: self.entries}, self.sweep)
         except SystemError:
             assert len(told) == stop_after
         return told
 
     def rows(self, reports: list[dict[str, Any]], error: Exception | None = None) -> list[Any]:
-        return sweep._rows(self.result(reports, error), self.config.own.watched)
+        return sweeping.rows_of(self.result(reports, error), self.config.own.watched)
 
     def result(self, reports: list[dict[str, Any]], error: Exception | None) -> SimpleNamespace:
         """As Tune gives it."""
@@ -75,9 +78,9 @@ class Pack:
         return SimpleNamespace(config={PACK: self.entries}, metrics=metrics, error=error)
 
 
-def scores(reports: list[dict[str, Any]], place: int) -> list[Any]:
+def scores(reports: list[dict[str, Any]], position: int) -> list[Any]:
     """History of a point, without what the clock says."""
-    lines = [report["outcomes"][place]["line"] for report in reports]
+    lines = [report["outcomes"][position]["line"] for report in reports]
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
 
@@ -98,7 +101,7 @@ def test_a_point_that_is_bound_to_diverge_does_not_take_its_pack_along(
     assert not any(row["again"] for row in rows)  # it is a result
     # and the others have a checkpoint each
     done = [row for row in rows if row["val_map"] is not None]
-    written = sweep._write_checkpoints(pack.config, pack.plan, pack.folder, done)
+    written = sweeping.write_checkpoints(pack.config, pack.plan, pack.folder, done)
     assert [path.name for path in written] == ["trial-0000.safetensors", "trial-0002.safetensors"]
 
 
@@ -153,11 +156,11 @@ def test_a_pack_is_parted_where_it_fails_before_its_first_epoch(
     with pytest.raises(RuntimeError) as caught:
         pack.fit(monkeypatch)
 
-    assert sweep._to_part(pack.result([], caught.value)) == pack.entries
-    assert sweep._to_part(pack.result([], ValueError("a damaged file"))) == []
+    assert sweeping._to_part(pack.result([], caught.value)) == pack.entries
+    assert sweeping._to_part(pack.result([], ValueError("a damaged file"))) == []
     alone = Pack(tmp_path, features, [{DIM: 8}])
     assert len(alone.fit(monkeypatch)) == 3
-    pack.settings["apart"] = [0, 1]
+    pack.sweep = replace(pack.sweep, apart=frozenset({0, 1}))
     assert pack.fit(monkeypatch) == []  # it leaves the points to others
 
 
@@ -166,8 +169,8 @@ def test_trials_begin_with_the_seeds_of_their_points(tmp_path: Path, features: P
     from pipeline.features.opened import open_features
 
     reader = open_features(pack.plan.folders, tmp_path)
-    both = begin_pack(pack.entries, reader, pack.settings, "cpu")
-    alone = begin_pack(pack.entries[:1], reader, {**pack.settings, "seed": 9}, "cpu")
+    both = begin(pack.sweep.job(pack.entries), reader)
+    alone = begin(replace(pack.sweep, seed=9).job(pack.entries[:1]), reader)
     assert both.weights[0][0].equal(alone.weights[0][0])
     assert not both.weights[0][0].equal(both.weights[0][1])
 
@@ -316,11 +319,11 @@ def words_of(points: list[dict[str, Any]], scores: list[float | None], **changes
     config = Config.model_validate({"sweep": {"space": keys}, "output": "out", **changes})
     pack = [Entry(number, point) for number, point in enumerate(points)]
     rows = [
-        {"trial": n, **point, "val_map": score, "pack": pack, "place": n}
+        {"trial": n, **point, "val_map": score, "pack": pack, "position": n}
         for n, (point, score) in enumerate(zip(points, scores, strict=True))
     ]
     checkpoint = Path("out").absolute() / "sweeps" / "sweep-1" / "trials" / "trial-0000.safetensors"
-    return sweep.explanation(config, "sweep-1", rows, checkpoint)
+    return ranking.explanation(config, "sweep-1", rows, checkpoint)
 
 
 def test_the_best_is_told_with_its_settings_and_the_command_that_evaluates_it() -> None:

@@ -1,0 +1,119 @@
+"""What one training is, by the settings: which there are, what each is made of, which go together.
+
+Pure reading: no file is looked at, and neither numpy nor torch is loaded.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dclip.methods.registry import METHODS, find_settings
+from dclip.methods.settings import MethodSettings
+from pipeline.settings.config import Config, TrainConfig
+from pipeline.terminal.errors import UsageError
+
+LOOP = "train."
+"""Before the keys of the training loop, in a sweep and in an ablation."""
+
+PLACEMENT = frozenset({"workers", "min_workers", "max_failures", "checkpoint_seconds", "cache"})
+"""Of the section ``train``: where and how often, not what; the trained weights stay the same."""
+
+
+class Trained(NamedTuple):
+    """Settings of one training.
+
+    Attributes:
+        loop: Those of the section ``train``.
+        own: Those of the method.
+    """
+
+    loop: TrainConfig
+    own: MethodSettings
+
+
+def trained_at(
+    loop: Mapping[str, Any], method: str, own: Mapping[str, Any], point: Mapping[str, Any]
+) -> Trained:
+    """Settings of the training at a point.
+
+    Args:
+        loop: Values of the section ``train``, outside the point.
+        method: Name of the method.
+        own: Values of its own section.
+        point: Values of the keys that are changed.
+    """
+    settings = find_settings(method)
+    prefix = f"{settings.name}."
+    return Trained(
+        TrainConfig.model_validate({**loop, **_below(point, LOOP)}),
+        settings.model_validate({**own, **_below(point, prefix)}),
+    )
+
+
+def _below(point: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): v for key, v in point.items() if key.startswith(prefix)}
+
+
+def at(config: Config, point: Mapping[str, Any]) -> Trained:
+    """Settings of the training at a point of these settings."""
+    return trained_at(config.train.model_dump(), config.method, config.own.model_dump(), point)
+
+
+def alike(trained: Sequence[Trained]) -> list[list[int]]:
+    """Numbers of trainings that can share passes over the features, group by group."""
+    groups: dict[str, list[int]] = {}
+    for number, (loop, own) in enumerate(trained):
+        common = loop.model_dump_json() + json.dumps(own.common())
+        groups.setdefault(common, []).append(number)
+    return list(groups.values())
+
+
+def identity_of(method: str, own: MethodSettings) -> dict[str, Any]:
+    """What a method's settings are in hashes that name results.
+
+    Of the package's methods those at their defaults are left out, so that one more of them renames
+    nothing that stands; that their defaults stay is tested. Defaults of a method of one's own may
+    be under way, and all of it counts.
+    """
+    return own.model_dump(mode="json", exclude_defaults=method in METHODS)
+
+
+def compared(config: Config) -> list[Config]:
+    """Settings of the trainings that are compared: the method's variants, and the method."""
+    own = config.own
+    if own.variant() is not None:
+        return [config]
+    plain = [
+        config.with_own(**variant.changes).model_copy(update={"name": name})
+        for name, variant in own.variants.items()
+    ]
+    return [*plain, config]
+
+
+def check_trained(config: Config) -> None:
+    """Refuse settings that contradict each other, before any file is read.
+
+    Raises:
+        UsageError: There are fewer workers than the least number, none of their device's memory, or
+            the method is not trained by the loop.
+    """
+    train = config.train
+    if config.own.trained_by != "loop":
+        raise UsageError(
+            f"--method {config.method} is not trained here: pipeline.evaluate has it beside every "
+            "checkpoint"
+        )
+    lacking = sorted(config.own.feeds - {"local", "embedding"})
+    if lacking or config.own.needs_gradients:
+        what = " and ".join(lacking) or "gradients through the backbone"
+        raise UsageError(
+            f"--method {config.method} is fed {what}, which features on disk do not hold"
+        )
+    if train.min_workers is not None and train.min_workers > train.workers:
+        raise UsageError(
+            f"--train.min-workers {train.min_workers} is more than --train.workers {train.workers}"
+        )
+    if train.cache == "device" and config.device == "cpu":
+        raise UsageError(
+            "--train.cache device: the training runs on the CPU (as asked); use ram or none"
+        )

@@ -1,0 +1,175 @@
+"""The one engine that trains: a pack of trainings of a method, on features of complete plans.
+
+A worker of Ray Train, a sweep's process and an ablation's task all call :func:`fit_pack`; they
+differ in what they do after an epoch, and in what becomes of the pack.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dclip.fitting.batches import hold_out
+from dclip.fitting.fit import DivergenceError, EpochReport, fit, share_state
+from dclip.fitting.pack import Pack
+from dclip.methods.method import Method, Task, initial
+from dclip.methods.registry import find_method
+from dclip.methods.settings import MethodSettings
+from dclip.store.reader import FeatureReader
+from pipeline.features.cache import cached_features
+from pipeline.features.opened import open_features
+from pipeline.records.checkpoints import read_state
+from pipeline.settings.training import Trained
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pack to be trained, as other processes are told of it.
+
+    Attributes:
+        method: Name of the method.
+        trained: Settings of each training; they can share passes over the features.
+        seeds: Seed of the initial weights of each.
+        data_seed: Seed of the shuffle and of the held-out images.
+        features: Folder of the clean features, then those of their views.
+        output: The output folder.
+    """
+
+    method: str
+    trained: tuple[Trained, ...]
+    seeds: tuple[int, ...]
+    data_seed: int
+    features: tuple[str, ...]
+    output: Path
+
+    def held_out(self, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to train on, and rows to validate on."""
+        return hold_out(num_images, self.trained[0].loop.val_fraction, seed=self.data_seed)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A pack that was trained.
+
+    Attributes:
+        pack: As far as it came.
+        diverged: Where the last of its trainings left the finite numbers; empty if any went on to
+            the last epoch.
+        scores: Of every image of the test split, by each training; None where none was asked for.
+        labels: Of the test split.
+    """
+
+    pack: Pack
+    diverged: str
+    scores: Tensor | None = None
+    labels: Tensor | None = None
+
+
+def begin(
+    job: Job, reader: FeatureReader, device: torch.device | str = "cpu", *, fresh: bool = True
+) -> Pack:
+    """A pack with initial weights, on these features.
+
+    Args:
+        job: What it is of.
+        reader: Features.
+        device: Where it is trained.
+        fresh: False for a pack whose state is read.
+    """
+    train = job.trained[0].loop
+    use_precision(train.precision, torch.device(device))
+    task = Task.of_features(reader.class_names, *reader.text_features())
+    own = [one.own for one in job.trained]
+    kind = find_method(job.method)
+    return Pack(kind, own, train.loop, task, seeds=job.seeds, device=device, fresh=fresh)
+
+
+def use_precision(precision: str, device: torch.device) -> None:
+    """Let a GPU multiply in TF32, unless the settings want float32 throughout."""
+    if precision == "auto" and device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+def fit_pack(
+    job: Job,
+    device: torch.device,
+    *,
+    state: Path | None = None,
+    gpu_share: float = 1.0,
+    rank: int = 0,
+    workers: int = 1,
+    begun: Callable[[Pack], None] | None = None,
+    on_epoch: Callable[[Pack, list[EpochReport]], None],
+    on_step: Callable[[Pack], None] | None = None,
+    test: Sequence[str] = (),
+) -> Fitted:
+    """Train a pack to its last epoch, from its kept state where there is one.
+
+    The state is read here and written by ``on_epoch`` and ``on_step``: whoever keeps it has records
+    of their own, which are to be on disk before it.
+
+    Args:
+        job: What is trained, on what.
+        device: Where.
+        state: File of the kept state, which need not be there.
+        gpu_share: Share of the GPU's memory that this process may fill.
+        rank: Which worker this is; the first one's state is that of all.
+        workers: Number of workers, joined in the default process group.
+        begun: Called once the pack stands where it goes on.
+        on_epoch: Called after each epoch, with one report a training.
+        on_step: Called after each step but an epoch's last.
+        test: Features of a test split, which the weights of the end are asked of.
+
+    Raises:
+        StageError: Features or state are missing or damaged, or do not fit where they should go.
+        ValueError: See :func:`dclip.fitting.fit.fit`.
+    """
+    loop = job.trained[0].loop
+    diverged = ""
+    with cached_features(
+        job.features, job.output, cache=loop.cache, device=device, gpu_share=gpu_share
+    ) as (reader, features):
+        stands = state is not None and state.is_file()
+        pack = begin(job, reader, device, fresh=not stands)
+        if state is not None and stands and rank == 0:
+            read_state(state, pack)
+        if workers > 1:  # what another node sees of the file may be older
+            share_state(pack, rank)
+        if begun is not None:
+            begun(pack)
+        rows, val_rows = job.held_out(len(reader))
+        try:
+            fit(
+                pack,
+                features,
+                rows,
+                seed=job.data_seed,
+                val_rows=val_rows,
+                rank=rank,
+                workers=workers,
+                on_epoch=lambda reports: on_epoch(pack, reports),
+                on_step=None if on_step is None else lambda: on_step(pack),
+            )
+        except DivergenceError as error:
+            diverged = str(error)
+    if not test:
+        return Fitted(pack, diverged)
+    source = open_features(test, job.output, verify=False)
+    return Fitted(pack, diverged, pack.predict(source, np.arange(len(source))), source.labels)
+
+
+def num_parameters(method: Method[Any]) -> int:
+    """How many numbers are trained."""
+    return sum(weight.numel() for weight in method.parameters())
+
+
+def placeholder(
+    name: str, own: MethodSettings, class_names: Sequence[str], dim: int
+) -> Method[Any]:
+    """A method of some settings before any text is encoded, to be counted or looked at."""
+    task = Task.placeholder(class_names, dim)
+    return initial(find_method(name), own, task, seed=0, follow_task=False)
