@@ -171,7 +171,7 @@ class Extractor:
                 )
 
         try:
-            read_ahead(0)
+            read_ahead(0)  # before its turn: who waits for the network reads meanwhile
             started = time.perf_counter()
             with self._turn:
                 spent.queue += time.perf_counter() - started
@@ -199,11 +199,12 @@ class Extractor:
         Args:
             listing: Where images come from.
             rows: Positions in it.
-            failures: Images that cannot be read are added to it.
+            failures: Images that cannot be read are added to it, those of a batch before its first
+                record; all are there when the iterator has come to its end.
             view: As for `encode`.
             seed: As for `encode`.
             storage: How local features are kept.
-            seconds: Times are added to it.
+            seconds: Times are added to it, as failures are.
 
         Raises:
             OSError: The storage of the images failed as a whole.

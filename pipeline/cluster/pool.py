@@ -67,6 +67,9 @@ class Pool(Generic[Task]):
         polled = time.monotonic()
         patience = polled + _PATIENCE_SECONDS
         try:
+            # A task is in _queue or in _running until it is yielded, a worker in _starting or in
+            # _ready until it is lost. A turn of the loop moves what one event speaks of, and hands
+            # out only then, so that a lost worker's tasks are found, and found once.
             self._grow()
             while self._queue or self._running:
                 waiting = [*self._starting, *self._running]
@@ -123,6 +126,7 @@ class Pool(Generic[Task]):
         ray.kill(worker)  # it may be out of reach only
         self._ready = [one for one in self._ready if one is not worker]
         self._starting = {ref: one for ref, one in self._starting.items() if one is not worker}
+        # noted before they leave the table; they go to the front of the queue, in their old order
         lost = [task for task, one in self._running.values() if one is worker]
         self._running = {r: pair for r, pair in self._running.items() if pair[1] is not worker}
         self._queue.extendleft(reversed(lost))

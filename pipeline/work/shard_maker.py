@@ -87,8 +87,8 @@ def make_shard(
         OSError: Images or shards cannot be reached or written.
     """
     seconds, started = Seconds(), time.perf_counter()
-    # All three fill as the records come. write_shard reads failures and spent after the last one
-    # has, so that nothing may come behind the update of spent.
+    # Both fill as write_shard draws the records, and it reads them after the last one: the update
+    # of spent has to stand behind the loop, and write_shard must not copy them before.
     failures: list[Failure] = []
     spent: dict[str, float] = {}
 
