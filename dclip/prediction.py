@@ -1,25 +1,28 @@
-r"""Classes of one image, their places and their pixels, for class names of any choice.
+r"""Classes of one image, their locations and their pixels, for class names of any choice.
 
-Projectors answer three questions at once, all from the features they were trained on:
+A method answers three questions at once, all from the features it was trained on:
 
-* which classes are there: `dclip.logits.presence_probability` over all locations;
-* where: the probability that each location's own prompt pair gives, with the logit scales
-  :math:`a, b` of training,
+* which classes are there: its probability of each; DCLIP's is
+  `dclip.logits.presence_probability` over all locations;
+* where: its probability of each location; DCLIP's is what the location's own prompt pair gives,
+  with the logit scales :math:`a, b` of training,
 
   .. math::
       p_{kl} = \sigma\left(a b \, (\cos(z_l, t^+_k) - \cos(z_l, t^-_k))\right)
 
 * which pixels: the classes of probability one half or more compete by
-  `dclip.segmentation.min_max` of the cosines with their positive prompts, and a pixel is background
-  where even the winner has :math:`p_{kl} < \theta`.
+  `dclip.segmentation.min_max` of its scores of locations (DCLIP: cosines with their positive
+  prompts), and a pixel is background where even the winner has :math:`p_{kl} < \theta`. Of a method
+  that gives scores instead of probabilities, all classes that it was trained on compete.
 
-Classes that the projectors were not trained on are another matter: what their prompt pairs give is
+Classes that the method was not trained on are another matter: what their prompt pairs give is
 confident and means little (docs/untrained_names.md has the numbers). Such classes are scored by
 CLIP itself, by the largest cosine of a location with their text; they take no pixels from the
 others.
 
-Without projectors, or where none of the classes was trained on, frozen CLIP's cosines take their
-place, all classes compete, and the background rule is that of `dclip.segmentation.label_map`.
+Without a method, with one that says nothing of locations, or where none of the classes was trained
+on, maps are frozen CLIP's cosines, all classes compete, and the background rule is that of
+`dclip.segmentation.label_map`.
 """
 
 import warnings
@@ -43,7 +46,7 @@ from dclip.segmentation import LabelMap, label_dtype, label_map, min_max
 
 
 class UntrainedWarning(UserWarning):
-    """Some classes are scored by CLIP itself, as the projectors were not trained on them."""
+    """Some classes are scored by CLIP itself, as the method was not trained on them."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,21 @@ class Prediction:
     """What is said of one image.
 
     Attributes:
-        presence: Probability of each class by the projectors; nan for one that they were not
-            trained on, unless it was asked for; None without projectors.
+        presence: Probability of each class by the method; nan for one that it was not trained on,
+            unless it was asked for; None without a method, or with one that gives none.
         cosine: Largest cosine of any location with CLIP's text of the class, in [-1, 1]: CLIP's own
-            say, on a scale of its own. It ranks images and places of one class; it is no
+            say, on a scale of its own. It ranks images and locations of one class; it is no
             probability, and where "present" begins differs from class to class.
         zero_shot: Softmax of CLIP's own global scores over the classes: they sum to 1, so that it
             says which class is likeliest, not which are there.
-        maps: Of each location, the probability of each class by the projectors; the cosine with
-            CLIP's text for a class that they were not trained on, and for all without projectors.
+        maps: Of each location, the probability of each class by the method; the cosine with CLIP's
+            text for a class that it was not trained on, and for all unless ``is_located``.
         mask: 0 for background, 1 + position of the class elsewhere; in 32 bits instead of 8 where
             there are more than 254 classes.
-        trained: Which classes the projectors were trained on, as was said; None without projectors.
+        trained: Which classes the method was trained on, as was said; None without one.
+        score: What a method that gives no probabilities says of each class, on a scale of its own;
+            nan for one that it was not trained on. None otherwise.
+        is_located: Whether maps and mask are the method's; frozen CLIP's otherwise.
     """
 
     presence: Float[Tensor, " classes"] | None
@@ -71,6 +77,8 @@ class Prediction:
     maps: Float[Tensor, "classes rows columns"]
     mask: LabelMap
     trained: Bool[Tensor, " classes"] | None = None
+    score: Float[Tensor, " classes"] | None = None
+    is_located: bool = False
 
 
 @torch.no_grad()
@@ -91,28 +99,27 @@ def predict_image(
     r"""Classes, maps and mask of one image.
 
     Args:
-        features: Of that image alone, of the kind the projectors were trained on.
+        features: Of that image alone, of the kind the method was trained on.
         grid: Rows and columns of its locations.
         size: Height and width of the mask.
         has_global_token: Whether the first location is the mean token; it counts for presence, as
-            in training, and has no place in maps.
+            in training, and is not in maps.
         texts: Frozen text features of the classes, for CLIP's own scores.
         pairs: Frozen features of the classes' prompt pairs, negatives first.
-        model: A method, or projectors, in evaluation mode; None for frozen CLIP. One that does not
-            tell probabilities of locations leaves places to frozen CLIP.
-        trained: Which of the classes the projectors were trained on. None says all of them: with
-            names of your own choice, say which.
+        model: A method, or DCLIP, in evaluation mode; None for frozen CLIP. One that does not
+            tell probabilities of locations leaves locations to frozen CLIP.
+        trained: Which of the classes the method was trained on. None says all of them: with names
+            of your own choice, say which.
         untrained_probability: Also tell ``presence`` of classes that were not trained on. It is
             confident and means little.
         threshold: :math:`\theta` in (0, 1); a pixel less sure than that is background.
-
         class_names: Of the classes, for methods that are bound to those they were trained on.
 
     Raises:
         ValueError: If the threshold is out of range, or the method is bound to other classes.
 
     Warns:
-        UntrainedWarning: If the projectors were not trained on some of the classes.
+        UntrainedWarning: If the method was not trained on some of the classes.
 
     Example:
         >>> class_names, of_training = ("dog", "unicorn"), ("cat", "dog")
@@ -139,25 +146,30 @@ def predict_image(
     method = model.for_classes(task)
     labels = torch.empty(0, 0, dtype=torch.int8)
     told = method.scores(Batch(features.local.float(), labels, embedding=features.embedding))[0]
-    presence = told if untrained_probability else told.where(trained, torch.nan)
+    presence = score = None
+    if method.gives_probabilities:
+        presence = told if untrained_probability else told.where(trained, torch.nan)
+        competing = (trained & (told >= 0.5)).nonzero().flatten()
+    else:
+        score = told.where(trained, torch.nan)
+        competing = trained.nonzero().flatten()
     odds = method.location_logits(local) if method.scores_locations else None
     if not trained.any() or odds is None:
         mask = _frozen_mask(cosines, grid, size, threshold)
-        return Prediction(presence, best, zero_shot, maps, mask, trained)
-    found = (trained & (told >= 0.5)).nonzero().flatten()
+        return Prediction(presence, best, zero_shot, maps, mask, trained, score)
     positive, odds = method.location_scores(local), odds.reshape(-1, *grid)
     maps = torch.where(trained[:, None, None], odds.sigmoid(), maps)
     kept = label_dtype(1 + len(texts))
     mask = torch.zeros(size, dtype=kept, device=told.device)
-    if not len(found):
-        return Prediction(presence, best, zero_shot, maps, mask, trained)
-    scores = min_max(positive[:, found]).reshape(1, -1, *grid)
+    if not len(competing):
+        return Prediction(presence, best, zero_shot, maps, mask, trained, score, is_located=True)
+    scores = min_max(positive[:, competing]).reshape(1, -1, *grid)
     whole = (Window(0, 0, *size),)
-    winners = found[label_map(scores, whole, size, size).long()]
-    for own in found.tolist():  # one class at a time: all of them at full size may not fit
+    winners = competing[label_map(scores, whole, size, size).long()]
+    for own in competing.tolist():  # one class at a time: all of them at full size may not fit
         drawn = F.interpolate(odds[None, None, own], size, mode="bilinear", align_corners=False)
         mask[(winners == own) & (drawn[0, 0].sigmoid() >= threshold)] = own + 1
-    return Prediction(presence, best, zero_shot, maps, mask, trained)
+    return Prediction(presence, best, zero_shot, maps, mask, trained, score, is_located=True)
 
 
 def _frozen_mask(
@@ -175,7 +187,7 @@ def _warn_of_untrained(trained: Bool[Tensor, " classes"]) -> None:
     count = int((~trained).sum())
     if count:
         warnings.warn(
-            f"the projectors were not trained on {count} of {len(trained)} classes, which are "
+            f"the method was not trained on {count} of {len(trained)} classes, which are "
             "scored by CLIP itself: Prediction.cosine, which is no probability",
             UntrainedWarning,
             stacklevel=3,

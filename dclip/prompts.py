@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from dclip.backbones import Backbone
 from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
+from dclip.texts import check_class_names
 from dclip.texts import fold_name as fold_name
 from dclip.texts import same_text as same_text
 
@@ -164,14 +165,5 @@ def _fill(template: str, class_names: Sequence[str]) -> list[str]:
     """Put each class name into the template, both checked."""
     if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
         raise ValueError(f"a prompt template needs exactly one '{{}}', got {template!r}")
-    if isinstance(class_names, str):
-        raise ValueError(f"class_names must be a sequence of names, got the string {class_names!r}")
-    if not class_names:
-        raise ValueError("class_names is empty; give at least one class name")
-    blank = [index for index, name in enumerate(class_names) if not name.strip()]
-    if blank:
-        raise ValueError(f"class names must not be blank; look at positions {blank}")
-    repeated = sorted({name for name in class_names if list(class_names).count(name) > 1})
-    if repeated:
-        raise ValueError(f"class names must be distinct; remove the repetition of {repeated}")
+    check_class_names(class_names)
     return [template.replace("{}", name) for name in class_names]

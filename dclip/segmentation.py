@@ -93,7 +93,8 @@ class System:
 
     Raises:
         ValueError: If a method is there and surgery is asked for, or the other way round with
-            ``presence_kind``; or the method does not score locations.
+            ``presence_kind``; the method does not score locations; or classes that it finds are to
+            compete, and it gives no probabilities.
     """
 
     kind: str
@@ -107,8 +108,16 @@ class System:
             raise ValueError("feature surgery is of frozen CLIP; leave out the method")
         if self.method is None and self.presence_kind is not None:
             raise ValueError("only methods tell which classes are present; leave out presence_kind")
-        if self.method is not None and not self.method.scores_locations:
-            raise ValueError(f"{self.method.settings.title} does not score locations")
+        if self.method is None:
+            return
+        title = self.method.settings.title
+        if not self.method.scores_locations:
+            raise ValueError(f"{title} does not score locations")
+        if self.presence_kind is not None and not self.method.gives_probabilities:
+            raise ValueError(
+                f"{title} gives no probabilities, so it does not find classes; leave out "
+                "presence_kind"
+            )
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -135,8 +144,10 @@ class System:
 
     @torch.no_grad()
     def present(
-        self, local: Float[Tensor, "windows locations dim"]
-    ) -> Int64[Tensor, " found"] | None:
+        self,
+        local: Float[Tensor, "windows locations dim"],
+        embedding: Float[Tensor, "windows dim"] | None = None,
+    ) -> Int64[Tensor, " present"] | None:
         """Classes that the method finds in an image: probability above one half, or the largest.
 
         It is the method's own answer to the task it was trained for, over the locations of all
@@ -144,6 +155,8 @@ class System:
 
         Args:
             local: Of one image and of `presence_kind`, the mean tokens included where there are.
+            embedding: Global embeddings of the windows; their mean stands for the image. Methods
+                that are not fed them need none.
 
         Returns:
             Positions, ascending; None if all classes compete.
@@ -152,7 +165,8 @@ class System:
             return None
         locations = at_least_float32(local).flatten(0, 1)[None]
         labels = torch.empty(0, 0, dtype=torch.int8)
-        probability = self.method.scores(Batch(locations, labels))[0]
+        whole = None if embedding is None else at_least_float32(embedding).mean(0, keepdim=True)
+        probability = self.method.scores(Batch(locations, labels, embedding=whole))[0]
         return (probability >= probability.max().clamp(max=0.5)).nonzero().flatten()
 
 
@@ -356,8 +370,8 @@ def _sources(
     source: int, target: int, start: int, stop: int, device: torch.device
 ) -> tuple[Int64[Tensor, " drawn"], Int64[Tensor, " drawn"], Float[Tensor, " drawn"]]:
     """Between which two source rows each target row lies, and how near to the second."""
-    places = torch.arange(start, stop, device=device, dtype=torch.float64)
-    centres = ((places + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
+    targets = torch.arange(start, stop, device=device, dtype=torch.float64)
+    centres = ((targets + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
     low = centres.long()
     return low, (low + 1).clamp(max=source - 1), centres - low
 
@@ -380,7 +394,7 @@ def segment_images(
     Args:
         backbone: Frozen, on the device.
         views: The images, all windows of one size.
-        systems: By name; their texts and projectors on the device.
+        systems: By name; their texts and methods on the device.
         rule: How scores become classes.
         batch_size: Windows a forward pass; images whose windows fit together share one.
         precision: In which the backbone computes.
@@ -411,19 +425,20 @@ def segment_images(
         for view in batch:
             windows = slice(start, start + len(view.windows))
             start = windows.stop
-            found = {}
+            maps = {}
             for name, system in systems.items():
                 classes = None
                 if system.presence_kind is not None:
-                    classes = system.present(features[system.presence_kind].local[windows])
+                    looked = features[system.presence_kind]
+                    classes = system.present(looked.local[windows], looked.embedding[windows])
                 own = scores[name][windows]
-                found[name] = _decide(own, classes, view, backbone, rule, budget)
-            yield found
+                maps[name] = _decide(own, classes, view, backbone, rule, budget)
+            yield maps
 
 
 def _decide(
     scores: Float[Tensor, "windows classes locations"],
-    classes: Int64[Tensor, " found"] | None,
+    classes: Int64[Tensor, " present"] | None,
     view: View,
     backbone: Backbone,
     rule: Rule,
@@ -436,7 +451,7 @@ def _decide(
     if rule.normalisation == "minmax":
         scores = min_max(scores)
     grid = backbone.grid(*view.pixels.shape[1:3])
-    found = label_map(
+    labels = label_map(
         scores.reshape(*scores.shape[:2], *grid),
         view.windows,
         view.canvas,
@@ -446,10 +461,10 @@ def _decide(
         budget=budget,
     )
     if classes is None:
-        return found
+        return labels
     if rule.background is not None:
         classes = F.pad(classes + 1, (1, 0))
-    return classes.to(label_dtype(num_classes))[found.long()]
+    return classes.to(label_dtype(num_classes))[labels.long()]
 
 
 def _batches(views: Sequence[View], batch_size: int) -> Iterator[list[View]]:

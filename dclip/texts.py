@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -46,6 +47,24 @@ def same_text(class_names: Sequence[str]) -> list[tuple[str, ...]]:
     for name in class_names:
         groups.setdefault(fold_name(name), []).append(name)
     return [tuple(names) for names in groups.values() if len(names) > 1]
+
+
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Refuse names that no columns can be called by.
+
+    Raises:
+        ValueError: There are none, or one is blank or repeated.
+    """
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names must be a sequence of names, got the string {class_names!r}")
+    if not class_names:
+        raise ValueError("class_names is empty; give at least one class name")
+    blank = [index for index, name in enumerate(class_names) if not name.strip()]
+    if blank:
+        raise ValueError(f"class names must not be blank; look at positions {blank}")
+    repeated = sorted(name for name, count in Counter(class_names).items() if count > 1)
+    if repeated:
+        raise ValueError(f"class names must be distinct; remove the repetition of {repeated}")
 
 
 def name_problem(name: str) -> str:

@@ -79,7 +79,8 @@ def divergence(pack: Pack, trial: int = 0) -> str:
     """Where a trial diverged, with which settings, and what to change; in one line."""
     epoch, step = pack.diverged[trial]
     settings, loop = pack.settings[trial], pack.loop
-    bold = "".join(f"{name} {getattr(settings, name):g}, " for name in settings.bold)
+    values = {name: getattr(settings, name) for name in settings.bold}
+    bold = "".join(f"{name} {value:g}, " for name, value in values.items() if value is not None)
     lower = " or ".join(["lr", *settings.bold[:1]])
     other = ", or use the robust preset" if loop.preset != "robust" else ""
     return (

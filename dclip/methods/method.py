@@ -186,6 +186,11 @@ class Method(nn.Module, Generic[S]):
         """
         return None
 
+    @classmethod
+    def locates(cls) -> bool:
+        """Whether it has :meth:`location_logits`: it says where a class is by a probability."""
+        return cls.scores_locations and cls.location_logits is not Method.location_logits
+
     def for_classes(self, task: Task) -> "Method[S]":
         """The same trained weights, asked of other classes.
 

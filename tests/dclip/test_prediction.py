@@ -7,13 +7,17 @@ import torch
 from torch.nn import functional as F
 
 from dclip.backbones import ImageFeatures
+from dclip.data.windows import Window
 from dclip.logits import presence_probability
+from dclip.methods.dclip import DCLIPMethod
 from dclip.methods.linear_probe import LinearProbeMethod
-from dclip.methods.method import Task
-from dclip.methods.settings import LinearProbeSettings
+from dclip.methods.method import Method, Task
+from dclip.methods.settings import LinearProbeSettings, ZeroShotSettings
+from dclip.methods.zero_shot import ZeroShot
 from dclip.model import DCLIP
 from dclip.prediction import Prediction, UntrainedWarning, predict_image
 from dclip.projectors import ProjectorSizes
+from dclip.segmentation import label_map, min_max
 
 GRID, SIZE, CLASSES, DIM = (3, 4), (30, 44), 5, 16
 
@@ -37,7 +41,7 @@ def pairs() -> torch.Tensor:
 def ask(
     features: ImageFeatures,
     pairs: torch.Tensor,
-    model: DCLIP | None,
+    model: Method[Any] | DCLIP | None,
     threshold: float = 0.5,
     **more: Any,
 ) -> Prediction:
@@ -97,7 +101,7 @@ def ask_of(
     )
 
 
-def test_without_projectors_clip_shares_sum_to_one_and_maps_are_cosines(
+def test_without_a_method_clip_shares_sum_to_one_and_maps_are_cosines(
     features: ImageFeatures, pairs: torch.Tensor
 ) -> None:
     found = ask(features, pairs, None)
@@ -114,7 +118,7 @@ def test_untrained_classes_are_scored_by_clip_alone_and_win_no_pixel(
     assert plain.presence is not None
     likely = (plain.presence >= 0.5).nonzero().flatten()
     trained = torch.ones(CLASSES, dtype=torch.bool)
-    trained[likely[0]] = False  # the projectors are sure of it all the same
+    trained[likely[0]] = False  # the method is sure of it all the same
     with pytest.warns(UntrainedWarning, match="not trained on 1 of 5 classes"):
         found = ask(features, pairs, model, 0.1, trained=trained)
     assert found.presence is not None
@@ -167,10 +171,50 @@ def test_a_method_that_is_bound_to_its_classes_predicts_them_and_no_others(
     names = [f"class {number}" for number in range(CLASSES)]
     method = LinearProbeMethod(LinearProbeSettings(), Task.of_features(names, pairs)).eval()
     torch.nn.init.normal_(method.probe.weight)
-    found = ask(features, pairs, method, class_names=names)  # type: ignore[arg-type]
+    found = ask(features, pairs, method, class_names=names)
     assert found.presence is not None
     with torch.no_grad():
         wanted = method.probe(features.local)[0].sigmoid()
     torch.testing.assert_close(found.presence, wanted)
     with pytest.raises(ValueError, match="and no others"):
-        ask(features, pairs, method, class_names=[*names[1:], "x"])  # type: ignore[arg-type]
+        ask(features, pairs, method, class_names=[*names[1:], "x"])
+
+
+class Thresholdless(DCLIPMethod):
+    """The same scores, of which no threshold is to be taken."""
+
+    gives_probabilities = False
+
+
+def test_of_a_method_without_probabilities_all_trained_classes_compete(
+    features: ImageFeatures, pairs: torch.Tensor, model: DCLIP
+) -> None:
+    names = [f"class {number}" for number in range(CLASSES)]
+    method = Thresholdless.around(model, Task.of_features(names, pairs.float()))
+    trained = torch.tensor([True, False, True, True, True])
+    with pytest.warns(UntrainedWarning, match="the method was not trained on 1 of 5"):
+        said = ask(features, pairs, method, 1e-6, trained=trained)
+    assert said.presence is None
+    assert said.score is not None
+    assert said.score.isnan().tolist() == (~trained).tolist()
+    assert said.is_located
+    # no location is that unlikely, so that the classes share all pixels: as if all were found
+    with torch.no_grad():
+        scores = method.location_scores(features.local[:, 1:])[:, trained]
+    whole = min_max(scores).reshape(1, 4, *GRID)
+    winners = label_map(whole, (Window(0, 0, *SIZE),), SIZE, SIZE).long()
+    assert torch.equal(said.mask.long(), trained.nonzero().flatten()[winners] + 1)
+
+
+def test_a_method_without_a_word_on_locations_leaves_them_to_clip(
+    features: ImageFeatures, pairs: torch.Tensor
+) -> None:
+    names = [f"class {number}" for number in range(CLASSES)]
+    method = ZeroShot(ZeroShotSettings(), Task.of_features(names, pairs))
+    said = ask(features, pairs, method, class_names=names)
+    frozen = ask(features, pairs, None)
+    assert not said.is_located
+    assert torch.equal(said.mask, frozen.mask)
+    assert torch.equal(said.maps, frozen.maps)
+    assert said.score is not None
+    torch.testing.assert_close(said.score.softmax(0), frozen.zero_shot)

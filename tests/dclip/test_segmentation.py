@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from dclip.backbones import Backbone, ImageFeatures, load_backbone
 from dclip.data.pixels import normalise
 from dclip.data.windows import Window, sliding_view, whole_view
+from dclip.fitting.batches import Batch
 from dclip.logits import presence_probability
 from dclip.methods.dclip import DCLIPMethod
 from dclip.methods.method import Task
@@ -170,6 +171,40 @@ def test_only_projectors_tell_what_is_present() -> None:
         System("vv", called, presence_kind="value")
     with pytest.raises(ValueError, match="leave out the method"):
         System("vv", called, system.method, surgery=True)
+
+
+class Thresholdless(DCLIPMethod):
+    """The same scores, of which no threshold is to be taken."""
+
+    gives_probabilities = False
+
+
+def test_a_method_that_gives_no_probabilities_does_not_find_classes() -> None:
+    called, pairs = texts(random(5, 6)), random(10, 6)
+    task = Task.of_features([str(k) for k in range(5)], pairs)
+    method = Thresholdless.around(projectors(6), task)
+    System("vv", called, method)
+    with pytest.raises(ValueError, match=r"gives no probabilities.* leave out presence_kind"):
+        System("vv", called, method, presence_kind="value")
+
+
+class OfTheWhole(DCLIPMethod):
+    """Presence from the global embedding alone, in which the likeliest class is the largest."""
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        assert batch.embedding is not None
+        return batch.embedding.softmax(dim=1)
+
+
+def test_a_method_that_is_fed_embeddings_finds_classes_by_that_of_the_image() -> None:
+    called, pairs = texts(random(5, 6)), random(10, 6)
+    task = Task.of_features([str(k) for k in range(6)], torch.cat([pairs, pairs[:2]]))
+    system = System("vv", called, OfTheWhole.around(projectors(6), task), presence_kind="value")
+    windows = torch.zeros(2, 6)
+    windows[0, 1], windows[1, 4] = 1.0, 9.0  # their mean is largest at 4
+    present = system.present(random(2, 9, 6), windows)
+    assert present is not None
+    assert present.tolist() == [4]
 
 
 # ---------------------------------------------------------------------------------------------
