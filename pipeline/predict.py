@@ -16,7 +16,7 @@ class), -mask.png (0 background, then the classes as given; the size is the imag
 or 16-bit grey where there are more than 254 classes) and -overlay.png (the mask over the image).
 Projectors are those of --checkpoint, or of these settings if they stand; without any, frozen CLIP
 answers alone. One line says what was taken.
-Class names need not be those that projectors were trained on. Those that are not are scored by
+Class names need not be those that a checkpoint was trained on. Those that are not are scored by
 CLIP itself, on its own scale, and the table says so.
 Results are written as they come; the same command goes on after a stop. An image that cannot be
 read or drawn is named at the end, with exit code 1, and costs no other."""

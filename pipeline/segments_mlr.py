@@ -5,7 +5,7 @@ import sys
 from pipeline.terminal.cli import main
 
 DESCRIPTION = """\
-Score images by CLIP, with the help of the segments that projectors find (the paper's Table 5).
+Score images by CLIP, with the help of the segments that a checkpoint finds (the paper's Table 5).
 
 examples:
   python -m pipeline.segments_mlr                          what pipeline.run trained, on shapes

@@ -1,99 +1,25 @@
 """Pictures of a report: similarity matrices, cosine histogram, AP bars, activation maps, sweeps."""
 
-import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-from torch import Tensor
-from torch.nn import functional as F
 
-from dclip.data.images import ImageError
-from dclip.logits import similarity_maps
-from dclip.metrics import cosine_matrix
-from dclip.store.reader import FeatureReader
 from dclip.words import counted
-from pipeline.features.opened import open_features
-from pipeline.pictures.canvas import MAX_INCHES, heading, more, one_line, save
+from pipeline.pictures.canvas import heading, more, one_line
 from pipeline.pictures.looks import color_of, short_title_of
 from pipeline.pictures.mask_figures import show_heat
-from pipeline.settings.config import Config, bounds
+from pipeline.settings.config import bounds
 from pipeline.settings.space import leaf
 
-if TYPE_CHECKING:
-    from dclip.methods.method import Method
-    from pipeline.features.plan import FeaturePlan
-    from pipeline.records.origin import About
-    from pipeline.terminal.cli import Report
-
-log = logging.getLogger(__name__)
-
-Models = Mapping[str, "tuple[Method[Any], About]"]
-
-_MAX_CLASSES_IN_MAPS = 6
 _READABLE = 80  # classes with their names along both sides of a matrix
 _LISTED = 150  # classes with their names along one side
 _BARS = 40
 _PANELS = 24
-
-
-def draw_all(
-    folder: Path,
-    config: Config,
-    plan: "FeaturePlan",
-    report: "Report",
-    systems: Mapping[str, Any],
-    models: Models,
-) -> list[Path]:
-    """Draw every picture of a report; the files, in the order to look at them.
-
-    With a single class there is no similarity to draw.
-    """
-    test = open_features(plan.folders[:1], config.output, verify=False)
-    pairs, classes = test.text_features()
-    texts = {"clip": pairs[len(pairs) // 2 :]}
-    for name, (method, _) in models.items():
-        with torch.no_grad():
-            own = method.class_features()
-        if own is not None:
-            texts[name] = own
-    matrices = {name: cosine_matrix(features).numpy() for name, features in texts.items()}
-    names = report["class_names"]
-    title = subject(report, str(test.manifest.spec["backbone_name"]))
-    paths = []
-
-    def keep(name: str, figure: Figure) -> None:
-        save(figure, folder / name)
-        paths.append(folder / name)
-
-    if len(names) > 1:
-        keep("similarity.png", similarity_matrices(matrices, names, title))
-        keep("cosines.png", cosine_histogram(matrices, title))
-    del matrices  # of thousands of classes, larger than all else here
-    positives = (test.labels == 1).sum(dim=0).tolist()
-    keep(
-        "average_precision.png",
-        ap_bars({name: report["systems"][name] for name in systems}, names, positives, title),
-    )
-    keep(
-        "activation_maps.png",
-        activation_maps(plan, test, classes, models, limit=config.evaluate.scenes, title=title),
-    )
-    return paths
-
-
-def subject(report: "Report", backbone: str) -> str:
-    """What the pictures of a report are of: data, frozen CLIP, checkpoints."""
-    data = f"{Path(report['dataset']).name} {report['split']}, {report['images']:,} images"
-    if report.get("test_on_train"):
-        data += ", TRAINED ON THESE"
-    files = [f"{name}: {Path(path).stem}" for name, path in report["checkpoints"].items()]
-    return heading(f"{data}, {backbone}", *(one_line(line, 90) for line in files[:4]))
 
 
 def block_order(similarity: np.ndarray) -> np.ndarray:
@@ -195,10 +121,10 @@ def ap_bars(
     axis = figure.subplots()
     width = 0.85 / len(systems)
     for number, (system, row) in enumerate(systems.items()):
-        places = np.arange(len(shown)) + (number - (len(systems) - 1) / 2) * width
+        centres = np.arange(len(shown)) + (number - (len(systems) - 1) / 2) * width
         heights = [100 * row["ap"][column] for column in shown]
         axis.bar(
-            places,
+            centres,
             heights,
             width,
             color=color_of(system, number),
@@ -221,97 +147,58 @@ def ap_bars(
     return figure
 
 
-def activation_maps(
-    plan: "FeaturePlan",
-    test: FeatureReader,
-    classes: Tensor,
-    models: Models,
-    *,
-    limit: int,
-    title: str = "",
-) -> Figure:
-    """Where each present class lights up, and an absent one: frozen CLIP above, checkpoints below.
+@dataclass(frozen=True)
+class MapLine:
+    """What one system says of the locations of one image.
 
-    CLIP's map is the cosine of each location with the class; a checkpoint's is the cosine with
-    the positive prompt less that with the negative one, which its probability is made of. The
-    images with most classes come first. The last column is the absent class that frozen CLIP takes
-    for most alike to a present one. All maps of one system and image share one scale, so that
-    a map which lights up for the wrong class shows.
+    Attributes:
+        title: What stands above the image.
+        pixels: The image, RGB.
+        maps: Of each class a value for every pixel.
+        names: Of the classes.
+        has_absent: Whether the last class is one that the image does not show.
+        limits: Ends of the scale of its colours.
     """
-    counts = (test.labels == 1).sum(dim=1)
-    systems = ["clip", *(name for name, (own, _) in models.items() if own.scores_locations)]
-    most = max(1, int(MAX_INCHES / (2.05 * len(systems))))
-    rows = torch.argsort(counts, descending=True, stable=True)[: min(limit, most)].tolist()
-    columns = 2 + min(_MAX_CLASSES_IN_MAPS, int(counts.max()))
-    lines = len(rows) * len(systems)
-    figure = Figure(figsize=(1.75 * columns + 1.0, 1.95 * lines + 0.7), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False)
+
+    title: str
+    pixels: np.ndarray
+    maps: np.ndarray
+    names: Sequence[str]
+    has_absent: bool
+    limits: tuple[float, float]
+
+
+def activation_maps(lines: Sequence[MapLine], title: str = "") -> Figure:
+    """Where each class lights up, a line for every image and system.
+
+    CLIP's map is the cosine of each location with the class; a checkpoint's is what its method
+    says: the log-odds that the class is there, for one that has them. All maps of a line share one
+    scale, so that a map which lights up for the wrong class shows.
+    """
+    columns = 1 + max((len(line.names) for line in lines), default=0)
+    count = max(1, len(lines))
+    figure = Figure(figsize=(1.75 * columns + 1.0, 1.95 * count + 0.7), layout="constrained")
+    axes = figure.subplots(count, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    alike = cosine_matrix(classes.float())
-    for block, row in enumerate(rows):
-        try:
-            picture = plan.listing.read(int(test.indices[row])).image
-        except (ImageError, OSError) as error:
-            log.warning("figures: image %s left out: %s", test.keys[row], error)
-            continue
-        picture.thumbnail((256, 256))
-        pixels = np.asarray(picture)
-        present = torch.nonzero(test.labels[row] == 1).flatten().tolist()
-        left_out = len(present) - (columns - 2)
-        shown = present[: columns - 2]
-        absent = _confusable(alike, test.labels[row], shown)
-        local = test.local(np.array([row])).float()
-        if test.manifest.include_global_token:
-            local = local[:, 1:]
-        for line, system in enumerate(systems):
-            wanted = shown if absent is None else [*shown, absent]
-            maps = _maps(system, local, classes, models)[0][wanted]
-            low, high = (float(maps.min()), float(maps.max())) if wanted else (0.0, 1.0)
-            top = axes[block * len(systems) + line]
-            top[0].imshow(pixels)
-            extra = f"\nand {left_out} more" if left_out > 0 else ""
-            top[0].set_title(f"{short_title_of(system)}{extra}", fontsize=9)
-            drawn = None
-            for axis, column, heat in zip(top[1:], wanted, maps, strict=False):
-                large = F.interpolate(
-                    heat.view(1, 1, *test.manifest.grid),
-                    size=pixels.shape[:2],
-                    mode="bilinear",
-                    align_corners=False,
-                )[0, 0]
-                drawn = show_heat(axis, pixels, large.numpy(), low, high)
-                name = one_line(test.class_names[column], 18)
-                if column == absent:
-                    axis.set_title(f"{name}\n(absent)", fontsize=9, color="#d55e00")
-                else:
-                    axis.set_title(name, fontsize=9)
-            if drawn is not None:
-                figure.colorbar(drawn, ax=top.tolist(), shrink=0.8, aspect=12).ax.tick_params(
-                    labelsize=7
-                )
+    for line, row in zip(lines, axes, strict=False):
+        row[0].imshow(line.pixels)
+        row[0].set_title(line.title, fontsize=9)
+        drawn = None
+        for number, (axis, heat) in enumerate(zip(row[1:], line.maps, strict=False), start=1):
+            drawn = show_heat(axis, line.pixels, heat, *line.limits)
+            name = one_line(line.names[number - 1], 18)
+            if line.has_absent and number == len(line.names):
+                axis.set_title(f"{name}\n(absent)", fontsize=9, color="#d55e00")
+            else:
+                axis.set_title(name, fontsize=9)
+        if drawn is not None:
+            figure.colorbar(drawn, ax=row.tolist(), shrink=0.8, aspect=12).ax.tick_params(
+                labelsize=7
+            )
     note = "cosine with the class; checkpoints: log-odds that it is there; a scale each line"
-    fewer = more(len(rows), limit, "scenes asked for") if len(rows) < min(limit, len(test)) else ""
-    figure.suptitle(heading(title, fewer, note), fontsize=9)
+    figure.suptitle(heading(title, note), fontsize=9)
     return figure
-
-
-def _confusable(alike: Tensor, labels: Tensor, present: Sequence[int]) -> int | None:
-    """The class known to be absent that is most alike to one of those that are present."""
-    absent = torch.nonzero(labels == 0).flatten()
-    if not len(absent) or not present:
-        return None
-    return int(absent[alike[:, list(present)][absent].amax(dim=1).argmax()])
-
-
-@torch.no_grad()
-def _maps(system: str, local: Tensor, classes: Tensor, models: Models) -> Tensor:
-    """What every location says of every class: ``[images, classes, locations]``."""
-    if system == "clip":
-        return similarity_maps(local, classes)
-    method, _ = models[system]
-    odds = method.location_logits(local)
-    return method.location_scores(local) if odds is None else odds
 
 
 def sweep_trials(
@@ -350,9 +237,14 @@ def sweep_trials(
             edgecolors="black",
             linewidths=0.4,
         )
-        place = values.index(best[key]) if is_list else best[key]
+        across = values.index(best[key]) if is_list else best[key]
         axis.scatter(
-            [place], [100 * best["val_map"]], s=160, facecolors="none", edgecolors="#d55e00", lw=1.8
+            [across],
+            [100 * best["val_map"]],
+            s=160,
+            facecolors="none",
+            edgecolors="#d55e00",
+            lw=1.8,
         )
         if is_list:
             names = [one_line(f"{v:g}" if isinstance(v, float) else str(v), 12) for v in values]
@@ -412,13 +304,13 @@ def ablation(lines: Sequence[Mapping[str, Any]], watched: Mapping[str, str]) -> 
     for line_of_axes, (name, scale, title) in zip(axes, scores, strict=True):
         line_of_axes[0].set_ylabel(title)
         for axis, group in zip(line_of_axes, groups, strict=True):
-            for place, line in enumerate(group):
+            for across, line in enumerate(group):
                 values = [scale * value for value in line["by_seed"][name].values()]
-                axis.scatter([place + 0.18] * len(values), values, s=9, color="#7f7f7f")
+                axis.scatter([across + 0.18] * len(values), values, s=9, color="#7f7f7f")
                 if values:
                     spread = scale * (line[f"{name}_std"] or 0.0)
                     axis.errorbar(
-                        place, scale * line[name], spread, fmt="o", color="#0072b2", capsize=3
+                        across, scale * line[name], spread, fmt="o", color="#0072b2", capsize=3
                     )
             axis.grid(axis="y", linewidth=0.4)
             axis.set_xlim(-0.6, len(group) - 0.4)
@@ -442,7 +334,7 @@ def class_histogram(counts: np.ndarray, names: Sequence[str], title: str) -> Fig
     axis = figure.subplots()
     axis.bar(range(len(order)), counts[order], color="#0072b2", width=0.8)
     if counts.max() > 30 * max(counts.min(), 1):
-        axis.set_yscale("symlog", linthresh=1)  # which has a place for 0
+        axis.set_yscale("symlog", linthresh=1)  # which shows 0, too
     else:
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylim(bottom=0)
@@ -462,9 +354,9 @@ def cooccurrence(together: np.ndarray, names: Sequence[str], title: str) -> Figu
     the class. Classes that occur together stand together; of more than can be read, the most
     frequent are shown. Classes in no image are left out, unless all are.
     """
-    found = np.flatnonzero(together.diagonal())
-    found = found if len(found) else np.arange(len(names))
-    most = np.sort(found[np.argsort(-together.diagonal()[found], kind="stable")[:_LISTED]])
+    occurring = np.flatnonzero(together.diagonal())
+    occurring = occurring if len(occurring) else np.arange(len(names))
+    most = np.sort(occurring[np.argsort(-together.diagonal()[occurring], kind="stable")[:_LISTED]])
     both = together[np.ix_(most, most)].astype(float)
     own = np.sqrt(np.maximum(both.diagonal(), 1))
     order = block_order(both / own[:, None] / own[None, :])
@@ -484,7 +376,7 @@ def cooccurrence(together: np.ndarray, names: Sequence[str], title: str) -> Figu
     axis.set_xlabel("share that also has ...")
     axis.set_ylabel("of the images with ...")
     shown = more(len(most), len(names), "classes, the most frequent")
-    absent = len(names) - len(found)
+    absent = len(names) - len(occurring)
     without = f"{counted(absent, 'class is', 'classes are')} in no image" if absent else ""
     notes = ", ".join(filter(None, [shown, without, "grey: a class with itself"]))
     axis.set_title(heading(title, notes), fontsize=10, loc="left")

@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
 from pipeline.pictures.canvas import heading, more, one_line
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
 
 # Okabe and Ito's colours, then those that lie farthest (CIELAB) from all before them to normal,
 # protan, deutan and tritan eyes
@@ -43,7 +41,7 @@ class MaskRow:
     """
 
     image: Image.Image
-    masks: "Sequence[UInt8[np.ndarray, 'height width']]"
+    masks: Sequence[UInt8[np.ndarray, "height width"]]
     notes: Sequence[str]
 
 
@@ -53,7 +51,7 @@ def rgb_of(position: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def palette_image(mask: "UInt8[np.ndarray, 'height width']") -> Image.Image:
+def palette_image(mask: UInt8[np.ndarray, "height width"]) -> Image.Image:
     """A mask as palette PNG: values are kept, 0 is shown black, class ``k`` by `rgb_of(k - 1)`."""
     colours = [(0, 0, 0), *(rgb_of(position) for position in range(254)), (255, 255, 255)]
     image = Image.fromarray(mask)
@@ -63,7 +61,7 @@ def palette_image(mask: "UInt8[np.ndarray, 'height width']") -> Image.Image:
 
 def heat_maps(
     image: Image.Image,
-    maps: "Float[np.ndarray, 'classes rows columns']",
+    maps: Float[np.ndarray, "classes rows columns"],
     titles: Sequence[str],
     *,
     label: str,
@@ -116,7 +114,7 @@ def show_heat(axis: Axes, pixels: np.ndarray, heat: np.ndarray, low: float, high
 
 
 def overlay(
-    image: Image.Image, mask: "UInt8[np.ndarray, 'height width']", names: Sequence[str]
+    image: Image.Image, mask: UInt8[np.ndarray, "height width"], names: Sequence[str]
 ) -> Figure:
     """The mask over its image, with a legend of the classes and their share of the pixels.
 
@@ -313,12 +311,12 @@ def checkpoint_tradeoff(rows: Sequence[Mapping[str, Any]], title: str = "") -> F
             )
         for row in rows if len(rows) <= _MOST_NAMED else ():
             if None not in (row[across], row[up]):
-                place = [
+                point = [
                     row[key] * (1 if key == "inter_class_cosine" else 100) for key in (across, up)
                 ]
                 axis.annotate(
                     one_line(row["name"], 20),
-                    place,
+                    point,
                     xytext=(5, 4),
                     textcoords="offset points",
                     fontsize=7,

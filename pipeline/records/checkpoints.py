@@ -99,12 +99,12 @@ def load_checkpoint(path: Path) -> tuple[Method[Any], About]:
 
 def _as_now(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of format 2, which had projectors and prompt pairs, by the names of this one."""
-    found = {
+    renamed = {
         name if name == _PAIRS else f"{_WEIGHTS}{name}": value for name, value in tensors.items()
     }
-    if _PAIRS in found:
-        found[_CLASSES] = found[_PAIRS][len(found[_PAIRS]) // 2 :].clone()
-    return found
+    if _PAIRS in renamed:
+        renamed[_CLASSES] = renamed[_PAIRS][len(renamed[_PAIRS]) // 2 :].clone()
+    return renamed
 
 
 def _require_alike(
@@ -120,9 +120,9 @@ def _require_alike(
             raise bad_checkpoint(path, f"{name} is missing")
         if name not in expected:
             raise bad_checkpoint(path, f"it has {name}, which its method has not")
-        found, wanted = (f"{list(t.shape)} {t.dtype}" for t in (tensors[name], expected[name]))
-        if found != wanted:
-            raise bad_checkpoint(path, f"{name} is {found}, its training makes {wanted}")
+        own, wanted = (f"{list(t.shape)} {t.dtype}" for t in (tensors[name], expected[name]))
+        if own != wanted:
+            raise bad_checkpoint(path, f"{name} is {own}, its training makes {wanted}")
         if not tensors[name].isfinite().all():
             raise bad_checkpoint(path, f"{name} has values that are not finite")
 

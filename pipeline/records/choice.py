@@ -9,14 +9,13 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pipeline.features.plan import plan_features
+from pipeline.records.origin import About, read_about
 from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config
+from pipeline.settings.space import shown
 from pipeline.terminal.errors import StageError
-
-if TYPE_CHECKING:
-    from pipeline.records.origin import About
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +29,19 @@ class NoCheckpointError(StageError):
 @dataclass(frozen=True)
 class _Candidate:
     path: Path
-    about: "About"
+    about: About
 
     def __str__(self) -> str:
         return f"{self.path} ({described(self.about)})"
 
 
-def described(about: "About") -> str:
+def described(about: About) -> str:
     """A checkpoint in words: what it was trained to."""
     settings, loop = about.settings, about.loop
     fields = type(settings).model_fields
     own = "".join(
-        f"{fields[name].title or name} {getattr(settings, name):g}, " for name in settings.bold[:1]
+        f"{fields[name].title or name} {shown(getattr(settings, name))}, "
+        for name in settings.bold[:1]
     )
     return (
         f"{about.name}, preset {loop.preset}, {own}epoch {about.epoch} of {loop.epochs}, seed "
@@ -51,8 +51,6 @@ def described(about: "About") -> str:
 
 def own_checkpoint(config: Config) -> Path:
     """Where the checkpoint of the settings is, or would be."""
-    from pipeline.features.plan import plan_features
-
     return checkpoint_path(config, plan_features(config, config.train_split))
 
 
@@ -95,22 +93,22 @@ def take_checkpoints(config: Config, settings: Sequence[Config]) -> list[Path]:
             )  # fmt: skip
         return standing
     candidates = _others(config)
-    found = []
+    taken = []
     for one in settings:
         alike = [other for other in candidates if other.about.name == one.trained_name]
-        found += [_only(alike, paths[-1])] if alike else []
-    if not found and candidates:
-        found = [_only(candidates, paths[-1])]
-    if not found:
+        taken += [_only(alike, paths[-1])] if alike else []
+    if not taken and candidates:
+        taken = [_only(candidates, paths[-1])]
+    if not taken:
         raise NoCheckpointError(
             f"no checkpoint at {paths[-1]}; make it by python -m pipeline.run with the same "
             "settings, or give --checkpoint FILE"
         )
     log.info(
         "these settings have no checkpoint (%s); taken, for the same features: %s",
-        paths[-1].stem, "; ".join(map(str, found)),
+        paths[-1].stem, "; ".join(map(str, taken)),
     )  # fmt: skip
-    return [other.path for other in found]
+    return [other.path for other in taken]
 
 
 def _only(candidates: Sequence[_Candidate], wanted: Path) -> _Candidate:
@@ -125,8 +123,6 @@ def _only(candidates: Sequence[_Candidate], wanted: Path) -> _Candidate:
 
 def _others(config: Config, *, since: int = 0) -> list[_Candidate]:
     """Checkpoints of trainings on the same features, newest first; damaged ones are left out."""
-    from pipeline.features.plan import plan_features
-
     files = [
         (path.stat().st_mtime_ns, path)
         for path in (config.output.absolute() / "checkpoints").glob(f"*{_SUFFIX}")
@@ -134,10 +130,9 @@ def _others(config: Config, *, since: int = 0) -> list[_Candidate]:
     files = [(time, path) for time, path in files if time > since]
     if not files:
         return []
-    from pipeline.records.origin import read_about
 
     plan = plan_features(config, config.train_split)
-    found = []
+    candidates = []
     for _, path in sorted(files, reverse=True):
         try:
             about = read_about(path)
@@ -146,8 +141,8 @@ def _others(config: Config, *, since: int = 0) -> list[_Candidate]:
             continue
         names = list(plan.listing.class_names)
         if about.features == plan.fingerprint and about.class_names == names:
-            found.append(_Candidate(path, about))
-    return found
+            candidates.append(_Candidate(path, about))
+    return candidates
 
 
 def given_files(given: Sequence[Path]) -> list[Path]:

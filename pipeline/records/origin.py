@@ -20,12 +20,14 @@ from pydantic import (
 from dclip.fitting.loop import Loop
 from dclip.methods.registry import find_settings, is_known
 from dclip.methods.settings import MethodSettings
+from dclip.store.shards import digest
+from pipeline.features.plan import BackboneInfo, FeaturePlan
+from pipeline.records.provenance import git_commit
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError, told
 
 if TYPE_CHECKING:
     from dclip.store.reader import FeatureReader
-    from pipeline.features.plan import FeaturePlan
 
 FORMAT = 3
 _EARLIER = 2  # which had one method, its settings and those of the loop in one
@@ -138,7 +140,7 @@ class About(BaseModel):
 
 def about_training(
     config: Config,
-    plan: "FeaturePlan",
+    plan: FeaturePlan,
     reader: "FeatureReader",
     *,
     epoch: int,
@@ -155,8 +157,6 @@ def about_training(
         seed: Of the initial weights.
         history: One line an epoch.
     """
-    from pipeline.records.provenance import git_commit
-
     return About(
         format=FORMAT,
         method=config.method,
@@ -196,23 +196,23 @@ def read_about(path: Path) -> About:
     if "dclip" not in metadata:
         raise bad_checkpoint(path, "it does not say how it was trained")
     try:
-        found = json.loads(metadata["dclip"])
-        if not isinstance(found, dict) or "format" not in found:
+        said = json.loads(metadata["dclip"])
+        if not isinstance(said, dict) or "format" not in said:
             raise ValueError("no format is given")
-        if found["format"] == _EARLIER:
-            found = _from_earlier(found, metadata)
-        if found["format"] != FORMAT:
+        if said["format"] == _EARLIER:
+            said = _from_earlier(said, metadata)
+        if said["format"] != FORMAT:
             raise StageError(
-                f"{path} has format {found['format']}, this version reads {FORMAT}; delete it and "
+                f"{path} has format {said['format']}, this version reads {FORMAT}; delete it and "
                 "train again"
             )
-        method = str(found.get("method"))
+        method = str(said.get("method"))
         if not is_known(method):  # code of the user's own is imported when they name it, only
             raise StageError(
                 f"checkpoint {path} is of method {method!r}, which is no method of this package; "
                 f"name it by --method {method}"
             )
-        return About.model_validate(found)
+        return About.model_validate(said)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -222,9 +222,25 @@ def read_about(path: Path) -> About:
     raise bad_checkpoint(path, f"what it says of its training is damaged ({why})")
 
 
-def _from_earlier(found: dict[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
+def kind_trained_on(path: Path, about: About, backbone: BackboneInfo) -> str:
+    """The kind of a backbone's local features that a checkpoint was trained on.
+
+    Raises:
+        StageError: It was trained on another backbone, or at another resolution.
+    """
+    spaces = {digest(backbone.space(kind)): kind for kind in backbone.paths}
+    if about.feature_space not in spaces:
+        raise StageError(
+            f"checkpoint {path} was trained on features of {about.made_on} "
+            f"({about.feature_space[:12]}), not of {backbone.name} at {backbone.resolution} "
+            "px; give the backbone, weights and resolution it was trained with"
+        )
+    return spaces[about.feature_space]
+
+
+def _from_earlier(said: dict[str, Any], metadata: Mapping[str, str]) -> dict[str, Any]:
     """What format 2 says, in the words of this one."""
-    recipe, kept = found.pop("recipe", None), found.pop("method", None)
+    recipe, kept = said.pop("recipe", None), said.pop("method", None)
     if not isinstance(recipe, dict):
         raise ValueError("recipe: Field required")
     settings = find_settings("dclip")
@@ -232,7 +248,7 @@ def _from_earlier(found: dict[str, Any], metadata: Mapping[str, str]) -> dict[st
     loop = {key: value for key, value in recipe.items() if key not in settings.model_fields}
     encoder = json.loads(metadata["encoder"]) if "encoder" in metadata else None
     named = {"format": FORMAT, "method": "dclip", "name": kept}
-    return {**found, **named, "settings": own, "loop": loop, "encoder": encoder}
+    return {**said, **named, "settings": own, "loop": loop, "encoder": encoder}
 
 
 def bad_checkpoint(path: Path, why: str) -> StageError:

@@ -234,7 +234,7 @@ def bounds(text: str) -> tuple[float, float]:
 
 System = Literal[
     "clip", "maskclip", "clip_vv", "clip_surgery", "sclip", "clearclip", "naclip",
-    "projectors", "projectors_present",
+    "checkpoints", "checkpoints_present", "projectors", "projectors_present",
 ]  # fmt: skip
 
 
@@ -243,17 +243,18 @@ class SegmentConfig(BackboneWorkers):
 
     split: str | None = Field(None, description="split to segment; left out: the test split")
     systems: list[System] = Field(
-        ["clip", "maskclip", "clip_vv", "clip_surgery", "projectors", "projectors_present"],
+        ["clip", "maskclip", "clip_vv", "clip_surgery", "checkpoints", "checkpoints_present"],
         min_length=1,
-        description="what is compared; projectors are the checkpoints, _present with only those "
-        "classes competing that they find in the image; the others are frozen CLIP",
+        description="what is compared: the checkpoints (projectors is the same, as of before), "
+        "_present with only those classes competing that they find in the image; the others are "
+        "frozen CLIP",
     )
     checkpoint: Checkpoints = Field(
         [],
         description="checkpoints, or folders of them, as a sweep leaves them; left out: those that "
         "pipeline.run trains with these settings",
     )
-    kind: str = Field("vv", description="local features that projectors look at here: vv or value")
+    kind: str = Field("vv", description="local features that checkpoints look at here: vv or value")
     templates: list[str] = Field(
         [ZERO_SHOT_TEMPLATE],
         min_length=1,
@@ -308,13 +309,13 @@ class PredictConfig(BaseModel):
     )
     checkpoint: LocalPath | None = Field(
         None,
-        description="projectors, on the backbone they were trained on unless another is named; "
-        "left out: those that these settings train if they stand, else frozen CLIP alone",
+        description="trained method, on the backbone it was trained on unless another is named; "
+        "left out: what these settings train if it stands, else frozen CLIP alone",
     )
-    zero_shot: bool = Field(False, description="frozen CLIP alone, no projectors")
+    zero_shot: bool = Field(False, description="frozen CLIP alone, no checkpoint")
     untrained_probability: bool = Field(
         False,
-        description="also tell what the projectors say of classes they were not trained on; it is "
+        description="also tell what the checkpoint says of classes it was not trained on; it is "
         f"confident and means little ({page('untrained_names')})",
     )
     threshold: float = Field(
@@ -331,11 +332,11 @@ class SegmentsMlrConfig(BackboneWorkers):
 
     split: str | None = Field(None, description="split to score; left out: the test split")
     checkpoint: LocalPath | None = Field(
-        None, description="projectors that segment; left out: those that these settings train"
+        None, description="trained method that segments; left out: what these settings train"
     )
-    kind: str = Field("vv", description="local features that projectors look at: vv or value")
+    kind: str = Field("vv", description="local features that the checkpoint looks at: vv or value")
     only_present: bool = Field(
-        True, description="only classes compete for pixels that the projectors find in the image"
+        True, description="only classes compete for pixels that the checkpoint finds in the image"
     )
     area: float = Field(
         0.01, ge=0, lt=1, description="share of an image below which a segment is left out"

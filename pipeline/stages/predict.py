@@ -5,30 +5,31 @@ import hashlib
 import io
 import json
 import logging
-import sys
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from dclip.data.images import IMAGE_SUFFIXES, is_image_name, tell_passed_over
+from dclip.methods.registry import find_method
+from dclip.store.paths import AnyPath, has_folders, write_text
+from dclip.store.shards import digest, file_digest
+from dclip.texts import check_class_names, fold_name
 from dclip.words import counted, short
+from pipeline.features.listings import path_of
 from pipeline.features.plan import describe_backbone, warnings_of
+from pipeline.features.preflight import one_text_note, require_fit_names
 from pipeline.records.choice import NoCheckpointError, take_checkpoint
+from pipeline.records.origin import About, kind_trained_on, read_about
+from pipeline.records.provenance import git_commit
+from pipeline.records.report import StageReport, remarks, show, write
 from pipeline.settings.config import TOY_DATASET, Config, usual_backbone
-from pipeline.terminal.cli import Report
-from pipeline.terminal.errors import UsageError, told
+from pipeline.terminal.errors import UsageError
 from pipeline.terminal.pages import page
-
-if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
-    from dclip.prediction import Prediction
-    from dclip.store.paths import AnyPath
-    from pipeline.records.origin import About
+from pipeline.terminal.table import Column, aligned
+from pipeline.work.plans import BY_CLIP, BY_METHOD, PredictPlan, stamp_of
 
 log = logging.getLogger(__name__)
 
@@ -39,41 +40,46 @@ _LONGEST_NAME = 100  # bytes of the name of a picture, without what is added to 
 _VERSION = 2  # raise it when the same images and settings give another result
 
 
-@dataclass(frozen=True)
-class PredictPlan:
-    """What is looked at, for what, and where the results go.
+@dataclass(frozen=True, kw_only=True)
+class PredictReport(StageReport):
+    """What is said of each image.
 
     Attributes:
-        config: The settings, with the backbone that is taken.
-        sources: Image files.
-        passed_over: Of each folder, what was not taken for an image, in words.
-        classes: Their names.
-        trained_as: Of each class, the name it was trained by; None if it was not.
-        checkpoint: File of the projectors; None for frozen CLIP.
-        about: Their origin.
-        kind: Local features that maps are made of.
         taken: What answers, in a line.
-        folder: Of the results; the name is a hash of all that shapes them.
+        warnings: What a reader has to know.
+        images: A line of ``predictions.jsonl`` each: scores of every class, and pictures.
+        class_names: The classes.
+        checkpoint: File of the method; None for frozen CLIP.
+        trained_classes: Classes that it was trained on.
+        backbone: Name of the frozen CLIP.
+        features: Kind of local features.
+        background: The rule for background, in words.
+        passed_over: Of each folder, what was not taken for an image.
+        failures: What went wrong, an image each.
+        config: All settings.
+        commit: Of the code.
+        seconds: How long it took.
+        error: All that went wrong; None where nothing did.
     """
 
-    config: Config
-    sources: "list[AnyPath]"
-    passed_over: Mapping[str, str]
-    classes: tuple[str, ...]
-    trained_as: tuple[str | None, ...]
-    checkpoint: Path | None
-    about: "About | None"
-    kind: str
-    taken: str
-    folder: Path
+    stage = "predict"
+    left_out = frozenset({"error"})
 
-    @property
-    def untrained(self) -> list[str]:
-        """Classes that projectors were not trained on; none without projectors."""
-        if self.checkpoint is None:
-            return []
-        pairs = zip(self.classes, self.trained_as, strict=True)
-        return [name for name, trained in pairs if trained is None]
+    taken: str
+    warnings: list[str]
+    images: list[dict[str, Any]]
+    class_names: list[str]
+    checkpoint: str | None
+    trained_classes: list[str]
+    backbone: str
+    features: str
+    background: str
+    passed_over: dict[str, str]
+    failures: list[str]
+    config: dict[str, Any]
+    commit: str | None
+    seconds: float
+    error: str | None = None
 
 
 def plan_predict(config: Config) -> PredictPlan:
@@ -84,23 +90,20 @@ def plan_predict(config: Config) -> PredictPlan:
             images, or a checkpoint where none is wanted.
         StageError: The checkpoint is missing, damaged, or of another backbone.
     """
-    from dclip.store.shards import digest, file_digest
-    from dclip.texts import fold_name
-    from pipeline.features.preflight import require_fit_names
-    from pipeline.work.systems import read_origin
-
     wanted = config.predict
     classes = _class_names(wanted.classes)
     sources, passed_over = _sources(wanted.paths)
     config, checkpoint, why = _take(config)
     require_fit_names(classes, of="--classes", backbone=config.backbone)
     backbone = describe_backbone(config)
-    about, kind = None, "value"
-    taken = f"frozen CLIP {backbone.name} alone, without projectors ({why})"
+    about, method, kind = None, None, "value"
+    taken = f"frozen CLIP {backbone.name} alone ({why})"
     if checkpoint is not None:
-        about, kind = read_origin(checkpoint, backbone)
+        about = read_about(checkpoint)
+        method = find_method(about.method)
+        kind = kind_trained_on(checkpoint, about, backbone)
         taken = (
-            f"projectors {checkpoint} ({why}): {about.name}, trained on "
+            f"checkpoint {checkpoint} ({why}): {about.name}, trained on "
             f"{counted(len(about.class_names), 'class', 'classes')} and {about.made_on}"
         )
     known = {fold_name(name): name for name in about.class_names} if about else {}
@@ -122,6 +125,8 @@ def plan_predict(config: Config) -> PredictPlan:
         checkpoint=checkpoint,
         about=about,
         kind=kind,
+        gives_probabilities=method is not None and method.gives_probabilities,
+        locates=method is not None and method.locates(),
         taken=taken,
         folder=config.output.absolute() / "predictions" / digest(identity)[:12],
     )
@@ -134,8 +139,6 @@ def _take(config: Config) -> tuple[Config, Path | None, str]:
         UsageError: Both a checkpoint and none are asked for.
         StageError: The checkpoint that is named is none.
     """
-    from pipeline.records.origin import read_about
-
     wanted = config.predict
     if wanted.zero_shot and wanted.checkpoint is not None:
         raise UsageError("--zero-shot takes no --checkpoint; give one of them")
@@ -149,7 +152,7 @@ def _take(config: Config) -> tuple[Config, Path | None, str]:
             )
         return _with_backbone_of(config, read_about(wanted.checkpoint)), wanted.checkpoint, "given"
     try:
-        return config, take_checkpoint(config), "those of these settings"
+        return config, take_checkpoint(config), "that of these settings"
     except NoCheckpointError:
         return (
             _with_real_clip(config),
@@ -165,7 +168,7 @@ def _with_real_clip(config: Config) -> Config:
     return config.model_copy(update={"backbone": usual_backbone({})})
 
 
-def _with_backbone_of(config: Config, about: "About") -> Config:
+def _with_backbone_of(config: Config, about: About) -> Config:
     """The settings with the backbone of a checkpoint, as far as they leave it open.
 
     Raises:
@@ -189,14 +192,11 @@ def _with_backbone_of(config: Config, about: "About") -> Config:
 
 def _class_names(given: list[str]) -> tuple[str, ...]:
     """Class names without spaces around them, no two of them one text to CLIP."""
-    from dclip.prompts import prompt_pairs
-    from pipeline.features.preflight import one_text_note
-
     if not given:
         raise UsageError('name the classes to look for: --classes "dog, horse, person"')
     classes = tuple(name.strip() for name in given)
     try:
-        prompt_pairs(classes)
+        check_class_names(classes)
     except ValueError as error:
         raise UsageError(f"--classes: {error}") from None
     if note := one_text_note(classes):
@@ -206,46 +206,42 @@ def _class_names(given: list[str]) -> tuple[str, ...]:
     return classes
 
 
-def _sources(given: list[str]) -> "tuple[list[AnyPath], dict[str, str]]":
+def _sources(given: list[str]) -> tuple[list[AnyPath], dict[str, str]]:
     """The images that are named and those of folders that are, sorted; what folders have beside.
 
     A file that is named is tried whatever it is called.
     """
-    from dclip.data.images import IMAGE_SUFFIXES, is_image_name, tell_passed_over
-    from dclip.store.paths import has_folders
-    from pipeline.features.listings import path_of
-
     if not given:
         raise UsageError("no image; name some: python -m pipeline.predict photo.jpg folder ...")
     sources: list[AnyPath] = []
     passed_over: dict[str, str] = {}
-    for place in map(path_of, given):
-        if not (has_folders(place) and place.is_dir()):
-            sources.append(place)
+    for path in map(path_of, given):
+        if not (has_folders(path) and path.is_dir()):
+            sources.append(path)
             continue
-        if isinstance(place, Path):
-            entries = list(place.iterdir())
-            names = [path.name for path in entries if not path.is_dir()]
+        if isinstance(path, Path):
+            entries = list(path.iterdir())
+            names = [entry.name for entry in entries if not entry.is_dir()]
             folders = len(entries) - len(names)
         else:
-            names, folders = list(place.sizes()), 0
-        found = sorted(name for name in names if is_image_name(name))
+            names, folders = list(path.sizes()), 0
+        images = sorted(name for name in names if is_image_name(name))
         beside = tell_passed_over(name for name in names if not is_image_name(name))
         if folders:
             inside = f"{counted(folders, 'folder')}, which are not looked into"
             beside = ", ".join(filter(None, [beside, inside]))
-        if not found:
+        if not images:
             raise UsageError(
-                f"folder {place} has no image ({', '.join(IMAGE_SUFFIXES)}) directly in it"
+                f"folder {path} has no image ({', '.join(IMAGE_SUFFIXES)}) directly in it"
                 + (f"; it has {beside}" if beside else "")
             )
         if beside:
-            passed_over[str(place)] = beside
-        sources += [place / name for name in found]
+            passed_over[str(path)] = beside
+        sources += [path / name for name in images]
     return sources, passed_over
 
 
-def _names(sources: "Sequence[AnyPath]") -> list[str]:
+def _names(sources: Sequence[AnyPath]) -> list[str]:
     """What the files of each image are called: its own name, with a number where that is taken.
 
     Long names end in a hash, so that those of the pictures fit every file system. Names that differ
@@ -269,74 +265,7 @@ def _names(sources: "Sequence[AnyPath]") -> list[str]:
     return names
 
 
-class Predictor:
-    """A backbone and projectors that know the names of the classes.
-
-    Args:
-        plan: What is looked for.
-        device: ``"cpu"`` or ``"cuda"``.
-    """
-
-    def __init__(self, plan: PredictPlan, device: str) -> None:
-        import torch
-
-        from dclip.prompts import encode_class_names, encode_prompt_pairs
-        from pipeline.features.opened import open_backbone
-        from pipeline.records.checkpoints import load_checkpoint
-
-        self._plan, self._device = plan, device
-        self._backbone = open_backbone(plan.config, device=device)
-        # as in training, whatever the case in which a name is given
-        spelt = [old or new for old, new in zip(plan.trained_as, plan.classes, strict=True)]
-        self._names = spelt
-        self._texts = encode_class_names(self._backbone, spelt).float()
-        self._pairs = encode_prompt_pairs(self._backbone, spelt).float()
-        self._model = self._trained = None
-        if plan.checkpoint is not None:
-            self._model = load_checkpoint(plan.checkpoint)[0].on(device)
-            self._trained = torch.tensor([name is not None for name in plan.trained_as])
-
-    def predict(self, image: "Image.Image") -> "Prediction":
-        """What one image shows; its mask has the size of the image."""
-        import torch
-
-        from dclip.data.pixels import image_to_tensor
-        from dclip.prediction import UntrainedWarning, predict_image
-
-        backbone, wanted = self._backbone, self._plan.config.predict
-        pixels = image_to_tensor(image, backbone.resolution, backbone.mean, backbone.std)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UntrainedWarning)  # it is told once, by name
-            features = backbone.encode_images(pixels[None].to(self._device), kind=self._plan.kind)
-            return predict_image(
-                features,
-                backbone.grid(backbone.resolution, backbone.resolution),
-                (image.height, image.width),
-                has_global_token=backbone.include_global_token,
-                texts=self._texts,
-                pairs=self._pairs,
-                class_names=self._names,
-                model=self._model,
-                trained=self._trained,
-                untrained_probability=wanted.untrained_probability,
-                threshold=wanted.threshold,
-            )
-
-
-# ---------------------------------------------------------------------------------------------
-# Results, one image after the other
-# ---------------------------------------------------------------------------------------------
-
-_LINES, _TABLE, _REPORT = "predictions.jsonl", "predictions.csv", "report.json"
-
-
-def _stamp(source: "AnyPath") -> list[int] | None:
-    """What changes when a local file does; None where nothing can be said."""
-    try:
-        about = source.stat() if isinstance(source, Path) else None
-    except OSError:
-        return None
-    return about and [about.st_size, about.st_mtime_ns]
+_LINES, _TABLE = "predictions.jsonl", "predictions.csv"
 
 
 def _standing(plan: PredictPlan, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -345,8 +274,8 @@ def _standing(plan: PredictPlan, names: Sequence[str]) -> dict[str, dict[str, An
         lines = (plan.folder / _LINES).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return {}
-    stamps = {name: _stamp(source) for name, source in zip(names, plan.sources, strict=True)}
-    found = {}
+    stamps = {name: stamp_of(source) for name, source in zip(names, plan.sources, strict=True)}
+    standing = {}
     for line in lines:
         try:
             image = json.loads(line)
@@ -355,122 +284,71 @@ def _standing(plan: PredictPlan, names: Sequence[str]) -> dict[str, dict[str, An
             continue  # the line at which a run was stopped
         is_same = stamps.get(name) is not None and image.get("stamp") == stamps[name]
         if is_same and pictures and all(Path(path).is_file() for path in pictures.values()):
-            found[name] = image
-    return found
+            standing[name] = image
+    return standing
 
 
-def run(config: Config) -> Report:
+def run(config: Config) -> PredictReport:
     """Predict every image, draw it, and write and print the table.
 
     Each image is written as soon as it is done, and one that stands already is left as it is. An
     image that cannot be read or drawn is named in the report's ``error``.
     """
-    from dclip.store.paths import write_text
-    from pipeline.cluster.device import choose_device
-    from pipeline.records.provenance import git_commit
-
     started = time.perf_counter()
     plan = plan_predict(config)
-    config = plan.config
-    device, why = choose_device(config.device)
-    log.info("predict: %s, %s (%s)", counted(len(plan.sources), "image"), device, why)
     log.info("predict: taken: %s", plan.taken)
-    for place, beside in plan.passed_over.items():
-        log.info("predict: %s: passed over %s", place, beside)
+    for folder, beside in plan.passed_over.items():
+        log.info("predict: %s: passed over %s", folder, beside)
     cautions = _cautions(plan)
     for caution in cautions:
         log.warning("predict: warning: %s", caution)
     plan.folder.mkdir(parents=True, exist_ok=True)
     names = _names(plan.sources)
     done = _standing(plan, names)
+    _write_all(plan, done.values())
     if done:
         log.info("predict: %d of %d images stand", len(done), len(names))
-    images, failures = _predict_missing(plan, names, done, device)
-    report: Report = {
-        "stage": "predict",
-        "taken": plan.taken,
-        "warnings": cautions,
-        "images": images,
-        "class_names": list(plan.classes),
-        "checkpoint": plan.checkpoint and str(plan.checkpoint),
-        "trained_classes": plan.about.class_names if plan.about else [],
-        "backbone": describe_backbone(config).name,
-        "features": plan.kind,
-        "background": _background(plan),
-        "passed_over": dict(plan.passed_over),
-        "failures": failures,
-        "config": config.model_dump(mode="json"),
-        "commit": git_commit(),
-        "seconds": round(time.perf_counter() - started, 2),
-    }
-    if failures:
-        report["error"] = f"{len(failures)} of {len(plan.sources)} images left out: " + "; ".join(
-            failures
-        )
-    write_text(plan.folder / _REPORT, json.dumps(report, indent=1))
+    failures = _make(plan, names, done) if len(done) < len(names) else []
+    images = [done[name] for name in names if name in done]
+    error = f"{len(failures)} of {len(names)} images left out: " + "; ".join(failures)
+    report = PredictReport(
+        taken=plan.taken,
+        warnings=cautions,
+        images=images,
+        class_names=list(plan.classes),
+        checkpoint=None if plan.checkpoint is None else str(plan.checkpoint),
+        trained_classes=plan.about.class_names if plan.about else [],
+        backbone=describe_backbone(plan.config).name,
+        features=plan.kind,
+        background=_background(plan),
+        passed_over=dict(plan.passed_over),
+        failures=failures,
+        config=plan.config.model_dump(mode="json"),
+        commit=git_commit(),
+        seconds=round(time.perf_counter() - started, 2),
+        error=error if failures else None,
+    )
+    write(plan.folder, report)
     _write_all(plan, images)
-    sys.stdout.write(f"{table(report)}\ntable and pictures: {plan.folder}\n")
+    show(table(report), f"table and pictures: {plan.folder}")
     return report
 
 
-def _predict_missing(
-    plan: PredictPlan, names: Sequence[str], done: Mapping[str, dict[str, Any]], device: str
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """All images, in order, of which those that are not done are made; and what went wrong."""
-    from pipeline.terminal.progress import progress
+def _make(plan: PredictPlan, names: Sequence[str], done: dict[str, dict[str, Any]]) -> list[str]:
+    """Make the images that are not done, and write each at once; what went wrong."""
+    from pipeline.work import prediction
 
-    _write_all(plan, done.values())
-    images, failures = [], []
-    predictor: Predictor | None = None
-    with progress("predict", len(names), "images", len(done)) as bar:
-        for source, name in zip(plan.sources, names, strict=True):
-            if name in done:
-                images.append(done[name])
-                continue
-            predictor = predictor or Predictor(plan, device)
-            image, failure = _predict_one(plan, predictor, source, name)
-            if failure:
-                failures.append(failure)
-                log.warning("predict: %s", failure)
-            if image is not None:
-                images.append(image)
-                _append(plan, image)
-            bar.advance(1)
-    return images, failures
+    def keep(image: dict[str, Any]) -> None:
+        done[image["name"]] = image
+        _append(plan, image)
 
-
-def _predict_one(
-    plan: PredictPlan, predictor: Predictor, source: "AnyPath", name: str
-) -> tuple[dict[str, Any] | None, str]:
-    """What is written of one image, as far as it goes, and what went wrong, if anything did.
-
-    Whatever happens to it, the others go on: so any error is caught.
-    """
-    from dclip.data.images import read_image
-
-    shown = _shown(source)
-    image: dict[str, Any] = {"image": shown, "name": name, "stamp": _stamp(source), "pictures": {}}
-    try:
-        pixels = read_image(source)
-        found = predictor.predict(pixels)
-        image["scores"] = _scores(plan, found)
-    except Exception as error:
-        reason = told(error)
-        return None, reason if shown in reason else f"{shown}: {reason}"
-    try:
-        image["pictures"] = _draw(plan, name, pixels, found)
-    except Exception as error:
-        return image, f"{shown}: scores are written, its pictures are not: {told(error)}"
-    return image, ""
-
-
-def _shown(source: "AnyPath") -> str:
-    """A source as text that every file can hold; bytes that are no UTF-8 as their numbers."""
-    return str(source).encode(errors="surrogateescape").decode(errors="backslashreplace")
+    missing = {
+        name: source for name, source in zip(names, plan.sources, strict=True) if name not in done
+    }
+    return prediction.predict_all(plan, missing, len(names), keep)
 
 
 def _write_all(plan: PredictPlan, images: Iterable[dict[str, Any]]) -> None:
-    from dclip.store.paths import write_text
 
     images = list(images)
     write_text(plan.folder / _LINES, "".join(f"{json.dumps(image)}\n" for image in images))
@@ -488,169 +366,83 @@ def _append(plan: PredictPlan, image: dict[str, Any]) -> None:
 
 def _cautions(plan: PredictPlan) -> list[str]:
     """What has to be known of every result."""
-    found = warnings_of(plan.config)
+    cautions = warnings_of(plan.config)
     untrained = plan.untrained
     if untrained:
         shown = ", ".join(untrained[:5]) + (", ..." if len(untrained) > 5 else "")
-        found.append(
-            f"the projectors were not trained on {len(untrained)} of {len(plan.classes)} classes "
+        cautions.append(
+            f"the checkpoint was not trained on {len(untrained)} of {len(plan.classes)} classes "
             f"({shown}): CLIP itself scores them, on its own scale, which is no probability "
             f"({page('untrained_names')})"
         )
-    if len(plan.classes) == 1:
-        found.append("with one class alone CLIP's share is always 1; name others beside it")
-    return found
-
-
-def _scores(plan: PredictPlan, found: "Prediction") -> list[dict[str, Any]]:
-    """What is said of each class: those of the projectors first, then CLIP's, the likeliest first.
-
-    A class that was not trained has no share of pixels, unless none of them was.
-    """
-    import torch
-
-    count = len(plan.classes)
-    pixels = torch.bincount(found.mask.flatten().long(), minlength=count + 1).tolist()
-    presence = [None] * count if found.presence is None else found.presence.tolist()
-    cosines, shares = found.cosine.tolist(), found.zero_shot.tolist()
-    by_clip = len(plan.untrained) == count or plan.checkpoint is None
-    rows = []
-    for at, (name, trained) in enumerate(zip(plan.classes, plan.trained_as, strict=True)):
-        is_trained = trained is not None
-        row = {
-            "class": name,
-            "trained": is_trained if plan.checkpoint else None,
-            "scored_by": "projectors" if is_trained else "clip",
-            "probability": presence[at] if is_trained else None,
-            "clip_cosine": cosines[at],
-            "clip_share": shares[at],
-            "pixel_share": pixels[at + 1] / found.mask.numel() if is_trained or by_clip else None,
-        }
-        if plan.config.predict.untrained_probability:
-            row["untrained_probability"] = None if is_trained else presence[at]
-        rows.append(row)
-    key = "clip_share" if plan.checkpoint is None else "clip_cosine"
-    return sorted(
-        rows,
-        key=lambda row: (row["scored_by"] == "clip", -float(row["probability"] or row[key])),
-    )
-
-
-def _draw(
-    plan: PredictPlan, name: str, image: "Image.Image", found: "Prediction"
-) -> dict[str, str]:
-    """Write the pictures of one image; their paths."""
-    from dclip.store.paths import atomic_write
-    from pipeline.pictures import mask_figures
-    from pipeline.pictures.canvas import save
-
-    mask: np.ndarray = found.mask.cpu().numpy()
-    paths = {what: plan.folder / f"{name}-{what}.png" for what in ("mask", "overlay")}
-    with atomic_write(paths["mask"]) as temporary:
-        _mask_image(mask).save(temporary, format="PNG")
-    save(mask_figures.overlay(image, mask, plan.classes), paths["overlay"])
-    rows = _scores(plan, found)
-    projected = [row for row in rows if row["scored_by"] == "projectors"]
-    by_clip = [row for row in rows if row["scored_by"] == "clip"]
-    for what, own, label, limits in (
-        ("heat", projected, "probability at that place", (0.0, 1.0)),
-        ("heat-clip" if projected else "heat", by_clip, "cosine with CLIP's text", None),
-    ):
-        if not own:
-            continue
-        paths[what] = plan.folder / f"{name}-{what}.png"
-        order = [plan.classes.index(row["class"]) for row in own]
-        save(
-            mask_figures.heat_maps(
-                image,
-                found.maps[order].float().cpu().numpy(),
-                [_title(row, plan) for row in own],
-                label=label,
-                limits=limits,
-                title=_heading(plan, projected=own is projected),
-            ),
-            paths[what],
+    if plan.checkpoint is not None and not plan.gives_probabilities:
+        cautions.append(
+            "the scores of this checkpoint's method are no probabilities: they rank images, and "
+            "every class that was trained competes for the pixels"
         )
-    return {what: str(path) for what, path in paths.items()}
-
-
-def _mask_image(mask: "np.ndarray") -> "Image.Image":
-    """A mask as an image: with a palette, or of 16 bits where it may hold more than 254 classes."""
-    import numpy as np
-    from PIL import Image
-
-    from pipeline.pictures import mask_figures
-
-    if mask.dtype == np.uint8:
-        return mask_figures.palette_image(mask)
-    return Image.fromarray(mask.astype(np.uint16))
-
-
-def _heading(plan: PredictPlan, *, projected: bool) -> str:
-    """What a picture of maps is of."""
-    backbone = describe_backbone(plan.config).name
-    if projected:
-        assert plan.checkpoint is not None
-        return f"{backbone}, projectors {plan.checkpoint.stem}"
-    untrained = " (classes that were not trained)" if plan.checkpoint is not None else ""
-    return f"{backbone}, frozen{untrained}"
-
-
-def _title(row: dict[str, Any], plan: PredictPlan) -> str:
-    if row["probability"] is not None:
-        value = row["probability"]
-    else:
-        value = row["clip_share" if plan.checkpoint is None else "clip_cosine"]
-    return f"{short(row['class'], 20)}  {value:.2f}"
+    if len(plan.classes) == 1:
+        cautions.append("with one class alone CLIP's share is always 1; name others beside it")
+    return cautions
 
 
 def _background(plan: PredictPlan) -> str:
     """The rule for background, in words."""
     theta = plan.config.predict.threshold
-    if plan.checkpoint is None or len(plan.untrained) == len(plan.classes):
+    if not plan.locates or len(plan.untrained) == len(plan.classes):
         return f"where the largest softmax of 100 x min-max scores over classes is below {theta:g}"
-    return (
-        "where no class of probability 0.5 or more wins, or its own prompt pair gives that place "
-        f"less than {theta:g}"
-    )
+    wins = "class of probability 0.5 or more" if plan.gives_probabilities else "trained class"
+    return f"where no {wins} wins, or its own prompt pair gives that place less than {theta:g}"
 
 
-def table(report: Report) -> str:
+def table(report: PredictReport) -> str:
     """The report for people: a few lines an image, the likeliest classes first."""
     by = {
-        (True, "projectors"): "projectors",
-        (False, "clip"): "CLIP: not trained",
-        (None, "clip"): "CLIP",
+        (True, BY_METHOD): "checkpoint",
+        (False, BY_CLIP): "CLIP: not trained",
+        (None, BY_CLIP): "CLIP",
     }
-    asked = report["config"]["predict"]["untrained_probability"]
+    asked = report.config["predict"]["untrained_probability"]
+    scored = any("score" in row for image in report.images for row in image["scores"])
+    columns = [
+        Column("class", width=23, is_left=True),
+        Column("score" if scored else "probability", ".3f", width=11),
+        Column("CLIP cosine", ".3f"),
+        Column("CLIP share", ".3f"),
+        Column("pixels", ".1%", width=7),
+        Column("scored by", width=18 if not asked else 16, is_left=True),
+        *([Column("untrained probability", ".3f", is_left=True)] if asked else []),
+    ]
     lines = []
-    for image in report["images"]:
+    for image in report.images:
         lines.append(image["image"])
-        lines.append(
-            f"  {'class':24}{'probability':>12}{'CLIP cosine':>13}{'CLIP share':>12}{'pixels':>9}"
-            f"  {'scored by':18}{'untrained probability' if asked else ''}".rstrip()
-        )
-        for row in image["scores"][:_MOST_ROWS]:
-            probability, pixels = row["probability"], row["pixel_share"]
-            extra = row.get("untrained_probability")
-            lines.append(
-                f"  {short(row['class'], 23):24}"
-                f"{'-' if probability is None else f'{probability:.3f}':>12}"
-                f"{row['clip_cosine']:>13.3f}{row['clip_share']:>12.3f}"
-                f"{'-' if pixels is None else f'{pixels:.1%}':>9}"
-                f"  {by[row['trained'], row['scored_by']]:18}"
-                f"{'' if extra is None else f'{extra:.3f}'}".rstrip()
+        rows = [
+            (
+                short(row["class"], 23),
+                row["score" if scored else "probability"],
+                row["clip_cosine"],
+                row["clip_share"],
+                row["pixel_share"],
+                by[row["trained"], row["scored_by"]],
+                *([row.get("untrained_probability", "")] if asked else []),
             )
+            for row in image["scores"][:_MOST_ROWS]
+        ]
+        lines += aligned(columns, rows, indent="  ")
         if len(image["scores"]) > _MOST_ROWS:
             lines.append(f"  and {len(image['scores']) - _MOST_ROWS} more in {_TABLE}")
-    lines.append(f"taken: {report['taken']}")
-    lines += [f"warning: {caution}" for caution in report["warnings"]]
-    lines += [f"passed over in {place}: {what}" for place, what in report["passed_over"].items()]
+    told = (
+        "score: of the checkpoint, on a scale of its own, to compare images by"
+        if scored
+        else "probability: of the checkpoint, that the class is there, each by itself"
+    )
+    lines.append(f"taken: {report.taken}")
+    lines += remarks(report.warnings)
+    lines += [f"passed over in {folder}: {what}" for folder, what in report.passed_over.items()]
     lines += [
-        "probability: of the projectors, that the class is there, each by itself; CLIP cosine: the",
+        f"{told}; CLIP cosine: the",
         "largest of any place with the class's text, no probability, to compare images by; CLIP",
         "share: softmax over these classes, they sum to 1; pixels: share of the mask. Background:",
-        report["background"],
+        report.background,
     ]
     return "\n".join(lines)
 
@@ -662,6 +454,8 @@ def csv_table(plan: PredictPlan, images: Iterable[Mapping[str, Any]], *, head: b
     ]  # fmt: skip
     if plan.config.predict.untrained_probability:
         columns.append("untrained_probability")
+    if plan.checkpoint is not None and not plan.gives_probabilities:
+        columns.append("score")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if head:
@@ -681,7 +475,7 @@ def describe(config: Config) -> str:
             f"{counted(len(plan.classes), 'class', 'classes')}, to {plan.folder}",
             f"taken: {plan.taken}",
             *(f"warning: {caution}" for caution in _cautions(plan)),
-            *(f"passed over in {place}: {what}" for place, what in plan.passed_over.items()),
+            *(f"passed over in {folder}: {what}" for folder, what in plan.passed_over.items()),
             f"background: {_background(plan)}",
         ]
     )

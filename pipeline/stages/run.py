@@ -33,7 +33,7 @@ def run(config: Config) -> Report:
         features = timed("extract", partial(extract.run, config))
         trained = timed("train", lambda: {"all": train.run_together(compared(config))})
     checkpoints = [Path(report["checkpoint"]) for report in trained["all"]]
-    scored = timed("evaluate", partial(evaluate.publish, config, checkpoints))
+    scored = timed("evaluate", lambda: evaluate.publish(config, checkpoints).to_json())
     return {
         "stage": "run",
         "map": {name: row["map"] for name, row in scored["systems"].items()},

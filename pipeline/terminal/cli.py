@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import yaml
 from pydantic import ValidationError
@@ -44,17 +44,21 @@ from pipeline.terminal.moved import follow_folder
 
 Report = dict[str, Any]
 
+
+class Reported(Protocol):
+    """A report that is an object of its own: `pipeline.records.report.StageReport`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        ...
+
+
 _EPILOG = """\
 Flags may be written in any YAML file too (--config FILE), or as an environment variable:
 --train.lr 0.002 is `train: {{lr: 0.002}}` and DCLIP_TRAIN__LR=0.002. Within this stage the keys of
 its own section need no prefix: {short}
 Ready-made settings: {conf}
 """
-
-
-def remarks(report: Report) -> list[str]:
-    """What a reader of a report's numbers has to know, for the end of its table."""
-    return [f"{kind}: {text}" for kind in ("warning", "note") for text in report[f"{kind}s"]]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -119,7 +123,7 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         follow_folder(config.output.absolute())
         if any(config.pending.glob("*.jsonl")):
             import_module("pipeline.records.tracking").upload_pending(config)
-        report: Report = module.run(config)
+        done: Report | Reported = module.run(config)
     except UsageError as error:
         return _fail(stage, error, 2)
     except (StageError, ValueError, OSError) as error:
@@ -127,6 +131,7 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _log(f"{stage}: interrupted; the same command goes on where this one stopped")
         return 130
+    report = done if isinstance(done, dict) else done.to_json()
     if flags.json:
         _print(json.dumps(report))
     if "error" in report:  # a part of the work could not be done

@@ -12,11 +12,13 @@ import torch
 
 from dclip.fitting.fit import EpochReport, divergence
 from dclip.fitting.pack import Pack
+from dclip.methods.registry import find_method
 from dclip.store.paths import write_text
 from pipeline.records.checkpoints import write_state
 from pipeline.records.provenance import git_commit
 from pipeline.records.trainings import HISTORY, STATE, read_history
 from pipeline.work.packs import Job, fit_pack, num_parameters
+from pipeline.work.scores import measure
 
 
 def fit_and_keep(settings: Mapping[str, Any]) -> str:
@@ -81,8 +83,6 @@ def fit_and_score(
     Returns:
         One result a training.
     """
-    from pipeline.stages.evaluate import measure
-
     history: list[list[EpochReport]] = []
     fitted = fit_pack(
         job,
@@ -93,6 +93,7 @@ def fit_and_score(
     pack, scores, labels = fitted.pack, fitted.scores, fitted.labels
     assert scores is not None  # as there is a test split
     assert labels is not None
+    is_probability = find_method(job.method).gives_probabilities
     results = []
     for number, (trained, seed) in enumerate(zip(job.trained, job.seeds, strict=True)):
         diverged = divergence(pack, number) if number in pack.diverged else ""
@@ -107,7 +108,9 @@ def fit_and_score(
                 "diverged": diverged,
                 "history": [reports[number].line() for reports in history],
                 "threshold": threshold,
-                "test": {} if diverged else measure(scores[number], labels, threshold),
+                "test": {}
+                if diverged
+                else measure(scores[number], labels, threshold if is_probability else None),
                 "commit": git_commit(),
             }
         )

@@ -148,7 +148,7 @@ def test_another_backbone_never_mixes_with_these_features(finished) -> None:  # 
         train.run(other)
     extract.run(other)
     with pytest.raises(StageError, match="use the same backbone"):
-        evaluate.evaluate(other, {"dclip": Path(report["checkpoints"]["dclip"])})
+        evaluate.publish(other, [Path(report["checkpoints"]["dclip"])])
 
 
 def test_two_workers_on_one_copy_in_ram_train_what_one_trained(finished) -> None:  # type: ignore[no-untyped-def]

@@ -25,6 +25,7 @@ from pipeline.settings.config import Config
 from pipeline.stages import evaluate, extract
 from pipeline.terminal import cli
 from pipeline.terminal.errors import StageError, UsageError
+from pipeline.work import evaluation
 
 from ..conftest import settings, with_train
 from .test_extract import make_here
@@ -69,8 +70,8 @@ def output(_toy_on_path: None, tmp_path_factory: pytest.TempPathFactory) -> Path
     return config.output
 
 
-def folder_of(report: cli.Report) -> Path:
-    return Path(report["figures"][0]).parent
+def folder_of(report: evaluate.EvaluateReport) -> Path:
+    return Path(report.figures[0]).parent
 
 
 def metric_counts(config: Config) -> dict[str, int]:
@@ -149,7 +150,7 @@ def test_another_threshold_has_a_report_and_a_run_of_its_own(output: Path) -> No
     first = evaluate.run(low)
     second = evaluate.run(high)
     assert folder_of(first) != folder_of(second)
-    assert first["mlflow"]["run_id"] != second["mlflow"]["run_id"]
+    assert first.mlflow.run_id != second.mlflow.run_id
     assert json.loads((folder_of(first) / "report.json").read_text())["threshold"] == 0.5
     counts = metric_counts(low)
     assert counts[folder_of(first).name] == counts[folder_of(second).name] == 1
@@ -186,8 +187,8 @@ def test_anew_scores_again_and_mlflow_gets_no_second_set(output: Path) -> None:
     before = path.stat().st_mtime_ns
     again = evaluate.run(wanted(output, evaluate={"anew": True}))
     assert path.stat().st_mtime_ns > before
-    assert again["systems"] == first["systems"]
-    assert again["mlflow"]["run_id"] == first["mlflow"]["run_id"]
+    assert again.systems == first.systems
+    assert again.mlflow.run_id == first.mlflow.run_id
     assert metric_counts(config)[path.parent.name] == 1
 
 
@@ -195,14 +196,14 @@ def test_pictures_that_are_gone_or_of_other_scenes_are_drawn_and_no_more(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = evaluate.run(wanted(output))
-    monkeypatch.setattr(evaluate, "evaluate", lambda *_: pytest.fail("scored again"))
-    picture = Path(first["figures"][-1])
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("scored again"))
+    picture = Path(first.figures[-1])
     picture.unlink()
     evaluate.run(wanted(output))
     assert picture.is_file()
     with Image.open(picture) as image:
         one = image.size
-    assert evaluate.run(wanted(output, evaluate={"scenes": 3}))["scenes"] == 3
+    assert evaluate.run(wanted(output, evaluate={"scenes": 3})).scenes == 3
     with Image.open(picture) as image:
         assert image.size[1] > 2 * one[1]
 
@@ -215,7 +216,7 @@ def test_without_a_probe_the_training_split_is_not_looked_at(output: Path, tmp_p
     make_features(config, "test")
     assert "of the probe" not in evaluate.describe(config)
     report = evaluate.run(config)
-    assert list(report["systems"]) == ["zero_shot", "zero_shot_local", "dclip"]
+    assert list(report.systems) == ["zero_shot", "zero_shot_local", "dclip"]
 
 
 def test_two_checkpoints_of_one_method_are_told_apart(output: Path, tmp_path: Path) -> None:
@@ -225,12 +226,12 @@ def test_two_checkpoints_of_one_method_are_told_apart(output: Path, tmp_path: Pa
         for number, name in enumerate(("a/x.safetensors", "b/x.safetensors", "y.safetensors"))
     ]
     report = evaluate.run(wanted(output, evaluate={"checkpoint": files}))
-    assert list(report["checkpoints"]) == ["a/x", "b/x", "y"]
-    assert list(report["checkpoints"].values()) == list(map(str, files))
-    scores = [tuple(report["systems"][name]["ap"]) for name in report["checkpoints"]]
+    assert list(report.checkpoints) == ["a/x", "b/x", "y"]
+    assert list(report.checkpoints.values()) == list(map(str, files))
+    scores = [tuple(report.systems[name]["ap"]) for name in report.checkpoints]
     assert len(set(scores)) == 3
-    run = mlflow.MlflowClient(config.own_store).get_run(report["mlflow"]["run_id"])
-    assert run.data.metrics["test/map/b/x"] == report["systems"]["b/x"]["map"]
+    run = mlflow.MlflowClient(config.own_store).get_run(report.mlflow.run_id)
+    assert run.data.metrics["test/map/b/x"] == report.systems["b/x"]["map"]
     assert "b/x" in evaluate.table(report)
 
 
@@ -284,7 +285,7 @@ class TestWithoutACheckpoint:
         (other.parent / "damaged.safetensors").write_bytes(b"x")
         caplog.set_level("INFO")
         report = evaluate.run(fresh)
-        assert report["checkpoints"] == {"dclip": str(other)}
+        assert report.checkpoints == {"dclip": str(other)}
         assert any("these settings have no checkpoint" in line for line in caplog.messages)
         assert f"{other} (dclip, preset author" in capsys.readouterr().out
 
@@ -343,8 +344,8 @@ def test_of_one_class_there_is_no_cosine(
     labels = {"train": ["disc", "", "disc", ""] * 2, "test": ["disc", "", "disc"]}
     config = odd(tmp_path, labels)
     report = evaluate.run(config)
-    assert report["inter_class_cosine"] == {"clip": None, "dclip": None}
-    assert 0 <= report["systems"]["dclip"]["map"] <= 1
+    assert report.inter_class_cosine == {"clip": None, "dclip": None}
+    assert 0 <= report.systems["dclip"]["map"] <= 1
     rows = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in rows if line.startswith(("CLIP", "DCLIP"))] == ["-"] * 3
     text = (folder_of(report) / "report.json").read_text()
@@ -360,7 +361,7 @@ def test_a_score_on_the_training_images_says_so(
     make_features(config, "train")
     train_here(config)
     report = evaluate.run(config)
-    assert report["test_on_train"] is True
+    assert report.test_on_train is True
     assert "warning: split 'train' is the training images" in capsys.readouterr().out
     with pytest.raises(UsageError, match="--test-on-train"):
         evaluate.run(wanted(tmp_path, **changes))
@@ -371,13 +372,13 @@ def test_without_a_positive_there_is_no_map(
 ) -> None:
     config = odd(tmp_path, {"train": ["disc", "box", "disc;box", ""] * 2, "test": ["", "", ""]})
     report = evaluate.run(config)
-    assert report["systems"]["dclip"]["map"] is None
-    assert report["systems"]["dclip"]["ap"] == [None, None]
+    assert report.systems["dclip"]["map"] is None
+    assert report.systems["dclip"]["ap"] == [None, None]
     rows = capsys.readouterr().out.splitlines()
     assert [line.split()[-5] for line in rows if line.startswith(("CLIP", "DCLIP"))] == ["-"] * 3
     text = (folder_of(report) / "report.json").read_text()
     json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
-    assert math.isfinite(report["inter_class_cosine"]["dclip"])
+    assert math.isfinite(report.inter_class_cosine["dclip"])
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from PIL import Image
 from dclip.data.images import IMAGE_SUFFIXES
 from dclip.world import shapes
 from pipeline.features import plan as features
-from pipeline.pictures import canvas
 from pipeline.records.choice import NoCheckpointError
 from pipeline.records.origin import About, Encoder, read_about
 from pipeline.settings.config import Config
 from pipeline.stages import predict
 from pipeline.terminal import cli
 from pipeline.terminal.errors import StageError, UsageError
+from pipeline.work import prediction
 
 from ..conftest import settings
 from .test_segment import checkpoint
@@ -38,7 +38,7 @@ def _drawn() -> None:
 @pytest.fixture(autouse=True)
 def _pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "_drawn" not in request.fixturenames:
-        monkeypatch.setattr(canvas, "save", lambda _, path: path.touch())
+        monkeypatch.setattr(prediction, "save", lambda _, path: path.touch())
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_an_image_gets_scores_maps_and_a_mask_of_its_own_size(
     tmp_path: Path, scene: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = predict.run(wanted(tmp_path, scene))
-    (image,) = report["images"]
+    (image,) = report.images
     with Image.open(image["pictures"]["mask"]) as mask:
         assert (mask.mode, mask.size) == ("P", (150, 100))
         shares = np.bincount(np.asarray(mask).ravel(), minlength=4) / 15000
@@ -74,7 +74,7 @@ def test_an_image_gets_scores_maps_and_a_mask_of_its_own_size(
     assert set(image["pictures"]) == {"mask", "overlay", "heat", "heat-clip"}
     assert all(Path(path).is_file() for path in image["pictures"].values())
     folder = Path(image["pictures"]["mask"]).parent
-    assert json.loads((folder / "report.json").read_text())["images"] == report["images"]
+    assert json.loads((folder / "report.json").read_text())["images"] == report.images
     assert len((folder / "predictions.csv").read_text().splitlines()) == 1 + 3
 
 
@@ -163,9 +163,9 @@ def test_a_standing_checkpoint_of_the_settings_is_taken_and_a_line_says_so(
     config = wanted(tmp_path, scene, checkpoint=None)
     with caplog.at_level(logging.INFO, "pipeline"):
         report = predict.run(config)
-    assert report["checkpoint"] == str(file)
-    assert report["taken"] in caplog.text
-    assert f"projectors {file} (those of these settings)" in report["taken"]
+    assert report.checkpoint == str(file)
+    assert report.taken in caplog.text
+    assert f"checkpoint {file} (that of these settings)" in report.taken
 
 
 def test_a_checkpoint_brings_the_backbone_it_was_trained_on(tmp_path: Path, scene: Path) -> None:
@@ -220,7 +220,7 @@ def test_names_that_were_not_trained_have_clips_scale_and_it_is_said_everywhere(
 ) -> None:
     with caplog.at_level(logging.WARNING, "pipeline"):
         report = predict.run(wanted(tmp_path, scene))
-    (warning,) = report["warnings"]
+    (warning,) = report.warnings
     assert "not trained on 1 of 3 classes (dog)" in warning
     assert warning in caplog.text
     out = capsys.readouterr().out
@@ -228,21 +228,21 @@ def test_names_that_were_not_trained_have_clips_scale_and_it_is_said_everywhere(
     (line,) = [line for line in out.splitlines() if line.startswith("  dog")]
     assert line.split()[1] == "-"  # no probability
     assert line.endswith("CLIP: not trained")
-    (row,) = [row for row in report["images"][0]["scores"] if row["class"] == "dog"]
+    (row,) = [row for row in report.images[0]["scores"] if row["class"] == "dog"]
     assert row["probability"] is None
     assert row["pixel_share"] is None
     assert -1 <= row["clip_cosine"] <= 1
     assert "untrained_probability" not in row
-    assert report["images"][0]["scores"][-1] is row  # after those of the projectors
-    table = Path(report["images"][0]["pictures"]["mask"]).parent / "predictions.csv"
+    assert report.images[0]["scores"][-1] is row  # after those of the checkpoint
+    table = Path(report.images[0]["pictures"]["mask"]).parent / "predictions.csv"
     lines = table.read_text().splitlines()
     (kept,) = [own for own in csv.DictReader(lines) if own["class"] == "dog"]
     assert (kept["trained"], kept["scored_by"], kept["probability"]) == ("False", "clip", "")
 
 
-def test_what_projectors_say_of_them_is_beside_it_on_request(tmp_path: Path, scene: Path) -> None:
+def test_what_the_method_says_of_them_is_beside_it_on_request(tmp_path: Path, scene: Path) -> None:
     report = predict.run(wanted(tmp_path, scene, untrained_probability=True))
-    rows = {row["class"]: row for row in report["images"][0]["scores"]}
+    rows = {row["class"]: row for row in report.images[0]["scores"]}
     assert 0 <= rows["dog"]["untrained_probability"] <= 1
     assert rows["dog"]["probability"] is None
     assert rows["star"]["untrained_probability"] is None
@@ -251,9 +251,9 @@ def test_what_projectors_say_of_them_is_beside_it_on_request(tmp_path: Path, sce
 def test_a_trained_name_in_another_case_is_the_trained_name(tmp_path: Path, scene: Path) -> None:
     plain = predict.run(wanted(tmp_path, scene, classes=["star", "ring"]))
     other = predict.run(wanted(tmp_path, scene, classes=["Star", "RING"]))
-    assert other["warnings"] == []
+    assert other.warnings == []
     scores = [
-        {row["class"].lower(): row["probability"] for row in report["images"][0]["scores"]}
+        {row["class"].lower(): row["probability"] for row in report.images[0]["scores"]}
         for report in (plain, other)
     ]
     assert scores[0] == scores[1]
@@ -262,8 +262,8 @@ def test_a_trained_name_in_another_case_is_the_trained_name(tmp_path: Path, scen
 def test_where_no_name_was_trained_frozen_clip_answers_alone(tmp_path: Path, scene: Path) -> None:
     names = ["dog", "horse"]
     report = predict.run(wanted(tmp_path, scene, classes=names))
-    assert "not trained on 2 of 2" in report["warnings"][0]
-    (image,) = report["images"]
+    assert "not trained on 2 of 2" in report.warnings[0]
+    (image,) = report.images
     assert all(row["pixel_share"] is not None for row in image["scores"])
     assert set(image["pictures"]) == {"mask", "overlay", "heat"}
 
@@ -291,11 +291,11 @@ def test_formats_of_a_folder_are_read_or_counted_by_name(
     (folder / "._apple.jpg").write_bytes(b"\0\5\x16\7")
     with caplog.at_level(logging.INFO, "pipeline"):
         report = predict.run(wanted(tmp_path, folder, folder / "noextension", zero_shot=True))
-    read = {Path(image["image"]).name for image in report["images"]}
+    read = {Path(image["image"]).name for image in report.images}
     avif = {"photo.avif"} if ".avif" in IMAGE_SUFFIXES else set()
     assert read == {"UPPER.JPG", "word.jfif", "word.jpe", "noextension"} | avif
-    assert "error" not in report
-    told = report["passed_over"][str(folder)]
+    assert report.error is None
+    told = report.passed_over[str(folder)]
     assert told == (
         "1 .jp2 (scan.jp2), 1 hidden (._apple.jpg), 1 without suffix (noextension), "
         "1 folder, which are not looked into"
@@ -321,8 +321,8 @@ def test_long_names_of_files_have_pictures_of_short_names(
     for path in long:
         path.write_bytes(scene.read_bytes())
     report = predict.run(wanted(tmp_path, *long, scene, zero_shot=True))
-    assert "error" not in report
-    pictures = [set(image["pictures"].values()) for image in report["images"]]
+    assert report.error is None
+    pictures = [set(image["pictures"].values()) for image in report.images]
     assert all(Path(path).is_file() for own in pictures for path in own)
     assert len(set.union(*pictures)) == 3 * 3
 
@@ -334,7 +334,7 @@ def test_any_error_of_one_image_leaves_the_others(
 ) -> None:
     bad = scene.with_name("bad.png")
     bad.write_bytes(scene.read_bytes())
-    owner, name = (predict.Predictor, "predict") if step == "predict" else (predict, "_draw")
+    owner, name = (prediction.Predictor, "predict") if step == "predict" else (prediction, "_draw")
     usual = getattr(owner, name)
     calls: list[int] = []
 
@@ -346,13 +346,13 @@ def test_any_error_of_one_image_leaves_the_others(
 
     monkeypatch.setattr(owner, name, failing)
     report = predict.run(wanted(tmp_path, bad, scene, zero_shot=True))
-    (failure,) = report["failures"]
+    (failure,) = report.failures
     assert "bad.png" in failure
     assert str(error.args[0] if error.args else "MemoryError") in failure
-    assert Path(report["images"][-1]["image"]).name == "scene.png"
+    assert Path(report.images[-1]["image"]).name == "scene.png"
     # scores that are there are kept where only the pictures failed
-    assert len(report["images"]) == (1 if step == "predict" else 2)
-    assert report["error"].startswith("1 of 2 images")
+    assert len(report.images) == (1 if step == "predict" else 2)
+    assert report.error.startswith("1 of 2 images")
 
 
 def test_results_are_written_as_they_come_and_the_same_command_goes_on(
@@ -361,16 +361,16 @@ def test_results_are_written_as_they_come_and_the_same_command_goes_on(
     first = scene.with_name("a.png")
     first.write_bytes(scene.read_bytes())
     config = wanted(tmp_path, first, scene, zero_shot=True)
-    usual = predict.Predictor.predict
+    usual = prediction.Predictor.predict
     seen: list[object] = []
 
-    def stopped(self: predict.Predictor, image: Image.Image) -> object:
+    def stopped(self: prediction.Predictor, image: Image.Image) -> object:
         seen.append(image)
         if len(seen) == 2:
             raise KeyboardInterrupt
         return usual(self, image)
 
-    monkeypatch.setattr(predict.Predictor, "predict", stopped)
+    monkeypatch.setattr(prediction.Predictor, "predict", stopped)
     with pytest.raises(KeyboardInterrupt):
         predict.run(config)
     folder = predict.plan_predict(config).folder
@@ -381,9 +381,9 @@ def test_results_are_written_as_they_come_and_the_same_command_goes_on(
         file.write('{"image": "cut sh')  # as a kill leaves it
     report = predict.run(config)
     assert len(seen) == 3  # the first image is not looked at again
-    assert [Path(image["image"]).name for image in report["images"]] == ["a.png", "scene.png"]
+    assert [Path(image["image"]).name for image in report.images] == ["a.png", "scene.png"]
     kept = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-    assert kept == report["images"]
+    assert kept == report.images
     predict.run(config)
     assert len(seen) == 3
     os.utime(first, ns=(1, 1))  # a file that changed is looked at again
@@ -398,14 +398,14 @@ def test_names_that_are_no_utf8_are_written_all_the_same(tmp_path: Path, scene: 
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     report = predict.run(wanted(tmp_path, odd, zero_shot=True))
-    assert report["images"][0]["image"].endswith("\\xff.png")
+    assert report.images[0]["image"].endswith("\\xff.png")
 
 
 @pytest.mark.usefixtures("_drawn")
 def test_more_classes_than_a_palette_has_make_masks_of_16_bits(tmp_path: Path, scene: Path) -> None:
     names = [f"thing {number}" for number in range(300)]
     report = predict.run(wanted(tmp_path, scene, classes=names, zero_shot=True, threshold=0.001))
-    (image,) = report["images"]
+    (image,) = report.images
     with Image.open(image["pictures"]["mask"]) as mask:
         assert mask.mode == "I;16"
         assert mask.size == (150, 100)
@@ -422,6 +422,6 @@ def test_the_shared_mixed_formats_are_read_or_named(tmp_path: Path, shared_data:
         pytest.skip(f"no {folder}")
     report = predict.run(wanted(tmp_path, folder, zero_shot=True))
     count = len(list(folder.iterdir()))
-    passed = [int(n) for n in re.findall(r"(\d+) [.\w]", report["passed_over"][str(folder)])]
-    assert len(report["images"]) + sum(passed) == count
-    assert "error" not in report
+    passed = [int(n) for n in re.findall(r"(\d+) [.\w]", report.passed_over[str(folder)])]
+    assert len(report.images) + sum(passed) == count
+    assert report.error is None

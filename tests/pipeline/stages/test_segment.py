@@ -29,6 +29,7 @@ from dclip.prompts import encode_class_texts
 from dclip.segmentation import Rule, System, segment_images
 from dclip.store.shards import digest
 from dclip.world import shapes
+from pipeline.cluster import makers
 from pipeline.cluster.groups import write_arrays
 from pipeline.features.plan import describe_backbone, plan_features
 from pipeline.records.checkpoints import write_checkpoint
@@ -36,8 +37,9 @@ from pipeline.records.origin import FORMAT, About
 from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config
 from pipeline.stages import segment
-from pipeline.terminal import cli
 from pipeline.terminal.errors import StageError, UsageError
+from pipeline.work import segmentation
+from pipeline.work.plans import Counts
 
 from ..conftest import TOY, settings, write_tree
 
@@ -89,9 +91,11 @@ def wanted(output: Path, **changes: object) -> Config:
     return settings(output, segment={**own, **asked}, **changes)
 
 
-def numbers(report: cli.Report) -> dict[str, object]:
+def numbers(report: segment.SegmentReport) -> dict[str, object]:
     """What a report says, without when and where it was made."""
-    kept = {name: report[name] for name in ("systems", "class_names", "images", "protocol")}
+    kept = {
+        name: getattr(report, name) for name in ("systems", "class_names", "images", "protocol")
+    }
     loaded: dict[str, object] = json.loads(json.dumps(kept))
     return loaded
 
@@ -99,42 +103,44 @@ def numbers(report: cli.Report) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def finished(
     ray_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Config, cli.Report]:
+) -> tuple[Config, segment.SegmentReport]:
     """Settings and report of one segmentation."""
     config = wanted(tmp_path_factory.mktemp("segment"))
     return config, segment.run(config)
 
 
 def test_a_report_names_every_measure_of_every_system(
-    finished: tuple[Config, cli.Report], capsys: pytest.CaptureFixture[str]
+    finished: tuple[Config, segment.SegmentReport], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, report = finished
     # the toy backbone has no features of MaskCLIP: its value path stands for plain CLIP
-    assert list(report["systems"]) == ["clip", "clip_vv", "clip_surgery", "dclip", "dclip_present"]
-    kinds = [row["features"].split(":")[0] for row in report["systems"].values()]
+    assert list(report.systems) == ["clip", "clip_vv", "clip_surgery", "dclip", "dclip_present"]
+    kinds = [row["features"].split(":")[0] for row in report.systems.values()]
     assert kinds == ["value", "vv", "vv", "vv", "vv"]
-    for row in report["systems"].values():
+    for row in report.systems.values():
         for name in ("miou", "miou_paper", "miou_paper_positive", "pixel_accuracy"):
             assert 0 <= row[name] <= 1
         assert row["class_iou"][0] is None  # background is neither true nor predicted
     shown = segment.table(report)
     assert all(name in shown for name in ("miou ", "miou_paper ", "cannot be compared"))
     folder = next((config.output / "reports").iterdir())
-    assert json.loads((folder / "report.json").read_text())["systems"] == report["systems"]
+    assert json.loads((folder / "report.json").read_text())["systems"] == report.systems
     rows = list(csv.DictReader((folder / "classes.csv").open()))
     assert [row["class"] for row in rows] == ["background", *shapes.CLASS_NAMES]
     assert float(rows[1]["iou/clip_vv"]) == pytest.approx(
-        report["systems"]["clip_vv"]["class_iou"][1], abs=1e-6
+        report.systems["clip_vv"]["class_iou"][1], abs=1e-6
     )
     assert not list(config.output.rglob("*.tmp"))
 
 
-def test_mlflow_has_each_measure_by_its_name(finished: tuple[Config, cli.Report]) -> None:
+def test_mlflow_has_each_measure_by_its_name(
+    finished: tuple[Config, segment.SegmentReport],
+) -> None:
     config, report = finished
     store = mlflow.MlflowClient(f"sqlite:///{config.output.absolute() / 'mlflow.db'}")
-    run = store.get_run(report["mlflow"]["run_id"])
-    assert run.data.metrics["test/miou/dclip"] == report["systems"]["dclip"]["miou"]
-    assert run.data.metrics["test/miou_paper/clip_vv"] == report["systems"]["clip_vv"]["miou_paper"]
+    run = store.get_run(report.mlflow.run_id)
+    assert run.data.metrics["test/miou/dclip"] == report.systems["dclip"]["miou"]
+    assert run.data.metrics["test/miou_paper/clip_vv"] == report.systems["clip_vv"]["miou_paper"]
     assert {file.path for file in store.list_artifacts(run.info.run_id)} == {
         "report.json", "classes.csv", "figures",
     }  # fmt: skip
@@ -142,7 +148,9 @@ def test_mlflow_has_each_measure_by_its_name(finished: tuple[Config, cli.Report]
     assert drawn == {"figures/masks.png", "figures/failures.png"}
 
 
-def test_miou_is_that_of_all_label_maps_together(finished: tuple[Config, cli.Report]) -> None:
+def test_miou_is_that_of_all_label_maps_together(
+    finished: tuple[Config, segment.SegmentReport],
+) -> None:
     _, report = finished
     backbone = load_backbone(TOY)
     texts = encode_class_texts(backbone, [(name,) for name in shapes.CLASS_NAMES])
@@ -154,11 +162,11 @@ def test_miou_is_that_of_all_label_maps_together(finished: tuple[Config, cli.Rep
     ):
         target = torch.from_numpy(np.where(scene.mask == 0, 255, scene.mask - 1)).long()
         oracle.update(maps["vv"][None].long(), target[None])
-    assert report["systems"]["clip_vv"]["miou"] == pytest.approx(float(oracle.compute()), abs=1e-6)
+    assert report.systems["clip_vv"]["miou"] == pytest.approx(float(oracle.compute()), abs=1e-6)
 
 
 def test_counts_that_are_lost_or_damaged_are_made_anew_and_nothing_else(
-    finished: tuple[Config, cli.Report],
+    finished: tuple[Config, segment.SegmentReport],
 ) -> None:
     config, report = finished
     plan = segment.plan_segment(config)
@@ -174,7 +182,7 @@ def test_counts_that_are_lost_or_damaged_are_made_anew_and_nothing_else(
     assert [path.stat().st_mtime_ns > old for path, old in zip(paths, before, strict=True)] == [
         True, True, False,
     ]  # fmt: skip
-    assert again["mlflow"]["run_id"] == report["mlflow"]["run_id"]
+    assert again.mlflow.run_id == report.mlflow.run_id
 
 
 def test_a_killed_run_goes_on_and_gives_the_report_of_an_undisturbed_one(
@@ -213,7 +221,7 @@ def test_a_killed_run_goes_on_and_gives_the_report_of_an_undisturbed_one(
     assert process.returncode == 0, errors
     assert all(path.stat().st_mtime_ns == old for path, old in kept.items())
     report = json.loads(found.splitlines()[-1])
-    for name, row in undisturbed["systems"].items():
+    for name, row in undisturbed.systems.items():
         for measure in ("miou", "miou_paper", "miou_paper_positive", "class_iou", "confusions"):
             assert report["systems"][name][measure] == row[measure]
 
@@ -223,11 +231,11 @@ def test_background_is_left_out_thresholded_or_a_class(ray_session: None, tmp_pa
     for rule in ("none", "threshold", "class"):
         asked = {"background": rule, "systems": ["clip_vv"], "limit": 4, "threshold": 0.3}
         reports[rule] = segment.run(wanted(tmp_path, segment=asked))
-    rows = {rule: report["systems"]["clip_vv"] for rule, report in reports.items()}
+    rows = {rule: report.systems["clip_vv"] for rule, report in reports.items()}
     assert rows["none"]["class_iou"][0] is None
     assert rows["threshold"]["class_iou"][0] > 0
     assert rows["class"]["class_iou"][0] > 0
-    assert [report["classes_scored"] for report in reports.values()] == [16, 16, 17]
+    assert [report.classes_scored for report in reports.values()] == [16, 16, 17]
 
 
 def test_three_checkpoints_are_drawn_against_each_other(ray_session: None, tmp_path: Path) -> None:
@@ -237,11 +245,11 @@ def test_three_checkpoints_are_drawn_against_each_other(ray_session: None, tmp_p
         checkpoint(base, folder / f"{name}.safetensors", seed=seed)
     asked = {"checkpoint": [folder], "systems": ["projectors"], "limit": 3, "scenes": 1}
     report = segment.run(wanted(tmp_path, segment=asked))
-    names = [Path(path).name for path in report["figures"]]
+    names = [Path(path).name for path in report.figures]
     assert names == ["masks.png", "failures.png", "checkpoints.png", "checkpoints.csv"]
-    with Path(report["figures"][-1]).open(encoding="utf-8") as file:
+    with Path(report.figures[-1]).open(encoding="utf-8") as file:
         rows = {row["name"]: float(row["miou"]) for row in csv.DictReader(file)}
-    assert rows == {name: report["systems"][name]["miou"] for name in "abc"}
+    assert rows == {name: report.systems[name]["miou"] for name in "abc"}
     (empty := tmp_path / "empty").mkdir()
     with pytest.raises(StageError, match=r"no checkpoints .* in folder .*empty"):
         segment.run(wanted(tmp_path, segment={**asked, "checkpoint": [empty]}))
@@ -254,10 +262,10 @@ def test_windows_may_slide_and_two_checkpoints_of_a_method_have_names(
     files = [checkpoint(base, tmp_path / f"{n}.safetensors", seed=s) for s, n in enumerate("ab")]
     asked = {"window": 64, "checkpoint": files, "systems": ["projectors"], "limit": 3}
     report = segment.run(wanted(tmp_path, segment=asked))
-    assert list(report["systems"]) == ["a", "b"]
-    assert report["protocol"]["view"] == "windows of 64 px every 32 px, short side 96 px"
-    assert report["systems"]["a"]["miou"] != report["systems"]["b"]["miou"]
-    assert report["systems"]["a"]["trained_on"] == "value"
+    assert list(report.systems) == ["a", "b"]
+    assert report.protocol["view"] == "windows of 64 px every 32 px, short side 96 px"
+    assert report.systems["a"]["miou"] != report.systems["b"]["miou"]
+    assert report.systems["a"]["trained_on"] == "value"
 
 
 @pytest.mark.parametrize(
@@ -285,11 +293,14 @@ def test_mistakes_are_told_before_any_work(
         segment.describe(wanted(tmp_path, segment=asked, **changes))
 
 
-def test_a_checkpoint_whose_tensors_are_damaged_stops_before_workers_start(tmp_path: Path) -> None:
+def test_a_checkpoint_whose_tensors_are_damaged_stops_before_workers_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = checkpoint(Config(backbone=TOY), tmp_path / "one.safetensors")
     path.write_bytes(path.read_bytes().replace(b'"weights.', b'"veights.', 1))
+    monkeypatch.setattr(makers, "_make", lambda *_: pytest.fail("workers start"))
     with pytest.raises(StageError, match=r"one\.safetensors is not a checkpoint: it has veights"):
-        segment.plan_segment(wanted(tmp_path, segment={"checkpoint": [path]}))
+        segment.run(wanted(tmp_path, segment={"checkpoint": [path]}))
 
 
 def test_settings_that_do_nothing_here_name_nothing(tmp_path: Path) -> None:
@@ -320,22 +331,17 @@ def test_of_one_class_and_of_no_pixel_there_are_no_numbers(tmp_path: Path) -> No
     one = type("One", (), {"class_names": ("background", "disc"), "ignore_index": 255})()
     plan = replace(plan, listing=one, scored=range(1, 2))
     for counted in (np.array([[0, 0], [0, 9]]), np.zeros((2, 2), np.int64)):
-        counts = segment.Counts({"clip_vv": counted}, {"clip_vv": np.array([[0.0, np.nan]])})
-        row = segment.measure(config, plan, [counts])["clip_vv"]
+        counts = Counts({"clip_vv": counted}, {"clip_vv": np.array([[0.0, np.nan]])})
+        row = segmentation.measure(config, plan, [counts])["clip_vv"]
         assert row["miou"] == (1.0 if counted.any() else None)
         assert row["leakage_harmonic_mean"] is None
         json.loads(json.dumps(row), parse_constant=lambda word: pytest.fail(word))
         told = {"view": "-", "scores": "-", "background": "-"}
-        report: cli.Report = {
-            "systems": {"clip_vv": row},
-            "protocol": told,
-            "dataset": "one",
-            "split": "test",
-            "images": 1,
-            "classes_scored": 1,
-            "warnings": [],
-            "notes": ["two passed over"],
-        }
+        report = segment.SegmentReport(
+            dataset="one", split="test", images=1, class_names=[], classes_scored=1, backbone="toy",
+            protocol=told, systems={"clip_vv": row}, warnings=[], test_on_train=False,
+            notes=["two passed over"], config={}, commit=None, seconds=0.0, figures=[],
+        )  # fmt: skip
         assert segment.table(report).splitlines()[1].split()[-1] == "-"
         assert "note: two passed over" in segment.table(report)
         assert segment.metrics(report).keys() >= {"test/miou_paper/clip_vv"}
@@ -377,7 +383,7 @@ def test_counts_of_many_classes_are_those_of_the_whole_matrix(
     plan = segment.plan_segment(config)
     assert (plan.num_images, len(plan.listing.class_names)) == (3, classes + 1)
     assert plan.has_many_classes == (classes > 254)
-    maker = segment.Segmenter(config, plan, segment.scored_texts(config, plan), "cpu", 1)
+    maker = segmentation.Segmenter(config, plan, segmentation.scored_texts(config, plan), "cpu", 1)
     arrays = maker.make(0)
     assert arrays["confusion/clip_vv"].size <= max((classes + 1) ** 2, 2 * 64 * 64)
     plan.folder.mkdir(parents=True)
@@ -391,12 +397,12 @@ def test_counts_of_many_classes_are_those_of_the_whole_matrix(
         predicted = torch.bincount(mask.flatten().long(), minlength=classes + 1) > 0
         paper.append(image_miou_paper(matrix, predicted, background=0).miou_paper)
         total = total + matrix
-    counts = segment.read_counts(plan, 0)
+    counts = plan.counts(0)
     assert counts is not None
-    assert torch.equal(segment.confusion_of(plan, [counts], "clip_vv"), total)
+    assert torch.equal(segmentation.confusion_of(plan, [counts], "clip_vv"), total)
     assert counts.per_image["clip_vv"][:, 0].tolist() == paper
     report = segment.run(config)
-    assert report["systems"]["clip_vv"]["miou"] == miou(total)
+    assert report.systems["clip_vv"]["miou"] == miou(total)
     maker.close()
 
 
@@ -449,9 +455,9 @@ def test_a_tree_with_masks_is_segmented_at_its_own_sizes(
 ) -> None:
     config, _ = voc(tmp_path, trees, background="class")
     report = segment.run(config)
-    assert report["images"] == 3
-    assert report["classes_scored"] == 21
-    run = mlflow.MlflowClient(report["mlflow"]["uri"]).get_run(report["mlflow"]["run_id"])
+    assert report.images == 3
+    assert report.classes_scored == 21
+    run = mlflow.MlflowClient(report.mlflow.uri).get_run(report.mlflow.run_id)
     assert "val/miou/clip_vv" in run.data.metrics
 
 

@@ -14,6 +14,7 @@ from dclip.world import shapes
 from dclip.world.dataset import ShapesListing
 from pipeline.features.opened import open_backbone
 from pipeline.stages import segments_mlr
+from pipeline.work.segments import SegmentScorer
 from pipeline.work.systems import encode_texts
 
 from ..conftest import TOY, settings
@@ -39,7 +40,7 @@ def test_everything_is_computed_in_the_precision_asked_for(tmp_path: Path) -> No
         names[precision] = plan.name
         backbone = open_backbone(config)
         texts = encode_texts(backbone, [(name,) for name in plan.listing.class_names], ("a {}",))
-        scorer = segments_mlr.SegmentScorer(config, plan, texts, "cpu", 1)
+        scorer = SegmentScorer(config, plan, texts, "cpu", 1)
         used: list[bool] = []
         encode = backbone.encode_images
 
@@ -72,7 +73,7 @@ def test_weight_0_is_clip_and_only_lost_groups_are_made_again(
            "checkpoint": checkpoint(settings(tmp_path), tmp_path / "one.safetensors")}  # fmt: skip
     config = settings(tmp_path, segments_mlr=own)
     report = segments_mlr.run(config)
-    assert list(report["map"]) == ["0", "0.25", "0.5", "0.75", "1"]
+    assert list(report.map) == ["0", "0.25", "0.5", "0.75", "1"]
     backbone = load_backbone(TOY)
     samples = [ShapesListing("test").read(row) for row in range(10)]
     pixels = torch.stack(
@@ -83,11 +84,11 @@ def test_weight_0_is_clip_and_only_lost_groups_are_made_again(
     scores = zero_shot_scores(backbone.encode_images(pixels).embedding, texts).softmax(dim=1)
     labels = torch.stack([torch.as_tensor(sample.labels) for sample in samples])
     wanted = float(mean_average_precision(scores, labels))
-    assert report["map"]["0"] == pytest.approx(wanted, abs=1e-6)
+    assert report.map["0"] == pytest.approx(wanted, abs=1e-6)
     plan = segments_mlr.plan_segments(config)
     paths = [plan.path(group) for group in range(plan.num_groups)]
     before = [path.stat().st_mtime_ns for path in paths]
     paths[1].write_bytes(paths[1].read_bytes()[:-20])
-    assert segments_mlr.run(config)["map"] == report["map"]
+    assert segments_mlr.run(config).map == report.map
     after = [path.stat().st_mtime_ns for path in paths]
     assert [new > old for new, old in zip(after, before, strict=True)] == [False, True, False]

@@ -19,12 +19,14 @@ import pytest
 import torch
 
 from dclip.fitting.batches import Batch
+from pipeline.features.plan import plan_features
 from pipeline.records.checkpoints import load_checkpoint
 from pipeline.records.origin import read_about
 from pipeline.settings.config import Config
 from pipeline.settings.space import Entry
-from pipeline.stages import evaluate, extract, sweep
+from pipeline.stages import extract, sweep
 from pipeline.terminal.errors import StageError, UsageError
+from pipeline.work import evaluation
 from pipeline.work.trials import read_results, state_files
 
 from ..conftest import TOY, WITH_RAY, settings, with_train, workers_below
@@ -107,8 +109,9 @@ def test_the_winner_becomes_a_checkpoint_and_a_registered_model_once(
     assert about.loop.lr == report["best"]["train.lr"]
     assert about.settings.mfi_weight == report["best"][ALPHA]
     assert about.history[-1]["val_map"] == report["best"]["val_map"]
-    systems = evaluate.evaluate(settings, {"dclip": Path(report["checkpoint"])})[0]["systems"]
-    assert systems["dclip"]["map"] > 0
+    plan = plan_features(settings, settings.test_split)
+    scored = evaluation.evaluate(settings, plan, {"dclip": Path(report["checkpoint"])}, {})
+    assert scored.systems["dclip"]["map"] > 0
     # what MLflow loads says the same, for any number of images and locations
     uri = f"sqlite:///{output / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

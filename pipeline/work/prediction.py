@@ -1,0 +1,220 @@
+"""Images one by one: what is said of the classes, and the pictures of it."""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dclip.data.images import read_image
+from dclip.data.pixels import image_to_tensor
+from dclip.prediction import Prediction, UntrainedWarning, predict_image
+from dclip.prompts import encode_class_names, encode_prompt_pairs
+from dclip.store.paths import AnyPath, atomic_write
+from dclip.words import counted, short
+from pipeline.cluster.device import choose_device
+from pipeline.features.opened import open_backbone
+from pipeline.features.plan import describe_backbone
+from pipeline.pictures import mask_figures
+from pipeline.pictures.canvas import save
+from pipeline.records.checkpoints import load_checkpoint
+from pipeline.terminal.errors import told
+from pipeline.terminal.progress import progress
+from pipeline.work.plans import BY_CLIP, BY_METHOD, PredictPlan, stamp_of
+
+log = logging.getLogger(__name__)
+
+
+def predict_all(
+    plan: PredictPlan,
+    sources: Mapping[str, AnyPath],
+    total: int,
+    keep: Callable[[dict[str, Any]], None],
+) -> list[str]:
+    """Predict and draw images one after the other; what went wrong.
+
+    Args:
+        plan: What is looked for.
+        sources: Images, by the name of their files.
+        total: How many images there are with those that are done already.
+        keep: Called with what is to be written of each image, as soon as it is known.
+    """
+    device, why = choose_device(plan.config.device)
+    log.info("predict: %s, %s (%s)", counted(len(sources), "image"), device, why)
+    predictor, failures = Predictor(plan, device), []
+    with progress("predict", total, "images", total - len(sources)) as bar:
+        for name, source in sources.items():
+            image, failure = _predict_one(plan, predictor, source, name)
+            if failure:
+                failures.append(failure)
+                log.warning("predict: %s", failure)
+            if image is not None:
+                keep(image)
+            bar.advance(1)
+    return failures
+
+
+class Predictor:
+    """A backbone and a method that know the names of the classes.
+
+    Args:
+        plan: What is looked for.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    def __init__(self, plan: PredictPlan, device: str) -> None:
+        self._plan, self._device = plan, device
+        self._backbone = open_backbone(plan.config, device=device)
+        # as in training, whatever the case in which a name is given
+        spelt = [old or new for old, new in zip(plan.trained_as, plan.classes, strict=True)]
+        self._names = spelt
+        self._texts = encode_class_names(self._backbone, spelt).float()
+        self._pairs = encode_prompt_pairs(self._backbone, spelt).float()
+        self._method = self._trained = None
+        if plan.checkpoint is not None:
+            self._method = load_checkpoint(plan.checkpoint)[0].on(device)
+            self._trained = torch.tensor([name is not None for name in plan.trained_as])
+
+    def predict(self, image: Image.Image) -> Prediction:
+        """What one image shows; its mask has the size of the image."""
+        backbone, wanted = self._backbone, self._plan.config.predict
+        pixels = image_to_tensor(image, backbone.resolution, backbone.mean, backbone.std)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UntrainedWarning)  # it is told once, by name
+            features = backbone.encode_images(pixels[None].to(self._device), kind=self._plan.kind)
+            return predict_image(
+                features,
+                backbone.grid(backbone.resolution, backbone.resolution),
+                (image.height, image.width),
+                has_global_token=backbone.include_global_token,
+                texts=self._texts,
+                pairs=self._pairs,
+                class_names=self._names,
+                model=self._method,
+                trained=self._trained,
+                untrained_probability=wanted.untrained_probability,
+                threshold=wanted.threshold,
+            )
+
+
+def _predict_one(
+    plan: PredictPlan, predictor: Predictor, source: AnyPath, name: str
+) -> tuple[dict[str, Any] | None, str]:
+    """What is written of one image, as far as it goes, and what went wrong, if anything did.
+
+    Whatever happens to it, the others go on: so any error is caught.
+    """
+    shown = _shown(source)
+    image: dict[str, Any] = {
+        "image": shown,
+        "name": name,
+        "stamp": stamp_of(source),
+        "pictures": {},
+    }
+    try:
+        pixels = read_image(source)
+        said = predictor.predict(pixels)
+        image["scores"] = _scores(plan, said)
+    except Exception as error:
+        reason = told(error)
+        return None, reason if shown in reason else f"{shown}: {reason}"
+    try:
+        image["pictures"] = _draw(plan, name, pixels, said)
+    except Exception as error:
+        return image, f"{shown}: scores are written, its pictures are not: {told(error)}"
+    return image, ""
+
+
+def _shown(source: AnyPath) -> str:
+    """A source as text that every file can hold; bytes that are no UTF-8 as their numbers."""
+    return str(source).encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _scores(plan: PredictPlan, said: Prediction) -> list[dict[str, Any]]:
+    """What is said of each class: those of the checkpoint first, then CLIP's, the likeliest first.
+
+    A class that was not trained has no share of pixels, unless frozen CLIP made the mask.
+    """
+    count = len(plan.classes)
+    pixels = torch.bincount(said.mask.flatten().long(), minlength=count + 1).tolist()
+    presence = [None] * count if said.presence is None else said.presence.tolist()
+    cosines, shares = said.cosine.tolist(), said.zero_shot.tolist()
+    rows = []
+    for at, (name, trained) in enumerate(zip(plan.classes, plan.trained_as, strict=True)):
+        is_trained = trained is not None
+        has_pixels = is_trained or not said.is_located
+        row = {
+            "class": name,
+            "trained": is_trained if plan.checkpoint else None,
+            "scored_by": BY_METHOD if is_trained else BY_CLIP,
+            "probability": presence[at] if is_trained else None,
+            "clip_cosine": cosines[at],
+            "clip_share": shares[at],
+            "pixel_share": pixels[at + 1] / said.mask.numel() if has_pixels else None,
+        }
+        if plan.config.predict.untrained_probability:
+            row["untrained_probability"] = None if is_trained else presence[at]
+        if said.score is not None:
+            row["score"] = said.score[at].item() if is_trained else None
+        rows.append(row)
+    return sorted(rows, key=lambda row: (row["scored_by"] == BY_CLIP, -_value(row, plan)))
+
+
+def _value(row: dict[str, Any], plan: PredictPlan) -> float:
+    """What classes are ranked by: what the method says of one, else what CLIP says."""
+    clip = row["clip_share" if plan.checkpoint is None else "clip_cosine"]
+    own = (row["probability"], row.get("score"))
+    return float(next((value for value in own if value is not None), clip))
+
+
+def _draw(plan: PredictPlan, name: str, image: Image.Image, said: Prediction) -> dict[str, str]:
+    """Write the pictures of one image; their paths."""
+    mask: np.ndarray = said.mask.cpu().numpy()
+    paths = {what: plan.folder / f"{name}-{what}.png" for what in ("mask", "overlay")}
+    with atomic_write(paths["mask"]) as temporary:
+        _mask_image(mask).save(temporary, format="PNG")
+    save(mask_figures.overlay(image, mask, plan.classes), paths["overlay"])
+    rows = _scores(plan, said)
+    by_method = [row for row in rows if said.is_located and row["scored_by"] == BY_METHOD]
+    by_clip = [row for row in rows if row not in by_method]
+    for what, own, label, limits in (
+        ("heat", by_method, "probability at that place", (0.0, 1.0)),
+        ("heat-clip" if by_method else "heat", by_clip, "cosine with CLIP's text", None),
+    ):
+        if not own:
+            continue
+        paths[what] = plan.folder / f"{name}-{what}.png"
+        order = [plan.classes.index(row["class"]) for row in own]
+        save(
+            mask_figures.heat_maps(
+                image,
+                said.maps[order].float().cpu().numpy(),
+                [f"{short(row['class'], 20)}  {_value(row, plan):.2f}" for row in own],
+                label=label,
+                limits=limits,
+                title=_heading(plan, by_method=own is by_method),
+            ),
+            paths[what],
+        )
+    return {what: str(path) for what, path in paths.items()}
+
+
+def _mask_image(mask: np.ndarray) -> Image.Image:
+    """A mask as an image: with a palette, or of 16 bits where it may hold more than 254 classes."""
+    if mask.dtype == np.uint8:
+        return mask_figures.palette_image(mask)
+    return Image.fromarray(mask.astype(np.uint16))
+
+
+def _heading(plan: PredictPlan, *, by_method: bool) -> str:
+    """What a picture of maps is of."""
+    backbone = describe_backbone(plan.config).name
+    if by_method:
+        assert plan.checkpoint is not None
+        return f"{backbone}, checkpoint {plan.checkpoint.stem}"
+    if plan.checkpoint is None or not plan.locates:
+        return f"{backbone}, frozen"
+    return f"{backbone}, frozen (classes that were not trained)"
