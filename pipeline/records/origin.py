@@ -55,7 +55,7 @@ class Encoder(BaseModel):
     templates: list[str]
 
     @classmethod
-    def of(cls, config: Config, spec: Mapping[str, Any]) -> "Encoder":
+    def of(cls, config: Config, spec: Mapping[str, Any]) -> Self:
         """That of some settings and of the features they made.
 
         Args:
