@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.features.plan import is_complete, plan_features
+from pipeline.records.provenance import git_commit
 from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config
 from pipeline.settings.training import compared
@@ -16,9 +17,6 @@ from pipeline.terminal.cli import Report
 
 def run(config: Config) -> Report:
     """Run all stages; the report holds the scores, cosines, seconds by stage, and the settings."""
-    from pipeline.cluster import session as cluster
-    from pipeline.records.provenance import git_commit
-
     seconds: dict[str, float] = {}
 
     def timed(stage: str, work: Callable[[], Report]) -> Report:
@@ -29,6 +27,9 @@ def run(config: Config) -> Report:
 
     with ExitStack() as session:
         if _is_pending(config):
+            # one start for all stages; where nothing is to be done, Ray is not even loaded
+            from pipeline.cluster import session as cluster
+
             timed("start", lambda: session.enter_context(cluster.ray_session(config)) or {})
         features = timed("extract", partial(extract.run, config))
         trained = timed("train", lambda: {"all": train.run_together(compared(config))})

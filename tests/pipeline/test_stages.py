@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -111,6 +113,24 @@ def test_a_second_run_does_nothing_and_gives_the_same_numbers(finished) -> None:
     assert len(store.get_metric_history(run_id, "test/map/dclip")) == 1
     assert all(split["shards_made"] == 0 for split in again["features"].values())
     assert {path: path.stat().st_mtime_ns for path in config.output.rglob("*.tar")} == times
+
+
+def test_a_finished_run_loads_neither_ray_nor_mlflow(  # type: ignore[no-untyped-def]
+    finished, tmp_path: Path
+) -> None:
+    """Torch it loads: the toy backbone is a user's own code, of which nothing is kept on disk."""
+    config, _ = finished
+    file = tmp_path / "finished.yaml"
+    file.write_text(json.dumps(config.model_dump(mode="json", exclude_none=True)))
+    code = (
+        "import sys; from pipeline.terminal import cli; "
+        f"code = cli.main('run', ['--config', {str(file)!r}]); "
+        "loaded = {'ray', 'mlflow'} & set(sys.modules); "
+        "assert code == 0 and not loaded, (code, loaded)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in done.stderr
 
 
 def test_features_are_those_of_the_backbone_itself(finished) -> None:  # type: ignore[no-untyped-def]
