@@ -244,7 +244,7 @@ class AnnotatedObject(NamedTuple):
 
     Attributes:
         column: Position of its category among the class names.
-        number: Its place in the file, counted from 1.
+        number: Its position in the file, counted from 1.
         entry: What the file has of it.
     """
 
@@ -258,7 +258,7 @@ class AnnotatedImage(NamedTuple):
 
     Attributes:
         key: Unique in the file.
-        number: Its place in the file, counted from 1.
+        number: Its position in the file, counted from 1.
         entry: What the file has of it.
         objects: Its annotations in the order of the file.
         absent: Columns LVIS's ``neg_category_ids`` has; None without such a list.
@@ -357,13 +357,13 @@ def _follow(document: Mapping[str, list[Any]]) -> Annotations:
     for number, entry in enumerate(document["annotations"], start=1):
         try:  # the usual way, since there are a million of them
             image, category = entry["image_id"], entry["category_id"]
-            place, kind = pictures.exact[image], categories.exact[category]
+            position, kind = pictures.exact[image], categories.exact[category]
             is_odd = type(image) is bool or type(category) is bool
         except (KeyError, TypeError):
             is_odd = True
         if is_odd:
-            place, kind = _references(document["annotations"], number, pictures, categories)
-        objects[place].append(AnnotatedObject(column[kind], number, entry))
+            position, kind = _references(document["annotations"], number, pictures, categories)
+        objects[position].append(AnnotatedObject(column[kind], number, entry))
     used = {item.column for items in objects for item in items}
     notes: tuple[str, ...] = ()
     root = _root(document["categories"], categories.ids, names)
@@ -468,8 +468,8 @@ def _references(
         FormatError: If it has none, or none that is listed.
     """
     entry = annotations[number - 1]
-    place = pictures.find(_value(entry, "image_id", "annotations", number))
-    if place is None:
+    position = pictures.find(_value(entry, "image_id", "annotations", number))
+    if position is None:
         raise _stranger(annotations, pictures)
     kind = categories.find(_value(entry, "category_id", "annotations", number))
     if kind is None:
@@ -477,7 +477,7 @@ def _references(
             f"{entry_name('annotations', number, entry)}: image {shown(entry['image_id'])} has"
             f" an object of category {shown(entry['category_id'])}, which is not listed"
         )
-    return place, kind
+    return position, kind
 
 
 def _listed(
@@ -496,11 +496,11 @@ def _listed(
         raise FormatError(f"{where} has {name} {shown(values)}, which is no list of category ids")
     columns = []
     for value in values:
-        place = categories.find(value)
-        if place is None:
+        position = categories.find(value)
+        if position is None:
             raise FormatError(f"{where} has category {shown(value)} in {name}, which is not listed")
-        if place in column:
-            columns.append(column[place])
+        if position in column:
+            columns.append(column[position])
     return columns
 
 

@@ -480,8 +480,8 @@ def _labels(
     column = {name: index for index, name in enumerate(class_names)}
     strange = [name for name in table.classes if name not in column]
     if strange:
-        place, label = min((table.row_of_class(name), name) for name in strange)
-        raise _unknown_label(label, class_names, table.where(place))
+        row, label = min((table.row_of_class(name), name) for name in strange)
+        raise _unknown_label(label, class_names, table.where(row))
     is_partial = table.shape in ("pairs", "open images")
     if table.shape == "columns" and len(table.classes) < len(class_names):
         lacking = [name for name in class_names if name not in set(table.classes)]
@@ -495,7 +495,7 @@ def _labels(
     return labels if isinstance(rows, range) else labels[list(rows)]
 
 
-def _unknown_label(label: str, class_names: Sequence[str], place: str) -> ValueError:
+def _unknown_label(label: str, class_names: Sequence[str], where: str) -> ValueError:
     joined = parts_of(label)
     longer = [name for name in class_names if name.partition(",")[0].strip() == label]
     close = difflib.get_close_matches(label, class_names, n=1)
@@ -511,7 +511,7 @@ def _unknown_label(label: str, class_names: Sequence[str], place: str) -> ValueE
             f"its parts are classes: if labels are joined by {joined[0]!r}, {_option(joined[0])}; "
         )
     known = ", ".join(map(repr, class_names[:8])) + (", ..." if len(class_names) > 8 else "")
-    return ValueError(f"{place}: unknown label {short(label)}; {hint}classes are {known}")
+    return ValueError(f"{where}: unknown label {short(label)}; {hint}classes are {known}")
 
 
 def _option(separator: str) -> str:
@@ -532,19 +532,19 @@ def _refuse_joined(tables: Sequence[LabelTable], separator: str) -> None:
             if joined is None:
                 continue
             mark, parts = joined
-            place = table.where(table.row_of_class(name))
+            where = table.where(table.row_of_class(name))
             either = (
                 f"if it is a list, {_option(mark)}; if it is one class, list all class names in"
                 f" {CLASS_NAMES_FILE}"
             )
             if all(part in names for part in parts):
                 raise ValueError(
-                    f"{place}: {short(name)} is made of the classes"
+                    f"{where}: {short(name)} is made of the classes"
                     f" {' and '.join(map(repr, parts[:3]))}; {either}"
                 )
             if not is_used and name in table.from_text and parts_of(name):
                 raise ValueError(
-                    f"{place}: is {short(name)} one class or a list? No labels are joined by"
+                    f"{where}: is {short(name)} one class or a list? No labels are joined by"
                     f" {separator!r}; {either}"
                 )
 

@@ -261,13 +261,13 @@ def _read_labels(
     separated = False
     wanted = [roles.file, roles.label, *([roles.split] if roles.split else [])]
     for line, cells in opened.read(wanted):
-        place = f"{path}, {opened.unit} {line}"
-        _refuse_absent(cells[: len(wanted)], place)
-        files.append(_file(cells[0], roles.file, place))
+        where = f"{path}, {opened.unit} {line}"
+        _refuse_absent(cells[: len(wanted)], where)
+        files.append(_file(cells[0], roles.file, where))
         try:
             names, is_text = _names(cells[1], separator, known)
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
+            raise ValueError(f"{where}: {error}") from None
         if names is None:
             unknown.append(len(rows))
         elif is_text:
@@ -347,8 +347,8 @@ def _read_columns(
         try:
             cells_of_all += bytes(map(_BYTES.__getitem__, values))
         except (KeyError, TypeError):
-            place = f"{path}, {opened.unit} {line}"
-            cells_of_all += bytes(_checked_cells(names, values, place))
+            where = f"{path}, {opened.unit} {line}"
+            cells_of_all += bytes(_checked_cells(names, values, where))
     labels = np.frombuffer(cells_of_all, np.int8).reshape(len(rows), len(names))
     return LabelTable(
         path,
@@ -362,22 +362,22 @@ def _read_columns(
     )
 
 
-def _checked_cells(names: Sequence[str], values: Sequence[object], place: str) -> Iterator[int]:
+def _checked_cells(names: Sequence[str], values: Sequence[object], where: str) -> Iterator[int]:
     """Cells of class columns as bytes, those with spaces and capitals as well."""
-    _refuse_absent(values, place)
+    _refuse_absent(values, where)
     for name, value in zip(names, values, strict=True):
         cell = _cell(value)
         if cell is None:
             raise ValueError(
-                f"{place}: column {name!r} has {short(value)}; a class column has 1, 0 or -1"
+                f"{where}: column {name!r} has {short(value)}; a class column has 1, 0 or -1"
                 " (unknown). A table with a column 'labels' may have others beside it"
             )
         yield cell & 0xFF
 
 
-def _refuse_absent(cells: Sequence[object], place: str) -> None:
+def _refuse_absent(cells: Sequence[object], where: str) -> None:
     if any(cell is _ABSENT for cell in cells):
-        raise ValueError(f"{place}: columns differ from those of the first row")
+        raise ValueError(f"{where}: columns differ from those of the first row")
 
 
 def _cell(value: object) -> int | None:
@@ -399,27 +399,27 @@ def _read_pairs(path: AnyPath, opened: _Opened, roles: _Roles) -> LabelTable:
     lines, images, columns, values = array("q"), array("q"), array("q"), array("b")
     wanted = [roles.file, roles.label, roles.value, *split]
     for line, cells in opened.read(wanted):
-        place = f"{path}, {opened.unit} {line}"
-        _refuse_absent(cells[: len(wanted)], place)
-        file = _file(cells[0], roles.file, place)
+        where = f"{path}, {opened.unit} {line}"
+        _refuse_absent(cells[: len(wanted)], where)
+        file = _file(cells[0], roles.file, where)
         image = image_of.setdefault(file, len(image_of))
         said = _split_name(cells[3]) if split else ""
         if image == len(rows):
             rows.append(line)
             splits.append(said)
         elif said != splits[image]:
-            raise ValueError(f"{place}: {file!r} is in split {splits[image]!r} and in {said!r}")
+            raise ValueError(f"{where}: {file!r} is in split {splits[image]!r} and in {said!r}")
         name = cells[1]
         if not isinstance(name, str) or name not in column:
             try:
                 name = check_label(name)
             except ValueError as error:
-                raise ValueError(f"{place}: {error}") from None
+                raise ValueError(f"{where}: {error}") from None
         lines.append(line)
         images.append(image)
         columns.append(column.setdefault(name, len(column)))
         values.append(
-            _confidence(cells[2], place) if is_open_images else _value(cells[2], roles.value, place)
+            _confidence(cells[2], where) if is_open_images else _value(cells[2], roles.value, where)
         )
     labels = _matrix(path, len(rows), len(column), -1)
     row, place_of, value = np.array(images), np.array(columns), np.array(values)
@@ -454,17 +454,17 @@ def _read_pairs(path: AnyPath, opened: _Opened, roles: _Roles) -> LabelTable:
     )
 
 
-def _value(value: object, column: str, place: str) -> int:
+def _value(value: object, column: str, where: str) -> int:
     cell = _cell(value)
     if cell is None:
         raise ValueError(
-            f"{place}: column {column!r} has {short(value)}; a pair of image and class has 1, 0 or"
+            f"{where}: column {column!r} has {short(value)}; a pair of image and class has 1, 0 or"
             " -1 (unknown)"
         )
     return cell
 
 
-def _confidence(value: object, place: str) -> int:
+def _confidence(value: object, where: str) -> int:
     """Open Images: 1 was seen by a person, 0 was looked for in vain, else a machine's guess."""
     if value in ("1", "0"):
         return int(value == "1")
@@ -473,7 +473,7 @@ def _confidence(value: object, place: str) -> int:
     except ValueError:
         number = -1.0
     if not 0 <= number <= 1:
-        raise ValueError(f"{place}: 'Confidence' must be from 0 to 1, not {short(value)}")
+        raise ValueError(f"{where}: 'Confidence' must be from 0 to 1, not {short(value)}")
     return int(number) if number in (0, 1) else -1
 
 
@@ -488,13 +488,13 @@ def _matrix(path: AnyPath, images: int, classes: int, fill: int) -> Int8[np.ndar
     )
 
 
-def _file(value: object, column: str, place: str) -> str:
+def _file(value: object, column: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{place}: {column!r} must be a path, not {short(value)}")
+        raise ValueError(f"{where}: {column!r} must be a path, not {short(value)}")
     try:
         return check_text(value.strip())
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _split_name(value: object) -> str:
@@ -553,21 +553,21 @@ def _open_csv(path: AnyPath, data: _Data) -> _Opened:
     _refuse_twice(path, columns)
 
     def read(wanted: Sequence[str]) -> Iterator[tuple[int, Sequence[object]]]:
-        places = [columns.index(name) + is_numbered for name in wanted]
-        is_all = places == list(range(len(header)))
+        positions = [columns.index(name) + is_numbered for name in wanted]
+        is_all = positions == list(range(len(header)))
         rows = itertools.islice(_csv_rows(path, data, delimiter), 1, None)
         for line, cells in rows:
-            place = f"{path}, line {line}"
+            where = f"{path}, line {line}"
             if len(cells) != len(header):
                 raise ValueError(
-                    f"{place}: not as many fields as the header has ({len(cells)}, not"
+                    f"{where}: not as many fields as the header has ({len(cells)}, not"
                     f" {len(header)}); a text with a {_DELIMITERS[delimiter]} in it needs quotes"
                 )
             if is_numbered and not cells[0].strip().isdecimal():
-                raise ValueError(f"{place}: the first column has no name, and {cells[0]!r} in it")
+                raise ValueError(f"{where}: the first column has no name, and {cells[0]!r} in it")
             if is_ended and cells[-1].strip():
-                raise ValueError(f"{place}: the last column has no name, and {cells[-1]!r} in it")
-            yield line, cells if is_all else [cells[place] for place in places]
+                raise ValueError(f"{where}: the last column has no name, and {cells[-1]!r} in it")
+            yield line, cells if is_all else [cells[position] for position in positions]
 
     return _Opened(tuple(columns), "line", read)
 

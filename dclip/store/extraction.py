@@ -217,14 +217,14 @@ class Extractor:
             values, scale = batch.local, None
             if storage == "int8":
                 values, scale = quantise(batch.local.float())
-            for place, row in enumerate(batch.rows):
+            for position, row in enumerate(batch.rows):
                 yield ImageRecord(
                     listing.key(row),
                     row,
-                    *label_columns(batch.labels[place]),
-                    values[place].numpy(),
-                    batch.embedding[place].numpy(),
-                    None if scale is None else scale[place].numpy(),
+                    *label_columns(batch.labels[position]),
+                    values[position].numpy(),
+                    batch.embedding[position].numpy(),
+                    None if scale is None else scale[position].numpy(),
                 )
 
     def close(self) -> None:

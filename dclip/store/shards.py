@@ -415,18 +415,20 @@ def read_records(
         return np.lib.format.read_array(file, allow_pickle=False)
 
     with remote_errors(path), path.open("rb") as file:
-        for place, key in enumerate(sidecar.keys):
+        for position, key in enumerate(sidecar.keys):
             if key not in keys:
                 continue
             try:
-                scale = array(file, sidecar.scale_offsets[place]) if sidecar.scale_offsets else None
+                scale = (
+                    array(file, sidecar.scale_offsets[position]) if sidecar.scale_offsets else None
+                )
                 yield ImageRecord(
                     key,
-                    sidecar.indices[place],
-                    tuple(sidecar.labels[place]),
-                    tuple(sidecar.unknown[place]),
-                    array(file, sidecar.local_offsets[place]),
-                    array(file, sidecar.global_offsets[place]),
+                    sidecar.indices[position],
+                    tuple(sidecar.labels[position]),
+                    tuple(sidecar.unknown[position]),
+                    array(file, sidecar.local_offsets[position]),
+                    array(file, sidecar.global_offsets[position]),
                     scale,
                 )
             except (ValueError, LookupError) as error:

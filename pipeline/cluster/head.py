@@ -25,7 +25,7 @@ def ask_head(address: str) -> None:
     if ray.is_initialized():
         return
     try:  # of auto: what `ray start` noted down
-        place = str(canonicalize_bootstrap_address(address))
+        head = str(canonicalize_bootstrap_address(address))
         is_found = address == "auto" and "RAY_AUTH_MODE" not in os.environ  # Ray then uses a token
         loader = AuthenticationTokenLoader.instance()
         token = loader.get_token_for_http_header(ignore_auth_mode=is_found)
@@ -33,9 +33,9 @@ def ask_head(address: str) -> None:
         raise StageError(
             f"cannot join the cluster of RAY_ADDRESS={address}: {told(error)}; {REMEDY}"
         ) from None
-    shown = address if address == place else f"{address} ({place})"
+    shown = address if address == head else f"{address} ({head})"
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
-        with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
+        with grpc.insecure_channel(head, [("grpc.enable_http_proxy", 0)]) as channel:
             ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
             try:
                 ask(b"", timeout=_PROBE_SECONDS, metadata=tuple(token.items()))
@@ -59,5 +59,5 @@ def ask_head(address: str) -> None:
     if not any("raylet" in process.name() for process in psutil.process_iter()):
         raise StageError(
             f"no node of the cluster RAY_ADDRESS={shown} runs on this machine; join it with "
-            f"`ray start --address={place}`, or run the command on one of its nodes"
+            f"`ray start --address={head}`, or run the command on one of its nodes"
         )

@@ -158,22 +158,22 @@ def _make(
         ray_session(config),
         progress(label, groups.num_images, "images", groups.num_images - left) as bar,
     ):
-        place = place_workers(config, wanted.workers)
+        placement = place_workers(config, wanted.workers)
         log.info(
             "%s: %s in %s by %s on %s (%s)",
             label,
             counted(left, "image"),
             counted(len(missing), "group"),
-            counted(min(place.count(), len(missing)), "worker"),
-            place.device,
-            place.why,
+            counted(min(placement.count(), len(missing)), "worker"),
+            placement.device,
+            placement.why,
         )
-        actor = ray.remote(max_concurrency=3, **place.options)(_Worker)
+        actor = ray.remote(max_concurrency=3, **placement.options)(_Worker)
         shared = [ray.put(each) for each in (groups, build, *arguments)]
         pool: Pool[int] = Pool(
-            lambda: actor.remote(*shared, place.device, wanted.threads or place.cpus),
+            lambda: actor.remote(*shared, placement.device, wanted.threads or placement.cpus),
             lambda worker, group: worker.make.remote(group),
-            place.count,
+            placement.count,
         )
         finished = 0
         try:

@@ -140,7 +140,7 @@ def _within(
     files = sum(len(ours[size]) + len(theirs[size]) for size in sizes)
     if files <= _MOST_READ:
         return list(sizes)
-    return [sizes[place] for place in spread(len(sizes), len(sizes) * _MOST_READ // files)]
+    return [sizes[position] for position in spread(len(sizes), len(sizes) * _MOST_READ // files)]
 
 
 def _alike(

@@ -109,16 +109,16 @@ def open_listing(
         return _open_webdataset(dataset.removeprefix(WEBDATASET), split, chosen, cache)
     if is_coco_file(dataset):
         return _open_coco_file(dataset, root, split, chosen, cache)
-    found = find_dataset(dataset)
-    settled = settle_options(found, chosen)
-    folder = root_of(found, root)
-    if found.task == "segmentation":
-        return _open_labels_of_masks(found, cast("Path", folder), split, settled, cache)
+    entry = find_dataset(dataset)
+    settled = settle_options(entry, chosen)
+    folder = root_of(entry, root)
+    if entry.task == "segmentation":
+        return _open_labels_of_masks(entry, cast("Path", folder), split, settled, cache)
 
     def make() -> Listing:
-        return cast("Listing", _open_registered(found, folder, split, settled))
+        return cast("Listing", _open_registered(entry, folder, split, settled))
 
-    sources = _annotation_files(found, folder, split)
+    sources = _annotation_files(entry, folder, split)
     return _cached(make, dataset, folder, split, settled, sources, cache)
 
 
@@ -144,9 +144,9 @@ def known_splits(
     if is_own(dataset):
         place = dataset.removeprefix(WEBDATASET)
         return _splits_of_pattern(place) if SPLIT in place else ["all"]
-    found = find_dataset(dataset)
-    if found.expected:
-        return list(found.expected)
+    entry = find_dataset(dataset)
+    if entry.expected:
+        return list(entry.expected)
     return coco_splits(root) if root is not None else []
 
 
@@ -239,14 +239,14 @@ def open_segmentation(
         return open_own_masks(file, folders, split=split)
     if is_own(dataset):
         raise _no_masks(dataset)
-    found = find_dataset(dataset)
-    if found.open_masks is not None:
-        found = replace(found, open=found.open_masks)
-    elif found.task != "segmentation":
+    entry = find_dataset(dataset)
+    if entry.open_masks is not None:
+        entry = replace(entry, open=entry.open_masks)
+    elif entry.task != "segmentation":
         raise _no_masks(dataset)
-    settled = settle_options(found, options or {})
+    settled = settle_options(entry, options or {})
     return cast(
-        "SegmentationListing", _open_registered(found, root_of(found, root), split, settled)
+        "SegmentationListing", _open_registered(entry, root_of(entry, root), split, settled)
     )
 
 
@@ -317,51 +317,51 @@ def options_of(dataset: str, images: str | None, options: Mapping[str, str]) -> 
     return {**options, "images": images}
 
 
-def settle_options(found: Dataset, options: Mapping[str, str]) -> dict[str, str]:
+def settle_options(entry: Dataset, options: Mapping[str, str]) -> dict[str, str]:
     """Every option of a data set with its value.
 
     Raises:
         UsageError: An option or value is not known.
     """
-    return _settle(found.options, options)
+    return _settle(entry.options, options)
 
 
-def root_of(found: Dataset, root: AnyPath | None) -> AnyPath:
+def root_of(entry: Dataset, root: AnyPath | None) -> AnyPath:
     """The root, which only a data set without files can do without.
 
     Raises:
         UsageError: It is needed and not given, no folder, or remote where it cannot be.
         OSError: A remote store cannot be reached.
     """
-    if not found.layout:
+    if not entry.layout:
         return Path()
-    expected = ", ".join(pattern for pattern, _ in found.layout)
-    tells = f"{CHECK} {found.name} --root {root or 'DIR'} tells more"
+    expected = ", ".join(pattern for pattern, _ in entry.layout)
+    tells = f"{CHECK} {entry.name} --root {root or 'DIR'} tells more"
     if root is None:
         raise UsageError(
-            f"dataset {found.name!r} needs --root DIR, the folder that has {expected}; {tells}"
+            f"dataset {entry.name!r} needs --root DIR, the folder that has {expected}; {tells}"
         )
-    if is_remote(root) and not found.takes_urls:
+    if is_remote(root) and not entry.takes_urls:
         raise UsageError(
-            f"dataset {found.name!r} cannot be read from {root}; download it, or mount the store as"
+            f"dataset {entry.name!r} cannot be read from {root}; download it, or mount the store as"
             " a folder, and give that to --root"
         )
     if has_folders(root) and not root.is_dir():
         raise UsageError(
-            f"--root {root} is no folder; {found.name} needs one that has {expected}; {tells}"
+            f"--root {root} is no folder; {entry.name} needs one that has {expected}; {tells}"
         )
     return root.absolute()
 
 
-def layout_of(found: Dataset, root: AnyPath, split: str) -> list[tuple[str, str, bool]]:
+def layout_of(entry: Dataset, root: AnyPath, split: str) -> list[tuple[str, str, bool]]:
     """The files one split of a data set needs: pattern, what they are, whether one is there.
 
     The split ``*`` stands for any.
     A web server is not asked for patterns: they count as there.
     """
-    tops = {pattern.partition("/")[0] for pattern, _ in found.layout}
+    tops = {pattern.partition("/")[0] for pattern, _ in entry.layout}
     rows = []
-    for pattern, what in found.layout:
+    for pattern, what in entry.layout:
         # adapters accept these places as well: see find_voc, find_coco_split, find_stuff_maps
         places = [pattern, *(f"{top}/{pattern}" for top in ("VOCdevkit", "images", "annotations"))]
         places += ["{split}/_annotations.coco.json"] if pattern == ANNOTATIONS else []
@@ -380,26 +380,26 @@ def _is_there(root: AnyPath, pattern: str, split: str) -> bool:
 
 
 def _open_registered(
-    found: Dataset, folder: AnyPath, split: str, options: Mapping[str, str]
+    entry: Dataset, folder: AnyPath, split: str, options: Mapping[str, str]
 ) -> Listing | SegmentationListing:
     """Open; a split or root that does not hold what it should is the user's mistake."""
     try:
-        return found.open(cast("Path", folder), split, options)  # root_of refuses wrong kinds
+        return entry.open(cast("Path", folder), split, options)  # root_of refuses wrong kinds
     except ValueError as error:
-        is_whole = all(is_there for _, _, is_there in layout_of(found, folder, split))
-        if is_whole and (not found.expected or split in found.expected):
+        is_whole = all(is_there for _, _, is_there in layout_of(entry, folder, split))
+        if is_whole and (not entry.expected or split in entry.expected):
             raise
-        more = f"{CHECK} {found.name} --root {folder} tells more"
+        more = f"{CHECK} {entry.name} --root {folder} tells more"
         raise UsageError(f"{error}; {more}") from None
 
 
 def _open_labels_of_masks(
-    found: Dataset, folder: Path, split: str, options: Mapping[str, str], cache: Path | None
+    entry: Dataset, folder: Path, split: str, options: Mapping[str, str], cache: Path | None
 ) -> Listing:
     """Label vectors from masks; a warning names what could not be read."""
 
     def open_masks() -> Any:
-        return _open_registered(found, folder, split, options)
+        return _open_registered(entry, folder, split, options)
 
     painted = is_painted(options)  # then a file is all there is; opening it is what takes long
     opened = None if painted else open_masks()
@@ -410,22 +410,22 @@ def _open_labels_of_masks(
         reasons = "; ".join(list(failures.values())[:3])
         if 2 * len(failures) > len(masks):
             raise ValueError(
-                f"{len(failures)} of {len(masks)} masks of {found.name} {split} cannot be read"
-                f" ({reasons}); is this another format? {CHECK} {found.name} --root {folder} tells"
+                f"{len(failures)} of {len(masks)} masks of {entry.name} {split} cannot be read"
+                f" ({reasons}); is this another format? {CHECK} {entry.name} --root {folder} tells"
                 " more"
             )
         if failures:
             log.warning("masks that cannot be read: %s", reasons)
         return with_labels(masks, labels, options)
 
-    sources = _annotation_files(found, folder, split) if opened is None else opened.mask_paths
-    listing = _cached(make, found.name, folder, split, options, sources, cache)
+    sources = _annotation_files(entry, folder, split) if opened is None else opened.mask_paths
+    listing = _cached(make, entry.name, folder, split, options, sources, cache)
     unknown = np.flatnonzero((cast("ImageListing", listing).labels == -1).all(axis=1))
     if len(unknown):
         log.warning(
             "%s %s: %d of %d masks cannot be read, such as that of %s; the labels of these images"
             " are unknown and left out of loss and metrics",
-            found.name,
+            entry.name,
             split,
             len(unknown),
             len(listing),
@@ -582,9 +582,9 @@ def _known_options(what: str, options: Mapping[str, str], known: Sequence[str]) 
 # ---------------------------------------------------------------------------------------------
 
 
-def _annotation_files(found: Dataset, folder: AnyPath, split: str) -> list[AnyPath] | None:
+def _annotation_files(entry: Dataset, folder: AnyPath, split: str) -> list[AnyPath] | None:
     """The files a listing follows from, where a few JSON files say it all; else None."""
-    patterns = [pattern for pattern, _ in found.layout if pattern.endswith(".json")]
+    patterns = [pattern for pattern, _ in entry.layout if pattern.endswith(".json")]
     files = [
         annotation_file_of(folder, split)
         if pattern == ANNOTATIONS

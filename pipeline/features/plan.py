@@ -486,7 +486,7 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
         "shard_size": wanted.shard_size,
         "storage": wanted.storage,
     }
-    place = (
+    home = (
         config.output.absolute() / FEATURES
         if config.features is None
         else config.features.absolute()
@@ -502,7 +502,7 @@ def plan_features(config: Config, split: str) -> FeaturePlan:
             for word in words
         ).lower()
         return FeaturePlan(
-            folder=place / config.dataset_slug / f"{slug}-{fingerprint[:12]}",
+            folder=home / config.dataset_slug / f"{slug}-{fingerprint[:12]}",
             listing=listing,
             space=space,
             source=source,

@@ -92,22 +92,22 @@ def check(
     """
     if test_fraction is not None and splits:
         raise UsageError("--test-fraction makes the splits train and test; leave out --split")
-    found = registered(name)
+    entry = registered(name)
     chosen = dict(options or {})
     findings = Findings()
-    if found is not None:  # what is wrong usage is told at once, what is wrong on disk is a finding
-        settle_options(found, chosen)
-        unknown = sorted(set(splits) - found.expected.keys()) if found.expected else []
+    if entry is not None:  # what is wrong usage is told at once, what is wrong on disk is a finding
+        settle_options(entry, chosen)
+        unknown = sorted(set(splits) - entry.expected.keys()) if entry.expected else []
         if unknown:
-            known = ", ".join(map(repr, found.expected))
+            known = ", ".join(map(repr, entry.expected))
             raise UsageError(f"unknown split {unknown[0]!r}; {name} has {known}")
         try:
-            root_of(found, root)
+            root_of(entry, root)
         except UsageError as error:
-            if root is not None and is_remote(root) and not found.takes_urls:
+            if root is not None and is_remote(root) and not entry.takes_urls:
                 raise
             findings.add("problem", "", without_advice(error).partition(";")[0])
-            expectations(found, root, splits or usual_splits(found) or ["{split}"], findings)
+            expectations(entry, root, splits or usual_splits(entry) or ["{split}"], findings)
             return findings
     listings: dict[str, AnyListing] = {}
     parts: dict[str, Part] = {}
@@ -116,12 +116,12 @@ def check(
     try:
         wanted = list(splits or parts) or default_splits(name, root, chosen)
     except UsageError:
-        if found is None or root is None or not has_folders(root):
+        if entry is None or root is None or not has_folders(root):
             raise
-        findings.add("problem", "", f"no {found.layout[0][0].format(split='*')} under {root}")
+        findings.add("problem", "", f"no {entry.layout[0][0].format(split='*')} under {root}")
         if isinstance(root, Path):
-            remedies(found, root, ["*"], findings)
-        expectations(found, root, ["{split}"], findings)
+            remedies(entry, root, ["*"], findings)
+        expectations(entry, root, ["{split}"], findings)
         return findings
     for split in wanted:
         try:
@@ -139,29 +139,29 @@ def check(
                 )
             else:
                 listings[split] = open_split(name, root, split, chosen, cache)
-            _check_split(found, root, listings[split], split, chosen, limit, cache, findings)
+            _check_split(entry, root, listings[split], split, chosen, limit, cache, findings)
         except UsageError as error:
             if test_fraction is not None:
                 raise
             findings.add("problem", split, without_advice(error))
         except (ValueError, OSError) as error:
             findings.add("problem", split, without_advice(error))
-    _check_classes(found, listings, findings)
+    _check_classes(entry, listings, findings)
     _check_overlap(listings, limit is None, findings)
     _check_names(listings, backbone or usual_backbone({"dataset": name}), findings)
-    _check_pair(name, root, found, wanted, is_asked=bool(splits), findings=findings)
-    if found is not None and root is not None and len(listings) < len(wanted):
+    _check_pair(name, root, entry, wanted, is_asked=bool(splits), findings=findings)
+    if entry is not None and root is not None and len(listings) < len(wanted):
         if isinstance(root, Path):
-            remedies(found, root, [split for split in wanted if split not in listings], findings)
+            remedies(entry, root, [split for split in wanted if split not in listings], findings)
         for split in listings if not splits else ():
             findings.add("remedy", "", f"to check {split!r} alone: --split {split}")
-    if found is not None and root is not None and findings.problems:
-        expectations(found, root, wanted, findings)
+    if entry is not None and root is not None and findings.problems:
+        expectations(entry, root, wanted, findings)
     return findings
 
 
 def _check_split(
-    found: Dataset | None,
+    entry: Dataset | None,
     root: AnyPath | None,
     listing: AnyListing,
     split: str,
@@ -172,11 +172,11 @@ def _check_split(
 ) -> None:
     """Everything that one split tells."""
     classes = len(listing.class_names)
-    _check_count(found, listing, split, options, findings, classes)
+    _check_count(entry, listing, split, options, findings, classes)
     for note in getattr(listing, "notes", ()):
         findings.add("note", split, note)
-    if found is not None:
-        _check_signs(found, root, listing, split, findings)
+    if entry is not None:
+        _check_signs(entry, root, listing, split, findings)
     if not _check_files(listing, split, findings):
         return
     _check_labels(listing, split, findings)
@@ -185,7 +185,7 @@ def _check_split(
 
 
 def _check_count(
-    found: Dataset | None,
+    entry: Dataset | None,
     listing: AnyListing,
     split: str,
     options: Mapping[str, str],
@@ -193,16 +193,16 @@ def _check_count(
     classes: int,
 ) -> None:
     images = len(listing)
-    expected = None if found is None else found.expected_images(split, options)
+    expected = None if entry is None else entry.expected_images(split, options)
     there = f"{counted(images, 'image')}, {counted(classes, 'class', 'classes')}"
-    if found is None or expected is None:
+    if entry is None or expected is None:
         findings.add("ok", split, f"{there}; there is no published count to compare with")
     elif images == expected:
         findings.add("ok", split, f"{there}, as published")
-    elif images == found.expected_also.get(split):
+    elif images == entry.expected_also.get(split):
         findings.add("note", split, f"{there}, as published; others have {expected:,}")
     else:
-        like = _split_of_that_size(found, images)
+        like = _split_of_that_size(entry, images)
         if like:
             hint = f"; {like} has as many, was one taken for the other?"
         else:
@@ -210,9 +210,9 @@ def _check_count(
         findings.add("problem", split, f"{there}, but {expected:,} images are published{hint}")
 
 
-def _split_of_that_size(found: Dataset, images: int) -> str:
+def _split_of_that_size(entry: Dataset, images: int) -> str:
     """A published split of exactly so many images, those of the same data set first."""
-    for other in (found, *DATASETS.values()):
+    for other in (entry, *DATASETS.values()):
         sizes = [other.expected.items()]
         sizes += [changed.items() for changed in other.expected_with.values()]
         for split, size in (pair for pairs in sizes for pair in pairs):
@@ -222,10 +222,10 @@ def _split_of_that_size(found: Dataset, images: int) -> str:
 
 
 def _check_signs(
-    found: Dataset, root: AnyPath | None, listing: AnyListing, split: str, findings: Findings
+    entry: Dataset, root: AnyPath | None, listing: AnyListing, split: str, findings: Findings
 ) -> None:
     """Whether names speak of another split than the one they were found in."""
-    sign = _SIGNS.get(found.name, {}).get(split)
+    sign = _SIGNS.get(entry.name, {}).get(split)
     if sign is not None:
         names: Sequence[str] = getattr(listing, "file_names", ()) or getattr(listing, "keys", ())
         strange = [one for one in names if not re.match(sign, one.rpartition("/")[2])]
@@ -236,7 +236,7 @@ def _check_signs(
                 f"{len(strange):,} images are of another split by their names, such as"
                 f" {strange[0]}; were the splits exchanged?",
             )
-    if root is None or not found.name.startswith("coco1"):
+    if root is None or not entry.name.startswith("coco1"):
         return
     file = root / "annotations" / f"instances_{split}.json"
     if file.is_file():
@@ -349,11 +349,11 @@ def _check_names(listings: Mapping[str, AnyListing], backbone: str, findings: Fi
 
 
 def _check_classes(
-    found: Dataset | None, listings: Mapping[str, AnyListing], findings: Findings
+    entry: Dataset | None, listings: Mapping[str, AnyListing], findings: Findings
 ) -> None:
     """Whether all splits have the classes of the training split, in whatever order."""
     opened = list(listings.items())
-    usual = None if found is None else found.train_split
+    usual = None if entry is None else entry.train_split
     train, first = next(((s, one) for s, one in opened if s in (usual, "train")), (None, None))
     if first is None and opened:
         train, first = opened[0]
@@ -375,17 +375,17 @@ def _check_classes(
 def _check_pair(
     name: str,
     root: AnyPath | None,
-    found: Dataset | None,
+    entry: Dataset | None,
     splits: Sequence[str],
     *,
     is_asked: bool,
     findings: Findings,
 ) -> None:
     """What a stage has to be told where splits are not one to train on and one to test on."""
-    if is_asked or (found is not None and found.expected):
+    if is_asked or (entry is not None and entry.expected):
         return
-    place = "" if root is None else f" --root {shlex.quote(str(root))}"
-    command = f"python -m pipeline.run --dataset {shlex.quote(name)}{place}"
+    root_flag = "" if root is None else f" --root {shlex.quote(str(root))}"
+    command = f"python -m pipeline.run --dataset {shlex.quote(name)}{root_flag}"
     if len(splits) == 1:
         findings.add("note", "", f"one split alone, {splits[0]!r}; a test needs images of its own")
         findings.add("remedy", "", f"to part it: {command} --test-fraction 0.2")

@@ -18,14 +18,14 @@ _NAMED = 5
 """How many folders are looked into."""
 
 
-def remedies(found: Dataset, root: Path, missing: Sequence[str], findings: Findings) -> None:
+def remedies(entry: Dataset, root: Path, missing: Sequence[str], findings: Findings) -> None:
     """What to do about files that are not where they should be, as far as one can tell."""
-    if not all(_is_whole(found, root, split) for split in missing):
-        place = _better_root(found, root, missing)
+    if not all(_is_whole(entry, root, split) for split in missing):
+        place = _better_root(entry, root, missing)
         if place is not None:
             findings.add("remedy", "", f"the files are found from {place}: give --root {place}")
         for other in DATASETS.values():
-            alike = other.task == found.task and other.expected and other.layout
+            alike = other.task == entry.task and other.expected and other.layout
             if alike and all(_is_whole(other, root, split) for split in usual_splits(other)):
                 findings.add(
                     "remedy",
@@ -34,12 +34,12 @@ def remedies(found: Dataset, root: Path, missing: Sequence[str], findings: Findi
                 )
 
 
-def _is_whole(found: Dataset, root: Path, split: str) -> bool:
+def _is_whole(entry: Dataset, root: Path, split: str) -> bool:
     """Whether a file of every kind is there."""
-    return all(is_there for _, _, is_there in layout_of(found, root, split))
+    return all(is_there for _, _, is_there in layout_of(entry, root, split))
 
 
-def _better_root(found: Dataset, root: Path, splits: Sequence[str]) -> Path | None:
+def _better_root(entry: Dataset, root: Path, splits: Sequence[str]) -> Path | None:
     """A folder above or below the root from which the files of some splits are found."""
     folder = root.absolute()
     below = [child for child in islice(folder.iterdir(), _LOOKED_AT) if child.is_dir()]
@@ -50,19 +50,19 @@ def _better_root(found: Dataset, root: Path, splits: Sequence[str]) -> Path | No
         if grandchild.is_dir()
     )
     for place in (*list(folder.parents)[:2], *sorted(below), *sorted(deeper)):
-        if all(_is_whole(found, place, split) for split in splits):
+        if all(_is_whole(entry, place, split) for split in splits):
             return place
     return None
 
 
 def expectations(
-    found: Dataset, root: AnyPath | None, splits: Sequence[str], findings: Findings
+    entry: Dataset, root: AnyPath | None, splits: Sequence[str], findings: Findings
 ) -> None:
     """Which files are expected where, whether they are there, and whom to ask for them."""
     place: AnyPath = Path("DIR") if root is None else root
-    rows = dict.fromkeys(row for split in splits for row in layout_of(found, place, split))
+    rows = dict.fromkeys(row for split in splits for row in layout_of(entry, place, split))
     findings.files += [
         f"{'found  ' if is_there and root is not None else 'MISSING'} {place}/{pattern}: {what}"
         for pattern, what, is_there in rows
     ]
-    findings.files.append(f"to be obtained from its official page: {found.homepage}")
+    findings.files.append(f"to be obtained from its official page: {entry.homepage}")

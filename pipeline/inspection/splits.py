@@ -34,8 +34,8 @@ def open_split(
     name: str, root: AnyPath | None, split: str, options: Mapping[str, str], cache: Path | None
 ) -> AnyListing:
     """Images and masks of a split, or images and label vectors where it has no masks."""
-    found = registered(name)
-    if found is not None and found.task == "segmentation":
+    entry = registered(name)
+    if entry is not None and entry.task == "segmentation":
         return open_segmentation(name, root, split, options)
     return open_listing(name, root, split, options, cache=cache)
 
@@ -48,11 +48,11 @@ def default_splits(
     Raises:
         UsageError: The data set does not tell.
     """
-    found = registered(name)
+    entry = registered(name)
     names: list[str] = []
-    if found is not None and found.expected:
-        names = usual_splits(found)
-    elif found is not None and root is not None:
+    if entry is not None and entry.expected:
+        names = usual_splits(entry)
+    elif entry is not None and root is not None:
         names = coco_splits(root)
     elif name.startswith(FOLDER):
         folder = path_of(name.removeprefix(FOLDER))
@@ -61,16 +61,16 @@ def default_splits(
         names = folder_splits(folder, options)
         if not names and has_folders(folder):
             raise StageError(no_labels(folder))
-    elif found is None:
+    elif entry is None:
         names = known_splits(name, root, options)
     if not names:
         raise UsageError(f"which split of {name!r}? Name it with --split")
     return sorted(names, key=lambda split: "train" not in split.casefold())
 
 
-def usual_splits(found: Dataset) -> list[str]:
+def usual_splits(entry: Dataset) -> list[str]:
     """The splits to train and report on, where they are known."""
-    pair = (found.train_split, found.test_split) if found.expected else ()
+    pair = (entry.train_split, entry.test_split) if entry.expected else ()
     return [split for split in pair if split is not None]
 
 

@@ -28,22 +28,22 @@ def table() -> str:
     )
 
 
-def _about(found: Dataset) -> tuple[str, ...]:
+def _about(entry: Dataset) -> tuple[str, ...]:
     """A row of the table."""
-    options = [f"{option}={'|'.join(values)}" for option, values in found.options.items()]
+    options = [f"{option}={'|'.join(values)}" for option, values in entry.options.items()]
     return (
-        found.name,
-        found.task,
-        str(len(found.class_names)) if found.class_names else "any",
-        _split_and_size(found, found.train_split),
-        _split_and_size(found, found.test_split),
+        entry.name,
+        entry.task,
+        str(len(entry.class_names)) if entry.class_names else "any",
+        _split_and_size(entry, entry.train_split),
+        _split_and_size(entry, entry.test_split),
         " ".join(options) or "-",
-        found.title,
+        entry.title,
     )
 
 
-def _split_and_size(found: Dataset, split: str | None) -> str:
+def _split_and_size(entry: Dataset, split: str | None) -> str:
     if split is None:
         return "-"
-    images = found.expected.get(split)
+    images = entry.expected.get(split)
     return split if images is None else f"{split} ({images:,})"

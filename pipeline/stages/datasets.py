@@ -44,7 +44,7 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def _check(flags: argparse.Namespace, options: dict[str, str], cache: Path) -> None:
-    found = check(
+    findings = check(
         flags.name,
         flags.root,
         splits=flags.split,
@@ -55,12 +55,12 @@ def _check(flags: argparse.Namespace, options: dict[str, str], cache: Path) -> N
         split_seed=flags.split_seed,
         backbone=flags.backbone,
     )
-    _print(shown(flags.name, flags.root, found))
+    _print(shown(flags.name, flags.root, findings))
     if flags.json:
-        about = {"problems": found.problems, "findings": found.lines, "files": found.files}
+        about = {"problems": findings.problems, "findings": findings.lines, "files": findings.files}
         _print(json.dumps(about))
-    if found.problems:
-        raise StageError(f"{counted(len(found.problems), 'problem')} with {flags.name}")
+    if findings.problems:
+        raise StageError(f"{counted(len(findings.problems), 'problem')} with {flags.name}")
 
 
 def _stats(flags: argparse.Namespace, options: dict[str, str], cache: Path) -> None:

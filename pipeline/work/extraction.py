@@ -54,7 +54,7 @@ def make_shards(
         require_writable(plan.folder)
     images = sum(len(plans[task.plan].rows(task.number)) for task in tasks)
     with cluster.ray_session(config), progress("extract", images, "images") as bar:
-        place = cluster.place_workers(config, config.extract.workers)
+        placement = cluster.place_workers(config, config.extract.workers)
         for plan in changing:
             # the manifest speaks of shards that are about to change
             remove_shards(
@@ -63,12 +63,12 @@ def make_shards(
         log.info(
             "extract: %s to make by %s on %s (%s)",
             counted(len(tasks), "shard"),
-            counted(min(place.count(), len(tasks)), "worker"),
-            place.device,
-            place.why,
+            counted(min(placement.count(), len(tasks)), "worker"),
+            placement.device,
+            placement.why,
         )
-        threads = config.extract.threads or place.cpus  # beside those of the network
-        actor = ray.remote(max_concurrency=3, **place.options)(ShardMaker)
+        threads = config.extract.threads or placement.cpus  # beside those of the network
+        actor = ray.remote(max_concurrency=3, **placement.options)(ShardMaker)
         shared = [ray.put(plan) for plan in plans]
 
         def submit(worker: Any, task: Task) -> Any:
@@ -76,7 +76,7 @@ def make_shards(
             return worker.make.remote(shared[task.plan], task.number, found)
 
         pool: Pool[Task] = Pool(
-            lambda: actor.remote(config, place.device, threads), submit, place.count
+            lambda: actor.remote(config, placement.device, threads), submit, placement.count
         )
         finished_images, unreadable, nothing = 0, 0, ""
         written: dict[Task, Made] = {}
