@@ -14,7 +14,7 @@ examples:
 Prints a table and writes it as CSV and JSON, with pictures of each image: -heat.png (a map a
 class), -mask.png (0 background, then the classes as given; the size is the image's; a palette PNG,
 or 16-bit grey where there are more than 254 classes) and -overlay.png (the mask over the image).
-Projectors are those of --checkpoint, or of these settings if they stand; without any, frozen CLIP
+The checkpoint is that of --checkpoint, or of these settings if it stands; without one, frozen CLIP
 answers alone. One line says what was taken.
 Class names need not be those that a checkpoint was trained on. Those that are not are scored by
 CLIP itself, on its own scale, and the table says so.

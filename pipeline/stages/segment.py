@@ -362,8 +362,8 @@ def protocol(config: Config, plan: SegmentPlan) -> dict[str, Any]:
         f"{view['short_side']} px",
         "scores": "min-max by class and image" if wanted.normalisation == "minmax" else "cosines",
         "background": background[wanted.background],
-        "texts": "positive prompts, unit features averaged over templates; of a checkpoint "
-        "what its method makes of them",
+        "texts": "positive prompts, unit features averaged over templates; of projectors the "
+        "projected ones, BatchNorm in evaluation mode, normalised after projection",
         "templates": list(wanted.templates),
         "phrasings": "the best of a class's at each location",
     }
