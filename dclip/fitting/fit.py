@@ -110,6 +110,18 @@ def learning_rate(loop: Loop, epoch: int) -> float:
     return 0.5 * loop.lr * (1 + math.cos(turn))
 
 
+def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
+    """Seed of what a method draws in one step, so that a resumed training draws it again.
+
+    Args:
+        seed: Of the training's data.
+        epoch: Number of the epoch, from 0.
+        step: Number of the step in it, from 0.
+        rank: Which worker draws: each has images of its own.
+    """
+    return int(np.random.SeedSequence([seed, 6, epoch, step, rank]).generate_state(1)[0])
+
+
 @torch.no_grad()
 def scores_of(
     method: Method[Any],
@@ -158,7 +170,8 @@ def fit(
         pack: Trials to train, fresh or restored.
         features: Features of the training split.
         rows: Rows to train on.
-        seed: Seed of the shuffles, views and boxes, which all trials share.
+        seed: Seed of the shuffles, views, boxes, and of what the method draws in its losses, which
+            all trials share.
         val_rows: Rows for the ``val_map`` of each report; computed by rank 0 only.
         rank: Which worker this is.
         workers: Number of workers, joined in the default process group of ``torch.distributed``;
@@ -194,7 +207,10 @@ def fit(
             feeds=pack.kind.Settings.feeds,
         )
         for batch in prefetch(batches, pack.device):
-            losses = pack.losses(batch._replace(local=batch.local.float()))
+            losses = pack.losses(
+                batch._replace(local=batch.local.float()),
+                seed=step_seed(seed, pack.epoch, pack.step, rank),
+            )
             pack.optimizer.zero_grad(set_to_none=True)
             losses[:, 0].sum().backward()  # type: ignore[no-untyped-call]
             values = losses.detach()

@@ -121,9 +121,18 @@ class Pack:
         """Number of classes that are told apart."""
         return len(self.task.class_names)
 
-    def losses(self, batch: Batch) -> Float[Tensor, "trials terms"]:
-        """Losses of every trial on a batch, in the order of ``terms``."""
-        parts = [stack.call("losses", batch, training=True) for stack in self._stacks]
+    def losses(self, batch: Batch, *, seed: int = 0) -> Float[Tensor, "trials terms"]:
+        """Losses of every trial on a batch, in the order of ``terms``.
+
+        Args:
+            batch: What they are computed on.
+            seed: Of what the method draws (dropout). All trials draw the same, which each would
+                draw alone.
+        """
+        parts = []
+        for stack in self._stacks:
+            with drawing(seed, self.device):
+                parts.append(stack.call("losses", batch, training=True))
         self.terms = tuple(parts[0])
         return self._in_order([torch.stack(list(part.values()), dim=1) for part in parts])
 
@@ -328,9 +337,31 @@ class Pack:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
 
 
+@contextmanager
+def drawing(seed: int, device: torch.device) -> Iterator[None]:
+    """Let what a block draws follow from a seed; the generators are left as they were.
+
+    Args:
+        seed: In [0, 2^63).
+        device: Where it computes; the CPU's generator is seeded, too.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
 def common_fields_that_differ(settings: Sequence[MethodSettings]) -> list[str]:
     """Names of the fields that keep these settings from training together."""
-    common = [own.model_dump(exclude=set(own.may_differ)) for own in settings]
+    common = [own.common() for own in settings]
     return [name for name in common[0] if any(one[name] != common[0][name] for one in common)]
 
 
@@ -372,7 +403,9 @@ class _Stack:
         if len(self.trials) == 1:  # without the detour, which takes as long as a small step
             alone = one(*({n: v[0] for n, v in s.items()} for s in (self.weights, self.buffers)))
             return tree_map(lambda value: value[None], alone)
-        return vmap(one, randomness="different")(self.weights, self.buffers)
+        # the same draw for all, so that each ends as it would alone; scores are not drawn
+        randomness = "same" if training else "error"
+        return vmap(one, randomness=randomness)(self.weights, self.buffers)
 
     def method(
         self, place: int, weights: Sequence[Tensor], settings: MethodSettings

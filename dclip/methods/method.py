@@ -147,7 +147,9 @@ class Method(nn.Module, Generic[S]):
         """``"loss"``, which is minimised, then its terms by name, in the order they are shown.
 
         The sum over ``batch.workers`` workers of what each computes on its share is the loss of
-        the whole batch, of whose labels ``batch.known`` are known.
+        the whole batch, of whose labels ``batch.known`` are known. What is drawn at random
+        (dropout) follows from the seed of the training, epoch and step; trials that train together
+        draw the same. :meth:`scores` draws nothing.
         """
         raise NotImplementedError(f"{type(self).__name__} is not trained by the loop")
 

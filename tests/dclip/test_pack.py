@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dclip.fitting.batches import Batch, MemoryFeatures, read_batch
-from dclip.fitting.fit import fit
+from dclip.fitting.fit import fit, step_seed
 from dclip.fitting.loop import Loop
 from dclip.fitting.pack import Pack
 from dclip.methods.method import Method, Task
@@ -51,6 +51,19 @@ class Normalised(Method[NormalisedSettings]):
         return self._logits(batch).sigmoid()
 
 
+class Forgetful(Normalised):
+    """The same on features of which every step drops half."""
+
+    def __init__(self, settings: NormalisedSettings, task: Task) -> None:
+        super().__init__(settings, task)
+        self.dropout = nn.Dropout(0.5)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        kept = batch._replace(local=self.dropout(batch.local))
+        noise = torch.rand_like(self.mean).mean()
+        return {"loss": super().losses(kept)["loss"] * (1 + noise)}
+
+
 def scene() -> tuple[MemoryFeatures, Task]:
     generator = torch.Generator().manual_seed(0)
     local = 2 + torch.randn(16, 4, 6, generator=generator)
@@ -86,6 +99,63 @@ def test_what_a_method_freezes_is_not_trained(trials: int) -> None:
     for trial in range(trials):
         assert float(pack.method(trial).scale) == 3.0
         assert not pack.method(trial).scale.requires_grad
+
+
+class KilledError(Exception):
+    """In the middle of an epoch."""
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_a_method_that_draws_goes_on_as_if_it_had_not_been_stopped(trials: int) -> None:
+    features, task = scene()
+    loop, rows = Loop(epochs=3, batch_size=4), np.arange(16)
+
+    def begun() -> Pack:
+        return Pack(Forgetful, [NormalisedSettings()] * trials, loop, task, seeds=range(trials))
+
+    whole, stopped, again = begun(), begun(), begun()
+    fit(whole, features, rows, seed=5)
+    steps = 0
+
+    def stop() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 5:  # of three an epoch that are told: within the second
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(stopped, features, rows, seed=5, on_step=stop)
+    assert (stopped.epoch, stopped.step) == (1, 2)
+    again.load_state_tensors(stopped.state_tensors())
+    torch.rand(7)  # another process has drawn otherwise
+    before = torch.get_rng_state()
+    fit(again, features, rows, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    for trial in range(trials):
+        for name, value in whole.method(trial).state_dict().items():
+            assert torch.equal(again.method(trial).state_dict()[name], value), name
+    other = begun()
+    fit(other, features, rows, seed=6)
+    assert not torch.equal(other.method().output.weight, whole.method().output.weight)
+
+
+def test_trainings_that_draw_end_together_as_each_would_alone() -> None:
+    features, task = scene()
+    loop, rows = Loop(epochs=2, batch_size=4), np.arange(16)
+    settings = NormalisedSettings()
+    together = Pack(Forgetful, [settings] * 3, loop, task, seeds=[0, 1, 2])
+    fit(together, features, rows, seed=5)
+    for seed in range(3):
+        alone = Pack(Forgetful, [settings], loop, task, seeds=[seed])
+        fit(alone, features, rows, seed=5)
+        torch.testing.assert_close(together.method(seed).state_dict(), alone.method().state_dict())
+
+
+def test_steps_and_workers_draw_differently() -> None:
+    seeds = {step_seed(0, epoch, step, rank)
+             for epoch in range(3) for step in range(9) for rank in range(2)}  # fmt: skip
+    assert len(seeds) == 54
+    assert step_seed(1, 0, 0) != step_seed(0, 0, 0)
 
 
 def test_features_in_memory_keep_global_embeddings_where_there_are_some() -> None:
