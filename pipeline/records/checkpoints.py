@@ -157,10 +157,9 @@ def export_refusal(method: Method[Any]) -> str:
     Args:
         method: With any weights.
     """
-    if others := sorted(method.settings.feeds ^ {"local"}):
-        return (
-            f"{method.settings.name} is fed {', '.join(others)}, and a model local features alone"
-        )
+    if method.settings.feeds != {"local"}:
+        fed = " and ".join(sorted(method.settings.feeds))
+        return f"{method.settings.name} is fed {fed}, a registered model local features alone"
     example = torch.zeros(2, 3, method.task.dim)
     free = [{0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}]
     try:

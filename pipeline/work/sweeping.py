@@ -95,7 +95,7 @@ def run(config: Config, plan: FeaturePlan, name: str) -> Report:
         example = placeholder(config.method, config.own, reader.class_names, reader.manifest.dim)
         unfit = export_refusal(example)
     if unfit:
-        log.warning("sweep: the best trial will not become a registered model: %s", unfit)
+        log.warning("sweep: no model will be registered: %s", unfit)
     tags = {"dclip.stage": "sweep", "dclip.sweep_id": name}
     title = f"sweep {ranking.label_of_space(config)} {name[-12:][:6]}"
     with tracker.run(title, key=name, tags=tags) as tracked:

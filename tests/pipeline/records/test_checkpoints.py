@@ -20,6 +20,7 @@ from pipeline.features.plan import plan_features
 from pipeline.records.checkpoints import (
     Scorer,
     check_features,
+    export_refusal,
     load_checkpoint,
     write_checkpoint,
 )
@@ -285,3 +286,25 @@ def test_features_it_was_not_made_for_are_refused(
     about = write(tmp_path / "a.safetensors", **changes)
     with pytest.raises(StageError, match=words):
         check_features(tmp_path / "a.safetensors", about, read_manifest(tmp_path / "features"))
+
+
+class Branching(DCLIPMethod):
+    """What it does depends on what it sees, which no graph holds."""
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        scores = super().scores(batch)
+        return scores if scores.mean() > 0.5 else 1 - scores
+
+
+class Global(DCLIPMethod):
+    Settings = type("GlobalSettings", (DCLIPSettings,), {"feeds": frozenset({"embedding"})})
+
+
+def test_what_cannot_become_a_graph_says_why() -> None:
+    task = Task.of_features(CLASSES, torch.ones(6, DIM))
+    assert export_refusal(DCLIPMethod(DCLIPSettings(output_dim=4), task)) == ""
+    told = export_refusal(Branching(DCLIPSettings(output_dim=4), task))
+    assert told.startswith("dclip cannot be traced: ")
+    assert "\n" not in told
+    told = export_refusal(Global(Global.Settings(output_dim=4), task))
+    assert told == "dclip is fed embedding, a registered model local features alone"

@@ -17,7 +17,7 @@ from dclip.training import Recipe
 from pipeline.features.opened import open_features
 from pipeline.features.plan import plan_features
 from pipeline.records.ablations import Ablation, Training, packs
-from pipeline.settings.config import Config, EvaluateConfig, TrainConfig
+from pipeline.settings.config import Config, EvaluateConfig, TrainConfig, config_class
 from pipeline.settings.rows import Row, rows
 from pipeline.settings.training import Trained
 from pipeline.stages import ablate, extract
@@ -125,6 +125,21 @@ def test_the_table_gives_mean_and_sample_deviation_of_what_did_not_diverge() -> 
     assert (line["test_map"], line["test_map_std"]) == (None, None)
     config = Config(ablate={"seeds": 1})  # type: ignore[arg-type]
     assert "1 of 1 diverged" in ablation.as_text(config, [line])
+
+
+@pytest.mark.usefixtures("_toy_on_path")
+def test_settings_may_be_lists_and_paths(tmp_path: Path) -> None:
+    vary = {"global_head.sizes": [[4], [3, 2]], "global_head.words": ["a.txt", "words.txt"]}
+    values = wanted(tmp_path).model_dump(exclude={"dclip"})
+    values |= {"method": "toy_global:GlobalHead", "ablate": {"seeds": 2, "vary": vary}}
+    asked = Ablation(config_class("toy_global:GlobalHead").model_validate(values))
+    assert [row.trained.own.sizes for row in asked.rows] == [[4], [3, 2], [4], [4]]
+    assert len(asked.trainings) == 6  # the first and the last row are the same trainings
+    names = {name: {"seed": one.seed} for name, one in asked.trainings.items()}
+    first, *_, last = asked.by_row(names)
+    assert first == last == [{"seed": 0}, {"seed": 1}]
+    assert asked.label_of(next(iter(names))) == "sizes: sizes = [4]"
+    assert [len(pack) for pack in packs(asked.trainings.values(), 9)] == [4, 2]  # sizes may differ
 
 
 @pytest.mark.usefixtures("_toy_on_path")

@@ -14,8 +14,9 @@ from ray import tune
 
 from dclip.store.shards import read_manifest
 from pipeline.features.plan import FeaturePlan, plan_features
+from pipeline.records.checkpoints import load_checkpoint
 from pipeline.records.tracking import Tracker
-from pipeline.settings.config import Config
+from pipeline.settings.config import Config, config_class
 from pipeline.settings.space import Entry
 from pipeline.stages import sweep
 from pipeline.terminal import cli
@@ -31,6 +32,7 @@ from ..stages.test_extract import features_here
 pytestmark = pytest.mark.usefixtures("_toy_on_path")
 
 ALPHA, DIM = "dclip.mfi_weight", "dclip.output_dim"
+GLOBAL = "toy_global:GlobalHead"
 EXTRACT = {"limit": 48, "shard_size": 16, "split": "train"}
 
 
@@ -306,6 +308,34 @@ def test_a_sweep_of_good_wild_and_impossible_points_ends_as_far_as_it_can(
     assert sweep.run(last)["failed"] == 0
     store = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert len(store.search_model_versions("name = 'dclip-shapes'")) == 2  # of whole sweeps only
+
+
+def test_a_method_with_lists_and_paths_that_no_model_can_hold_is_swept_all_the_same(
+    tmp_path: Path, features: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, capsys: Any
+) -> None:
+    """It is said before the trials that there will be no registered model, and there is none."""
+    monkeypatch.setattr(tune, "Tuner", TunerHere)
+    monkeypatch.setattr("pipeline.cluster.session.ray_session", lambda _: nullcontext())
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 1})
+    words = ["a.txt", str(tmp_path / "b.txt")]
+    space = {"global_head.sizes": [[4], [4], [3, 2]], "global_head.words": words}
+    config = config_class(GLOBAL).model_validate(
+        {
+            **settings(tmp_path, features=features, extract=EXTRACT).model_dump(exclude={"dclip"}),
+            "method": GLOBAL,
+            "sweep": {"epochs": 1, "space": space},
+        }
+    )
+    report = sweep.run(config)
+    points = [(row["global_head.sizes"], row["global_head.words"]) for row in report["trials"]]
+    assert sorted(points) == sorted([([4], words[0]), ([3, 2], words[0]),
+                                     ([4], words[1]), ([3, 2], words[1])])  # fmt: skip
+    assert report["failed"] == 0
+    assert load_checkpoint(Path(report["checkpoint"]))[1].settings.sizes in ([4], [3, 2])
+    assert report["model"] is None
+    assert "registered" not in capsys.readouterr().out
+    (told,) = [record.message for record in caplog.records if "registered" in record.message]
+    assert told.endswith("global_head is fed embedding, a registered model local features alone")
 
 
 # ---------------------------------------------------------------------------------------------
