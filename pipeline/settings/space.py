@@ -157,7 +157,7 @@ def entries(config: Config) -> list[Entry]:
     Raises:
         UsageError: See :func:`checked_space`.
     """
-    import numpy as np
+    import numpy as np  # which settings do without until points are drawn
 
     space = checked_space(config)
     random = np.random.default_rng([config.seed, 3])
