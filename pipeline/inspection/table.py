@@ -3,20 +3,16 @@
 from dclip.data.dataset import Dataset
 from dclip.data.registry import DATASETS
 from pipeline.terminal.pages import page
+from pipeline.terminal.table import Column, aligned
 
 
 def table() -> str:
     """All registered data sets, one a line, and the ways to use one's own."""
     head = ("name", "task", "classes", "train split", "test split", "options", "title")
-    rows = [head, *map(_about, DATASETS.values())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    columns = [Column(title, is_left=True) for title in head]
     return "\n".join(
         [
-            *lines,
+            *aligned(columns, map(_about, DATASETS.values())),
             "",
             f"Your own data, without code ({page('datasets')}):",
             "  folder:PATH       images and <split>.csv, .jsonl or .parquet with labels; or another"

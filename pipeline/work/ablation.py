@@ -32,6 +32,7 @@ from pipeline.settings.rows import Row
 from pipeline.terminal.cli import Report
 from pipeline.terminal.errors import StageError, told
 from pipeline.terminal.progress import progress
+from pipeline.terminal.table import Column, aligned
 from pipeline.work.packs import Job
 from pipeline.work.workers import fit_and_score
 
@@ -190,17 +191,31 @@ def summary(
 def as_text(config: Config, table: Sequence[Mapping[str, Any]]) -> str:
     """The table for people; mAP in percent."""
     watched = config.own.watched
-    headings = "".join(f"{heading:>17}" for heading in watched.values())
-    lines = [f"{'':26}{'test mAP':>15}{'val mAP':>15}{headings}{'parameters':>12}"]
+    columns = [
+        Column("", width=26, is_left=True),
+        Column("test mAP", width=13),
+        Column("val mAP", width=13),
+        *(Column(heading, width=15) for heading in watched.values()),
+        Column("parameters", ",", width=10),
+        Column("", is_left=True),
+    ]
+    rows: list[list[Any]] = []
     study = ""
     for line in table:
         if line["study"] != study:
             study = line["study"]
-            lines.append(study)
-        cells = [f"{_spread(line, name, 100, 2):>15}" for name in ("test_map", "val_map")]
-        cells += [f"{_spread(line, name, 1, 3):>17}" for name in watched]
-        note = f"  {line['diverged']} of {line['seeds']} diverged" if line["diverged"] else ""
-        lines.append(f"  {line['row']:24}{''.join(cells)}{line['parameters']:>12,}{note}")
+            rows.append([study, *[""] * (len(columns) - 1)])
+        note = f"{line['diverged']} of {line['seeds']} diverged" if line["diverged"] else ""
+        rows.append(
+            [
+                f"  {line['row']}",
+                *(_spread(line, name, 100, 2) for name in ("test_map", "val_map")),
+                *(_spread(line, name, 1, 3) for name in watched),
+                line["parameters"],
+                note,
+            ]
+        )
+    lines = aligned(columns, rows)
     seeds = counted(config.ablate.seeds, "seed")
     lines.append(
         f"{config.dataset} {config.test_split}, weights of the last epoch; mAP in percent;\n"

@@ -21,6 +21,7 @@ from pipeline.records.tracking import Tracker
 from pipeline.settings.config import Config, as_flags
 from pipeline.settings.space import MOST_SHOWN, SEED, Entry, label, leaf, shown, space_of, text_of
 from pipeline.settings.training import at
+from pipeline.terminal.table import Column, aligned
 
 # of a row: how its weights are found again, and whether the same command trains it again
 _INTERNAL = ("pack", "position", "again")
@@ -77,16 +78,24 @@ def _drawn(value: object) -> object:
 def print_table(config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
     """The best trials, and a line on how many more there are."""
     keys, watched = list(space_of(config)), config.own.watched
-    table = [[*(_heading(config, key) for key in keys), "val mAP", *watched.values(), "epochs", ""]]
-    for row in rows[:MOST_SHOWN]:
-        values = [row["val_map"], *(row[key] for key in watched)]
-        cells = ["-" if v is None else f"{v:.3f}" for v in values]
-        if row["val_map"] is not None:
-            cells[0] = f"{100 * row['val_map']:.1f}"
-        scores = [*cells, str(row["epochs"]), row["error"] and "failed: " + row["error"]]
-        table.append([*(shown(row[key]) for key in keys), *scores])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join([*map(str.rjust, line[:-1], widths), line[-1]]).rstrip() for line in table]
+    columns = [
+        *(Column(_heading(config, key)) for key in keys),
+        Column("val mAP", ".1f", times=100),
+        *(Column(heading, ".3f") for heading in watched.values()),
+        Column("epochs"),
+        Column("", is_left=True),
+    ]
+    cells = [
+        (
+            *(shown(row[key]) for key in keys),
+            row["val_map"],
+            *(row[key] for key in watched),
+            row["epochs"],
+            row["error"] and "failed: " + row["error"],
+        )
+        for row in rows[:MOST_SHOWN]
+    ]
+    lines = aligned(columns, cells)
     if len(rows) > MOST_SHOWN:
         failed = sum(row["val_map"] is None for row in rows[MOST_SHOWN:])
         lines.append(f"and {len(rows) - MOST_SHOWN} more, {failed} of them failed")
