@@ -131,22 +131,6 @@ class PaintedListing(Phrased):
             mask[inside] = first + item.column
         return mask
 
-    def only(self, keys: Collection[str]) -> "PaintedListing":
-        """The images of some keys."""
-        kept = set(keys)
-        rows = [row for row, key in enumerate(self.keys) if key in kept]
-
-        def of(values: Sequence[Any]) -> tuple[Any, ...]:
-            return tuple(values[row] for row in rows)
-
-        return replace(
-            self,
-            keys=of(self.keys),
-            file_names=of(self.file_names),
-            sizes=of(self.sizes),
-            objects=of(self.objects),
-        )
-
     def identity(self) -> dict[str, str | int]:
         """Split, options, and a hash of class names, keys, sizes and instances."""
         painted = [
@@ -158,6 +142,23 @@ class PaintedListing(Phrased):
             **self.options,
             "content": digest([self.class_names, self.keys, self.file_names, self.sizes, painted]),
         }
+
+
+def only_keys(listing: PaintedListing, keys: Collection[str]) -> PaintedListing:
+    """The images of some keys."""
+    kept = set(keys)
+    rows = [row for row, key in enumerate(listing.keys) if key in kept]
+
+    def of(values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(values[row] for row in rows)
+
+    return replace(
+        listing,
+        keys=of(listing.keys),
+        file_names=of(listing.file_names),
+        sizes=of(listing.sizes),
+        objects=of(listing.objects),
+    )
 
 
 def is_painted(options: Mapping[str, str]) -> bool:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import safetensors
 from pydantic import (
@@ -20,14 +20,11 @@ from pydantic import (
 from dclip.fitting.loop import Loop
 from dclip.methods.registry import find_settings, is_known
 from dclip.methods.settings import MethodSettings
-from dclip.store.shards import digest
+from dclip.store.shards import Manifest, digest
 from pipeline.features.plan import BackboneInfo, FeaturePlan
 from pipeline.records.provenance import git_commit
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError, told
-
-if TYPE_CHECKING:
-    from dclip.store.reader import FeatureReader
 
 FORMAT = 3
 _EARLIER = 2  # which had one method, its settings and those of the loop in one
@@ -141,7 +138,7 @@ class About(BaseModel):
 def about_training(
     config: Config,
     plan: FeaturePlan,
-    reader: "FeatureReader",
+    manifest: Manifest,
     *,
     epoch: int,
     seed: int,
@@ -152,7 +149,7 @@ def about_training(
     Args:
         config: Settings, those of the loop and of the method as they were trained.
         plan: Features.
-        reader: The same, opened.
+        manifest: Of the features.
         epoch: Which one the weights are of.
         seed: Of the initial weights.
         history: One line an epoch.
@@ -164,15 +161,15 @@ def about_training(
         settings=config.own,
         loop=config.train.loop,
         feature_space=plan.feature_space,
-        backbone_name=str(reader.manifest.spec["backbone_name"]),
-        embed_dim=reader.manifest.dim,
-        class_names=list(reader.class_names),
+        backbone_name=str(manifest.spec["backbone_name"]),
+        embed_dim=manifest.dim,
+        class_names=list(manifest.class_names),
         seed=seed,
         epoch=epoch,
         features=plan.fingerprint,
         history=[dict(line) for line in history],
         commit=git_commit(),
-        encoder=Encoder.of(config, reader.manifest.spec),
+        encoder=Encoder.of(config, manifest.spec),
     )
 
 

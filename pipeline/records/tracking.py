@@ -64,6 +64,193 @@ Event = dict[str, Any]
 """One call on a run, as a line of its journal: ``call``, ``time`` (ms) and what is logged."""
 
 
+class _Store:
+    """Calls on an MLflow store; each may be repeated without a second effect."""
+
+    def __init__(self, uri: str, artifacts: str | None) -> None:
+        self._uri, self._artifacts = uri, artifacts
+        self._experiments: dict[str, str] = {}
+        self._steps: dict[tuple[str, str], int] = {}
+        self._new: set[str] = set()
+
+    @cached_property
+    def _client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(tracking_uri=self._uri)
+
+    def experiment(self, name: str) -> str:
+        """Id of an experiment, made if it is not there."""
+        if name not in self._experiments:
+            found = self._client.get_experiment_by_name(name)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise MlflowException.invalid_parameter_value(
+                    f"experiment {name!r} was deleted; restore it or give --experiment NAME"
+                )
+            self._experiments[name] = (
+                found.experiment_id
+                if found is not None
+                else self._client.create_experiment(name, artifact_location=self._artifacts)
+            )
+        return self._experiments[name]
+
+    def find(self, experiment: str, key: str) -> str | None:
+        """Id of the run of a key."""
+        for run in self._search(experiment, _is(f"tags.`{KEY}`", key)):
+            if run.data.tags.get(KEY) == key:
+                return str(run.info.run_id)
+        return None
+
+    def _search(self, experiment: str, where: str, order: str | None = None) -> Iterator[Run]:
+        """All runs of an experiment that a filter finds, page by page."""
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self.experiment(experiment)],
+                where,
+                max_results=1000,
+                order_by=[order] if order else None,
+                page_token=token,
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def open(self, event: Event) -> str:
+        """Id of the run of the event's key; made if it is not there."""
+        run_id = self.find(event["experiment"], event["key"])
+        if run_id is not None:
+            if event["goes_on"]:
+                self._client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
+            return run_id
+        tags = {**event["tags"], KEY: event["key"]}
+        if event["parent"] is not None:
+            parent = self.find(event["experiment"], event["parent"])
+            if parent is not None:
+                tags[MLFLOW_PARENT_RUN_ID] = parent
+        run = self._client.create_run(
+            self.experiment(event["experiment"]), event["time"], tags, event["name"]
+        )
+        new: str = run.info.run_id
+        self._new.add(new)
+        return new
+
+    def children(self, experiment: str, parent: str, *, best_by: str | None = None) -> list[str]:
+        """Ids of the runs below the run of a key, oldest first, or highest in a metric first."""
+        order = f"metrics.`{best_by}` DESC" if best_by else "attributes.start_time ASC"
+        return [run.info.run_id for run in self._below(experiment, parent, order)]
+
+    def retire(self, experiment: str, parent: str, keys: Sequence[str]) -> None:
+        """Mark runs below the run of a key that are of none of these as killed."""
+        for run in self._below(experiment, parent):
+            key = run.data.tags.get(KEY)  # None: a run of the user's own
+            if key is not None and key not in keys:
+                why = "the search was interrupted and then chose another point for this number"
+                self._client.set_tag(run.info.run_id, "dclip.error", why)
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def _below(
+        self, experiment: str, parent: str, order: str = "attributes.start_time ASC"
+    ) -> list[Run]:
+        above = self.find(experiment, parent)
+        where = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{above}'"
+        return [] if above is None else list(self._search(experiment, where, order))
+
+    def apply(self, run_id: str, event: Event) -> None:
+        """Write one event of a run; one that the store refuses is left out, and said."""
+        try:
+            self._apply(run_id, event)
+        except MlflowException as error:
+            if _status(error) not in _REFUSALS:
+                raise
+            log.warning("mlflow: %s refuses %s: %s", self._uri, event["call"], _reason(error))
+        except StageError as error:  # of a file that is gone or damaged
+            log.warning("mlflow: %s is left out: %s", event["call"], error)
+
+    def _apply(self, run_id: str, event: Event) -> None:
+        client, values = self._client, event.get("values", {})
+        match event["call"]:
+            case "metrics":
+                self._metrics(run_id, event)
+            case "params":
+                batch = [Param(name, value) for name, value in values.items()]
+                for start in range(0, len(batch), 100):
+                    client.log_batch(run_id, params=batch[start : start + 100])
+            case "tags":
+                client.log_batch(run_id, tags=[RunTag(k, v) for k, v in values.items()])
+            case "artifact":
+                if Path(event["path"]).is_file():
+                    client.log_artifact(run_id, event["path"], event["folder"])
+                else:
+                    log.warning("mlflow: %s is gone and is not uploaded", event["path"])
+            case "text":
+                client.log_text(run_id, event["text"], event["name"])
+            case "dataset":
+                source = json.dumps({"uri": event["uri"]})
+                data = Dataset(event["name"], event["digest"], "local", source)
+                tag = InputTag("mlflow.data.context", event["context"])
+                client.log_inputs(run_id, [DatasetInput(data, [tag])])
+            case "register":
+                self._register(run_id, event)
+            case "close":
+                client.set_terminated(run_id, event["status"], event["time"])
+
+    def _metrics(self, run_id: str, event: Event) -> None:
+        step = event["step"]
+        batch = []
+        has_some = step is None and run_id not in self._new
+        held = self._client.get_run(run_id).data.metrics if has_some else {}
+        for name, value in event["values"].items():
+            if held.get(name) != value if step is None else step > self._last_step(run_id, name):
+                batch.append(Metric(name, value, event["time"], step or 0))
+        self._client.log_batch(run_id, metrics=batch)
+        if step is not None:
+            self._steps |= {(run_id, metric.key): step for metric in batch}
+
+    def version(self, name: str, key: str) -> str | None:
+        """Number of a model's version of a key."""
+        token = None
+        while True:
+            page = self._client.search_model_versions(_is("name", name), page_token=token)
+            for version in page:
+                if version.name == name and version.tags.get(KEY) == key:
+                    return str(version.version)
+            token = page.token
+            if not token:
+                return None
+
+    def _register(self, run_id: str, event: Event) -> None:
+        name, client = event["name"], self._client
+        number = self.version(name, event["key"])
+        if number is None:
+            try:
+                client.get_registered_model(name)
+            except MlflowException as error:
+                if _status(error) != 404:
+                    raise
+                client.create_registered_model(name)
+            tags = {**event["tags"], KEY: event["key"]}
+            model_id = _log_model(client, run_id, Path(event["path"]))
+            with _default_store(self._uri):
+                number = client.create_model_version(
+                    name, f"models:/{model_id}", run_id, tags, model_id=model_id
+                ).version
+        words = event.get("description") or None  # None: of a journal of an earlier version
+        if words and not client.get_model_version(name, number).description:
+            client.update_model_version(name, number, words)
+        model = client.get_registered_model(name)
+        if int(number) > int(model.aliases.get("best", 0)):  # a repeated sweep displaces no later
+            client.set_registered_model_alias(name, "best", number)
+            if words:
+                client.update_registered_model(name, words)
+
+    def _last_step(self, run_id: str, name: str) -> int:
+        """Latest step at which a metric was logged; 0 if it never was."""
+        if (run_id, name) not in self._steps:
+            history = () if run_id in self._new else self._client.get_metric_history(run_id, name)
+            self._steps[run_id, name] = max((metric.step for metric in history), default=0)
+        return self._steps[run_id, name]
+
+
 class TrackedRun:
     """One MLflow run that is being written, in the store or, while that is down, in its journal."""
 
@@ -182,7 +369,7 @@ class Tracker:
                 ) from None
             self._give_up(error)
 
-    def attempt(self, work: "Callable[[_Store], T]") -> T | None:
+    def attempt(self, work: Callable[[_Store], T]) -> T | None:
         """Result of a call on the store; None if the store is down, or goes down at this call."""
         if self.is_down:
             return None
@@ -390,193 +577,6 @@ class Tracker:
             f"; {_FORBIDDEN[status]}" if status in _FORBIDDEN else "",
             self.pending,
         )
-
-
-class _Store:
-    """Calls on an MLflow store; each may be repeated without a second effect."""
-
-    def __init__(self, uri: str, artifacts: str | None) -> None:
-        self._uri, self._artifacts = uri, artifacts
-        self._experiments: dict[str, str] = {}
-        self._steps: dict[tuple[str, str], int] = {}
-        self._new: set[str] = set()
-
-    @cached_property
-    def _client(self) -> mlflow.MlflowClient:
-        return mlflow.MlflowClient(tracking_uri=self._uri)
-
-    def experiment(self, name: str) -> str:
-        """Id of an experiment, made if it is not there."""
-        if name not in self._experiments:
-            found = self._client.get_experiment_by_name(name)
-            if found is not None and found.lifecycle_stage == "deleted":
-                raise MlflowException.invalid_parameter_value(
-                    f"experiment {name!r} was deleted; restore it or give --experiment NAME"
-                )
-            self._experiments[name] = (
-                found.experiment_id
-                if found is not None
-                else self._client.create_experiment(name, artifact_location=self._artifacts)
-            )
-        return self._experiments[name]
-
-    def find(self, experiment: str, key: str) -> str | None:
-        """Id of the run of a key."""
-        for run in self._search(experiment, _is(f"tags.`{KEY}`", key)):
-            if run.data.tags.get(KEY) == key:
-                return str(run.info.run_id)
-        return None
-
-    def _search(self, experiment: str, where: str, order: str | None = None) -> Iterator[Run]:
-        """All runs of an experiment that a filter finds, page by page."""
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [self.experiment(experiment)],
-                where,
-                max_results=1000,
-                order_by=[order] if order else None,
-                page_token=token,
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
-
-    def open(self, event: Event) -> str:
-        """Id of the run of the event's key; made if it is not there."""
-        run_id = self.find(event["experiment"], event["key"])
-        if run_id is not None:
-            if event["goes_on"]:
-                self._client.update_run(run_id, RunStatus.to_string(RunStatus.RUNNING))
-            return run_id
-        tags = {**event["tags"], KEY: event["key"]}
-        if event["parent"] is not None:
-            parent = self.find(event["experiment"], event["parent"])
-            if parent is not None:
-                tags[MLFLOW_PARENT_RUN_ID] = parent
-        run = self._client.create_run(
-            self.experiment(event["experiment"]), event["time"], tags, event["name"]
-        )
-        new: str = run.info.run_id
-        self._new.add(new)
-        return new
-
-    def children(self, experiment: str, parent: str, *, best_by: str | None = None) -> list[str]:
-        """Ids of the runs below the run of a key, oldest first, or highest in a metric first."""
-        order = f"metrics.`{best_by}` DESC" if best_by else "attributes.start_time ASC"
-        return [run.info.run_id for run in self._below(experiment, parent, order)]
-
-    def retire(self, experiment: str, parent: str, keys: Sequence[str]) -> None:
-        """Mark runs below the run of a key that are of none of these as killed."""
-        for run in self._below(experiment, parent):
-            key = run.data.tags.get(KEY)  # None: a run of the user's own
-            if key is not None and key not in keys:
-                why = "the search was interrupted and then chose another point for this number"
-                self._client.set_tag(run.info.run_id, "dclip.error", why)
-                self._client.set_terminated(run.info.run_id, "KILLED")
-
-    def _below(
-        self, experiment: str, parent: str, order: str = "attributes.start_time ASC"
-    ) -> list[Run]:
-        above = self.find(experiment, parent)
-        where = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{above}'"
-        return [] if above is None else list(self._search(experiment, where, order))
-
-    def apply(self, run_id: str, event: Event) -> None:
-        """Write one event of a run; one that the store refuses is left out, and said."""
-        try:
-            self._apply(run_id, event)
-        except MlflowException as error:
-            if _status(error) not in _REFUSALS:
-                raise
-            log.warning("mlflow: %s refuses %s: %s", self._uri, event["call"], _reason(error))
-        except StageError as error:  # of a file that is gone or damaged
-            log.warning("mlflow: %s is left out: %s", event["call"], error)
-
-    def _apply(self, run_id: str, event: Event) -> None:
-        client, values = self._client, event.get("values", {})
-        match event["call"]:
-            case "metrics":
-                self._metrics(run_id, event)
-            case "params":
-                batch = [Param(name, value) for name, value in values.items()]
-                for start in range(0, len(batch), 100):
-                    client.log_batch(run_id, params=batch[start : start + 100])
-            case "tags":
-                client.log_batch(run_id, tags=[RunTag(k, v) for k, v in values.items()])
-            case "artifact":
-                if Path(event["path"]).is_file():
-                    client.log_artifact(run_id, event["path"], event["folder"])
-                else:
-                    log.warning("mlflow: %s is gone and is not uploaded", event["path"])
-            case "text":
-                client.log_text(run_id, event["text"], event["name"])
-            case "dataset":
-                source = json.dumps({"uri": event["uri"]})
-                data = Dataset(event["name"], event["digest"], "local", source)
-                tag = InputTag("mlflow.data.context", event["context"])
-                client.log_inputs(run_id, [DatasetInput(data, [tag])])
-            case "register":
-                self._register(run_id, event)
-            case "close":
-                client.set_terminated(run_id, event["status"], event["time"])
-
-    def _metrics(self, run_id: str, event: Event) -> None:
-        step = event["step"]
-        batch = []
-        has_some = step is None and run_id not in self._new
-        held = self._client.get_run(run_id).data.metrics if has_some else {}
-        for name, value in event["values"].items():
-            if held.get(name) != value if step is None else step > self._last_step(run_id, name):
-                batch.append(Metric(name, value, event["time"], step or 0))
-        self._client.log_batch(run_id, metrics=batch)
-        if step is not None:
-            self._steps |= {(run_id, metric.key): step for metric in batch}
-
-    def version(self, name: str, key: str) -> str | None:
-        """Number of a model's version of a key."""
-        token = None
-        while True:
-            page = self._client.search_model_versions(_is("name", name), page_token=token)
-            for version in page:
-                if version.name == name and version.tags.get(KEY) == key:
-                    return str(version.version)
-            token = page.token
-            if not token:
-                return None
-
-    def _register(self, run_id: str, event: Event) -> None:
-        name, client = event["name"], self._client
-        number = self.version(name, event["key"])
-        if number is None:
-            try:
-                client.get_registered_model(name)
-            except MlflowException as error:
-                if _status(error) != 404:
-                    raise
-                client.create_registered_model(name)
-            tags = {**event["tags"], KEY: event["key"]}
-            model_id = _log_model(client, run_id, Path(event["path"]))
-            with _default_store(self._uri):
-                number = client.create_model_version(
-                    name, f"models:/{model_id}", run_id, tags, model_id=model_id
-                ).version
-        words = event.get("description") or None  # None: of a journal of an earlier version
-        if words and not client.get_model_version(name, number).description:
-            client.update_model_version(name, number, words)
-        model = client.get_registered_model(name)
-        if int(number) > int(model.aliases.get("best", 0)):  # a repeated sweep displaces no later
-            client.set_registered_model_alias(name, "best", number)
-            if words:
-                client.update_registered_model(name, words)
-
-    def _last_step(self, run_id: str, name: str) -> int:
-        """Latest step at which a metric was logged; 0 if it never was."""
-        if (run_id, name) not in self._steps:
-            history = () if run_id in self._new else self._client.get_metric_history(run_id, name)
-            self._steps[run_id, name] = max((metric.step for metric in history), default=0)
-        return self._steps[run_id, name]
 
 
 @contextmanager

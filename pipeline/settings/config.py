@@ -681,7 +681,7 @@ class Config(BaseSettings):
         """Folder of records that wait for an MLflow store that did not answer."""
         return self.output.absolute() / "mlflow-pending"
 
-    def with_own(self, **changes: Any) -> "Config":
+    def with_own(self, **changes: Any) -> Self:
         """The same settings with some of the method's replaced (checked again)."""
         own = self.own
         changed = type(own).model_validate({**own.model_dump(), **changes})

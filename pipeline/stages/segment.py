@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dclip.data.coco_masks import PaintedListing
+from dclip.data.coco_masks import PaintedListing, only_keys
 from dclip.data.segmentation import BACKGROUND, SegmentationListing, label_names
 from dclip.store.paths import write_text
 from dclip.store.shards import digest, file_digest
@@ -197,7 +197,7 @@ def _open_listing(config: Config) -> SegmentationListing:
     if isinstance(listing, PaintedListing) and is_own(config.dataset):
         # the images that are trained on or scored: a part of them, or those with an object
         labelled = open_dataset(config, split)
-        listing = listing.only([labelled.key(row) for row in range(len(labelled))])
+        listing = only_keys(listing, [labelled.key(row) for row in range(len(labelled))])
     return listing
 
 

@@ -417,7 +417,7 @@ def write_checkpoints(
             about = about_training(
                 config.model_copy(update={own.name: own, "train": train}),
                 plan,
-                reader,
+                reader.manifest,
                 epoch=training.best_epoch(number),
                 seed=entry_of(row).point.get(SEED, config.seed),
                 history=lines(results, row["position"]),

@@ -103,7 +103,7 @@ def train(configs: Sequence[Config], plan: FeaturePlan, paths: Sequence[Path]) -
             if number in pack.diverged or path.is_file():
                 continue
             about = about_training(
-                one, plan, reader, epoch=pack.best_epoch(number), seed=one.seed,
+                one, plan, reader.manifest, epoch=pack.best_epoch(number), seed=one.seed,
                 history=[lines[number] for lines in history],
             )  # fmt: skip
             write_checkpoint(path, pack.method(number), about)

@@ -55,7 +55,9 @@ def train_here(config: Config, path: Path | None = None, *, weights: int = 0) ->
     path = path or checkpoint_path(config, plan)
     reader = open_features(plan.folders[:1], config.output)
     history = [{"epoch": 1.0, "loss": 0.5}]
-    about = about_training(config, plan, reader, epoch=1, seed=config.seed, history=history)
+    about = about_training(
+        config, plan, reader.manifest, epoch=1, seed=config.seed, history=history
+    )
     task = Task.of_features(reader.class_names, *reader.text_features())
     write_checkpoint(path, initial(DCLIPMethod, about.settings, task, seed=weights), about)
     return path
