@@ -178,8 +178,10 @@ def _draw(plan: PredictPlan, name: str, image: Image.Image, said: Prediction) ->
         _mask_image(mask).save(temporary, format="PNG")
     save(mask_figures.overlay(image, mask, plan.classes), paths["overlay"])
     rows = _scores(plan, said)
-    by_method = [row for row in rows if said.is_located and row["scored_by"] == BY_METHOD]
-    by_clip = [row for row in rows if row not in by_method]
+    positions = {name: position for position, name in enumerate(plan.classes)}
+    # rows of the method come first
+    count = sum(row["scored_by"] == BY_METHOD for row in rows) if said.is_located else 0
+    by_method, by_clip = rows[:count], rows[count:]
     for what, own, label, limits in (
         ("heat", by_method, "probability at that place", (0.0, 1.0)),
         ("heat-clip" if by_method else "heat", by_clip, "cosine with CLIP's text", None),
@@ -187,7 +189,7 @@ def _draw(plan: PredictPlan, name: str, image: Image.Image, said: Prediction) ->
         if not own:
             continue
         paths[what] = plan.folder / f"{name}-{what}.png"
-        order = [plan.classes.index(row["class"]) for row in own]
+        order = [positions[row["class"]] for row in own]
         save(
             mask_figures.heat_maps(
                 image,
