@@ -85,6 +85,19 @@ def test_the_library_does_not_import_the_pipeline_and_what_is_shared_imports_no_
                 assert not is_stage or name == "pipeline.stages.run", said
 
 
+def test_a_worker_that_makes_shards_loads_no_mlflow_and_no_ray_of_its_own() -> None:
+    reached, others = ["pipeline.work.shard_maker"], set()
+    for name in reached:
+        for one in statements(TREES[name].body):
+            reached += sorted(imported(one) - set(reached))
+            if isinstance(one, ast.Import):
+                others |= {alias.name.partition(".")[0] for alias in one.names}
+            elif isinstance(one, ast.ImportFrom):
+                others.add(str(one.module).partition(".")[0])
+    assert "torch" in others
+    assert not {"ray", "mlflow", "matplotlib"} & others
+
+
 def test_planning_loads_neither_torch_nor_ray() -> None:
     stages = sorted(name for name in FILES if name.startswith("pipeline.stages."))
     assert len(stages) > 8
