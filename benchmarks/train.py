@@ -175,7 +175,7 @@ def step_work(
 
 
 def bare_products(training: Training, local: torch.Tensor) -> Callable[[], object]:
-    """Only the matrix products of a step, of one trial, on float32 in memory."""
+    """Only the matrix products of a step, of one training, on float32 in memory."""
     model = training.model()
     device, pairs = local.device, len(training.task.pairs)
     dim, hidden, out = model.sizes.embed_dim, model.sizes.hidden_dim, model.sizes.output_dim

@@ -22,13 +22,13 @@ POOLED_SCALE = 5.0
 
 
 def pair_logits(
-    image_features: Float[Tensor, "*trials images locations dim"],
-    text_features: Float[Tensor, "*trials pairs dim"],
+    image_features: Float[Tensor, "*members images locations dim"],
+    text_features: Float[Tensor, "*members pairs dim"],
     *,
     dropped: Bool[Tensor, "images locations"] | None = None,
     local_scale: float = LOCAL_SCALE,
     pooled_scale: float = POOLED_SCALE,
-) -> Float[Tensor, "*trials images 2 classes"]:
+) -> Float[Tensor, "*members images 2 classes"]:
     r"""Absence and presence logit of every class, each pooled where its own prompt fits best.
 
     With unit features :math:`\hat z_l`, :math:`\hat t_k` and local similarities
@@ -43,7 +43,7 @@ def pair_logits(
     step by step; it can be taken once, not twice.
 
     Args:
-        image_features: Local features, of any length. Leading axes are trials that are computed
+        image_features: Local features, of any length. Leading axes are members that are computed
             together, each with its own texts.
         text_features: Features of the prompt pairs, of any length: first all negative prompts,
             then all positive ones.
@@ -69,24 +69,24 @@ def pair_logits(
     """
     images, texts = at_least_float32(image_features), _unit(text_features)
     _check_locations(images)
-    trials = images.shape[:-3]
-    together = math.prod(trials)
+    members = images.shape[:-3]
+    together = math.prod(members)
     pooled: Tensor = _PooledCosine.apply(
         images.reshape(together, *images.shape[-3:]),
         texts.reshape(together, *texts.shape[-2:]),
         dropped,
         local_scale,
     )[0]
-    return _split_pairs(pooled_scale * pooled.reshape(*trials, *pooled.shape[1:]))
+    return _split_pairs(pooled_scale * pooled.reshape(*members, *pooled.shape[1:]))
 
 
 def pooled_pair_logits(
-    pooled_features: Float[Tensor, "*trials images pairs dim"],
-    text_features: Float[Tensor, "*trials pairs dim"],
+    pooled_features: Float[Tensor, "*members images pairs dim"],
+    text_features: Float[Tensor, "*members pairs dim"],
     *,
     local_scale: float = LOCAL_SCALE,
     pooled_scale: float = POOLED_SCALE,
-) -> Float[Tensor, "*trials images 2 classes"]:
+) -> Float[Tensor, "*members images 2 classes"]:
     """Logits of features that were pooled beforehand, one for each prompt.
 
     It is :func:`pair_logits` at a single location, where each prompt brings its own feature.
@@ -137,8 +137,8 @@ def pool_locations(
 
 
 def presence_probability(
-    pair_logits: Float[Tensor, "*trials images 2 classes"],
-) -> Float[Tensor, "*trials images classes"]:
+    pair_logits: Float[Tensor, "*members images 2 classes"],
+) -> Float[Tensor, "*members images classes"]:
     """Probability that a class is present: softmax over its pair.
 
     Args:
@@ -199,8 +199,8 @@ class _PooledCosine(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        features: Float[Tensor, "trials images locations dim"],
-        texts: Float[Tensor, "trials pairs dim"],
+        features: Float[Tensor, "members images locations dim"],
+        texts: Float[Tensor, "members pairs dim"],
         dropped: Bool[Tensor, "images locations"] | None,
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -225,7 +225,7 @@ class _PooledCosine(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(
-        ctx: Any, gradient: Float[Tensor, "trials images pairs"] | None, *_: Tensor | None
+        ctx: Any, gradient: Float[Tensor, "members images pairs"] | None, *_: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
         if gradient is None:  # nothing depends on the pooled cosines
             return None, None, None, None
@@ -250,9 +250,9 @@ class _PooledCosine(torch.autograd.Function):
         dropped: Tensor | None,
         scale: float,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """One more axis of trials, by the axis that is there."""
+        """One more axis of members, by the axis that is there."""
         if in_dims[2] is not None:
-            raise NotImplementedError("trials that drop different locations cannot be computed")
+            raise NotImplementedError("members that drop different locations cannot be computed")
 
         def joined(values: Tensor, dim: int | None) -> Tensor:
             if dim is None:
@@ -274,8 +274,8 @@ def _check_locations(features: Float[Tensor, "*axes locations dim"]) -> None:
 
 
 def _split_pairs(
-    logits: Float[Tensor, "*trials images pairs"],
-) -> Float[Tensor, "*trials images 2 classes"]:
+    logits: Float[Tensor, "*members images pairs"],
+) -> Float[Tensor, "*members images 2 classes"]:
     """Negatives, then positives, to an axis of polarity."""
     if logits.shape[-1] % 2:
         raise ValueError(

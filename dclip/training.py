@@ -1,4 +1,4 @@
-"""DCLIP in a few lines: one flat recipe, its trials, what a trained model says.
+"""DCLIP in a few lines: one flat recipe, packs of its trainings, what a trained model says.
 
 The stages know methods by their settings (:mod:`dclip.methods`); this is the short way for a
 notebook, on the same loop.
@@ -59,17 +59,17 @@ class Recipe(DCLIPSettings, Loop):
 
 
 class Training(Pack):
-    """Trials of DCLIP that train together (see :class:`dclip.fitting.pack.Pack`).
+    """Trainings of DCLIP that share every step (see :class:`dclip.fitting.pack.Pack`).
 
     Args:
-        recipes: Hyper-parameters of each trial; they differ in ``mfi_weight``,
+        recipes: Hyper-parameters of each training; they differ in ``mfi_weight``,
             ``redundancy_weight`` and ``output_dim`` alone.
         texts: Text features of the prompt pairs, negatives first, unnormalised.
-        seeds: Seed of the initial weights of each trial.
+        seeds: Seed of the initial weights of each member.
         device: Where weights live.
 
     Raises:
-        ValueError: There is no trial, the numbers of recipes and seeds differ, or recipes differ
+        ValueError: There is no member, the numbers of recipes and seeds differ, or recipes differ
             in fields that must be common.
 
     Example:
@@ -87,13 +87,13 @@ class Training(Pack):
         device: torch.device | str = "cpu",
     ) -> None:
         if not recipes or len(recipes) != len(seeds):
-            raise ValueError(f"{len(recipes)} recipes and {len(seeds)} seeds are no set of trials")
+            raise ValueError(f"{len(recipes)} recipes and {len(seeds)} seeds make no pack")
         self.recipes = tuple(recipes)
         loops = [recipe.loop.model_dump() for recipe in recipes]
         unlike = [key for key in loops[0] if any(one[key] != loops[0][key] for one in loops)]
         if unlike:
             raise ValueError(
-                f"trials that train together must agree in {', '.join(unlike)}; they may differ in "
+                f"members of a pack must agree in {', '.join(unlike)}; they may differ in "
                 f"{', '.join(sorted(DCLIPSettings.may_differ))}"
             )
         super().__init__(
@@ -105,14 +105,14 @@ class Training(Pack):
             device=device,
         )
 
-    def model(self, trial: int = 0, *, selected: bool = True) -> DCLIP:
-        """Projectors of one trial, on the CPU, in evaluation mode.
+    def model(self, member: int = 0, *, selected: bool = True) -> DCLIP:
+        """Projectors of one member, on the CPU, in evaluation mode.
 
         Args:
-            trial: Number of the trial.
+            member: Number of the member.
             selected: Take the epoch that the recipe's ``selection`` says; otherwise the last.
         """
-        method = self.method(trial, selected=selected)
+        method = self.method(member, selected=selected)
         assert isinstance(method, DCLIPMethod)
         return method.model.cpu()
 

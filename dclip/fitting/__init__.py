@@ -1,1 +1,1 @@
-"""How a method is trained: settings of the loop, batches, trials that train together, the loop."""
+"""How a method is trained: settings of the loop, batches, packs of trainings, the loop."""

@@ -1,7 +1,7 @@
 """The training loop; tensors only, no files, no cluster.
 
-:func:`fit` is the one loop. It trains a :class:`~dclip.fitting.pack.Pack`: one trial of a method,
-or several that differ in little and share every pass over the features. A single process, one of
+:func:`fit` is the one loop. It trains a :class:`~dclip.fitting.pack.Pack`: one training, or several
+of a method that differ in little and share every pass over the features. A single process, one of
 several workers, and a sweep all run it.
 """
 
@@ -38,16 +38,16 @@ class DivergenceError(RuntimeError):
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch did to one trial.
+    """What one epoch did to one member.
 
     Attributes:
         epoch: Number of the epoch, from 1.
         lr: Learning rate during the epoch.
         losses: Means per step, the loss that is minimised first, then its terms; not finite once
-            the trial has diverged (see :attr:`dclip.fitting.pack.Pack.diverged`).
+            the member has diverged (see :attr:`dclip.fitting.pack.Pack.diverged`).
         watched: What the method says is worth watching, after the epoch.
         val_map: mAP on held-out rows after the epoch; nan where none of them has a class.
-        images_per_second: Images trained on per second, over all workers, for all trials at once.
+        images_per_second: Images trained on per second, over all workers, for the whole pack.
     """
 
     epoch: int
@@ -75,10 +75,10 @@ class EpochReport:
         return {name: value for name, value in values.items() if value == value}
 
 
-def divergence(pack: Pack, trial: int = 0) -> str:
-    """Where a trial diverged, with which settings, and what to change; in one line."""
-    epoch, step = pack.diverged[trial]
-    settings, loop = pack.settings[trial], pack.loop
+def divergence(pack: Pack, member: int = 0) -> str:
+    """Where a member diverged, with which settings, and what to change; in one line."""
+    epoch, step = pack.diverged[member]
+    settings, loop = pack.settings[member], pack.loop
     values = {name: getattr(settings, name) for name in settings.bold}
     bold = "".join(f"{name} {value:g}, " for name, value in values.items() if value is not None)
     lower = " or ".join(["lr", *settings.bold[:1]])
@@ -167,27 +167,27 @@ def fit(
     validation sees the clean one.
 
     Args:
-        pack: Trials to train, fresh or restored.
+        pack: What to train, fresh or restored.
         features: Features of the training split.
         rows: Rows to train on.
         seed: Seed of the shuffles, views, boxes, and of what the method draws in its losses, which
-            all trials share.
+            all members share.
         val_rows: Rows for the ``val_map`` of each report; computed by rank 0 only.
         rank: Which worker this is.
         workers: Number of workers, joined in the default process group of ``torch.distributed``;
             each takes its share of every batch, and gradients are summed over all.
-        on_epoch: Called after each epoch with one report a trial.
+        on_epoch: Called after each epoch with one report a member.
         on_step: Called after each step but an epoch's last; the pack may be saved there.
 
     Raises:
-        DivergenceError: No trial's loss is finite any more; the state is that of the epoch's
+        DivergenceError: No member's loss is finite any more; the state is that of the epoch's
             last step. Where some are, the others are in ``pack.diverged`` and take no part.
-        ValueError: See :func:`check_training`; or workers do not stand at one place with the same
+        ValueError: See :func:`check_training`; or workers do not stand at one step with the same
             weights (see :func:`share_state`).
     """
     check_training(pack, features, rows, val_rows)
     if workers > 1:
-        _check_place(pack, workers)
+        _check_step(pack, workers)
     loop = pack.loop
     while pack.epoch < loop.epochs:
         lr = learning_rate(loop, pack.epoch)
@@ -226,7 +226,7 @@ def fit(
         seconds = time.perf_counter() - started
         speed = (len(rows) - first * loop.batch_size) / max(seconds, 1e-9)
         if len(pack.diverged) == len(pack):
-            last = max(pack.diverged, key=lambda trial: pack.diverged[trial])
+            last = max(pack.diverged, key=lambda member: pack.diverged[member])
             raise DivergenceError(divergence(pack, last))
         val_maps = [math.nan] * len(pack)
         if rank == 0 and val_rows is not None and (features.labels[val_rows] == 1).any():
@@ -307,11 +307,11 @@ def share_state(pack: Pack, rank: int) -> None:
     fresh weights may differ in their last bits between machines.
 
     Args:
-        pack: Equal trials on every worker; only those of rank 0 need be restored.
+        pack: An equal pack on every worker; only that of rank 0 need be restored.
         rank: Which worker this is, in the default process group of ``torch.distributed``.
 
     Raises:
-        ValueError: The trials of this worker are others than those of rank 0.
+        ValueError: The members of this worker are others than those of rank 0.
     """
     data = torch.empty(0, dtype=torch.uint8)
     if rank == 0:
@@ -326,7 +326,7 @@ def share_state(pack: Pack, rank: int) -> None:
         pack.load_state_tensors(safetensors.torch.load(sent.cpu().numpy().tobytes()))
 
 
-def _check_place(pack: Pack, workers: int) -> None:
+def _check_step(pack: Pack, workers: int) -> None:
     """Refuse workers that would sum the gradients of different steps or weights.
 
     Raises:
@@ -337,9 +337,9 @@ def _check_place(pack: Pack, workers: int) -> None:
         content.update(weight.detach().cpu().numpy().tobytes())
     digest = int.from_bytes(content.digest()[:7], "big")
     own = torch.tensor([pack.epoch, pack.step, digest], device=pack.device)
-    places = [torch.empty_like(own) for _ in range(workers)]
-    torch.distributed.all_gather(places, own)
-    (epoch, step, weights), *others = (place.tolist() for place in places)
+    stands = [torch.empty_like(own) for _ in range(workers)]
+    torch.distributed.all_gather(stands, own)
+    (epoch, step, weights), *others = (one.tolist() for one in stands)
     for rank, other in enumerate(others, 1):
         if other[:2] != [epoch, step]:
             raise ValueError(
@@ -367,11 +367,11 @@ def _val_maps(
     features: FeatureSource,
     rows: Int64[np.ndarray, " val"],
 ) -> list[float]:
-    """Held-out mAP of every trial; nan for one that has diverged."""
+    """Held-out mAP of every member; nan for one that has diverged."""
     labels = features.labels[rows]
     return [
         math.nan
-        if trial in pack.diverged or scores.isnan().any()
+        if member in pack.diverged or scores.isnan().any()
         else mean_average_precision(scores, labels)
-        for trial, scores in enumerate(pack.predict(features, rows))
+        for member, scores in enumerate(pack.predict(features, rows))
     ]

@@ -1,4 +1,4 @@
-"""Trials of one method that train together: weights, optimizer, how far they are."""
+"""A pack: trainings of one method that go through the features together, its members."""
 
 import copy
 import math
@@ -18,21 +18,22 @@ from dclip.fitting.batches import Batch, FeatureSource, clean_batches
 from dclip.fitting.loop import Loop
 from dclip.methods.method import Method, Task, initial
 from dclip.methods.settings import MethodSettings
+from dclip.words import counted
 
 
 class Pack:
-    """Trials of one method that train together, their optimizer, and how far they are.
+    """Trainings of one method that share every step: weights, optimizer, how far they are.
 
-    Trials whose weights have the same shapes are one batched computation, by
+    Members whose weights have the same shapes are one batched computation, by
     :func:`torch.func.vmap` over weights stacked along a first axis; each ends as it would alone, up
     to the order of summation.
 
     Args:
         kind: The method.
-        settings: Of each trial; they differ in what the method says may differ alone.
+        settings: Of each member; they differ in what the method says may differ alone.
         loop: Settings of the training loop, the same for all.
         task: Classes, the same for all.
-        seeds: Seed of the initial weights of each trial.
+        seeds: Seed of the initial weights of each member.
         device: Where weights live.
         fresh: False leaves out what gives initial weights, for a pack whose state is loaded.
 
@@ -44,12 +45,12 @@ class Pack:
         terms: Names of the losses, the one that is minimised first; known from the first step on.
         epoch: Number of epochs done.
         step: Number of batches done in the epoch begun.
-        diverged: Trials whose loss left the finite numbers, and in which epoch and step, both from
-            1. They keep their place in the computation, where they touch no other trial, but are
-            out: they are scored no more.
+        diverged: Members whose loss left the finite numbers, and in which epoch and step, both from
+            1. They stay in the computation, where they touch no other member, but are scored no
+            more.
 
     Raises:
-        ValueError: There is no trial, the numbers of settings and seeds differ, settings differ in
+        ValueError: There is none, the numbers of settings and seeds differ, settings differ in
             fields that must be common, or the method is not trained by the loop.
     """
 
@@ -65,14 +66,12 @@ class Pack:
         fresh: bool = True,
     ) -> None:
         if not settings or len(settings) != len(seeds):
-            raise ValueError(
-                f"{len(settings)} settings and {len(seeds)} seeds are no set of trials"
-            )
+            raise ValueError(f"{len(settings)} settings and {len(seeds)} seeds make no pack")
         if kind.Settings.trained_by != "loop":
             raise ValueError(f"{kind.Settings.title} is not trained by the loop")
         if unlike := common_fields_that_differ(settings):
             raise ValueError(
-                f"trials that train together must agree in {', '.join(unlike)}; they may differ in "
+                f"members of a pack must agree in {', '.join(unlike)}; they may differ in "
                 f"{', '.join(sorted(kind.Settings.may_differ)) or 'their seeds'}"
             )
         self.kind, self.settings, self.loop = kind, tuple(settings), loop
@@ -83,13 +82,13 @@ class Pack:
         ]
         self.task = task.to(self.device)
         groups: dict[object, list[int]] = {}
-        for trial, model in enumerate(models):
-            groups.setdefault(_shapes(model), []).append(trial)
+        for member, model in enumerate(models):
+            groups.setdefault(_shapes(model), []).append(member)
         self._stacks = [
-            _Stack([models[trial] for trial in trials], trials, self.task, self.device)
-            for trials in groups.values()
+            _Stack([models[member] for member in members], members, self.task, self.device)
+            for members in groups.values()
         ]
-        in_stacks = [trial for stack in self._stacks for trial in stack.trials]
+        in_stacks = [member for stack in self._stacks for member in stack.members]
         self._order = torch.tensor(np.argsort(in_stacks).tolist(), device=self.device)
         self.weights = [weight for stack in self._stacks for weight in stack.weights.values()]
         self.optimizer = _build_optimizer(self.weights, loop)
@@ -108,10 +107,10 @@ class Pack:
         return len(self.settings)
 
     def __repr__(self) -> str:
-        trials = f"{len(self)} trials" if len(self) > 1 else "1 trial"
+        members = counted(len(self), "training")
         kind = self.kind.Settings.name
         return (
-            f"{type(self).__name__}({trials} of {kind}, {self.num_classes} classes in "
+            f"{type(self).__name__}({members} of {kind}, {self.num_classes} classes in "
             f"{self.task.dim} dimensions, epoch {self.epoch} of {self.loop.epochs}, preset "
             f"{self.loop.preset}, on {self.device})"
         )
@@ -121,12 +120,12 @@ class Pack:
         """Number of classes that are told apart."""
         return len(self.task.class_names)
 
-    def losses(self, batch: Batch, *, seed: int = 0) -> Float[Tensor, "trials terms"]:
-        """Losses of every trial on a batch, in the order of ``terms``.
+    def losses(self, batch: Batch, *, seed: int = 0) -> Float[Tensor, "members terms"]:
+        """Losses of every member on a batch, in the order of ``terms``.
 
         Args:
             batch: What they are computed on.
-            seed: Of what the method draws (dropout). All trials draw the same, which each would
+            seed: Of what the method draws (dropout). All members draw the same, which each would
                 draw alone.
         """
         parts = []
@@ -136,12 +135,12 @@ class Pack:
         self.terms = tuple(parts[0])
         return self._in_order([torch.stack(list(part.values()), dim=1) for part in parts])
 
-    def scores(self, batch: Batch) -> Float[Tensor, "trials images classes"]:
-        """Scores of a batch by every trial's weights."""
+    def scores(self, batch: Batch) -> Float[Tensor, "members images classes"]:
+        """Scores of a batch by every member's weights."""
         return self._in_order([stack.call("scores", batch) for stack in self._stacks])
 
     def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
-        """Values of the trials of every stack, in the order of the trials."""
+        """Values of the members of every stack, in the order of the members."""
         return parts[0] if len(parts) == 1 else torch.cat(list(parts))[self._order]
 
     def average_in(self) -> None:
@@ -158,7 +157,7 @@ class Pack:
                 )
             self._averaged += 1
 
-    def count_step(self, losses: Float[Tensor, "trials terms"]) -> None:
+    def count_step(self, losses: Float[Tensor, "members terms"]) -> None:
         """Count a step as done, and add up its losses."""
         if self._sums.shape != losses.shape:  # the first step of all
             self._sums = torch.zeros_like(losses)
@@ -167,29 +166,29 @@ class Pack:
         self.step += 1
 
     def mean_losses(self) -> list[dict[str, float]]:
-        """Means of the losses over the steps of the epoch so far; nan for trials that are out.
+        """Means of the losses over the steps of the epoch so far; nan for members that are out.
 
-        Trials whose loss was not finite in one of these steps, or whose weights are not after the
+        Members whose loss was not finite in one of these steps, or whose weights are not after the
         last, are out from now on.
         """
         means = (self._sums / self.step).tolist()
         are_finite = self._are_finite()
-        for trial, (loss, *_) in enumerate(means):
-            is_finite = math.isfinite(loss) and are_finite[trial]
-            if trial not in self.diverged and not is_finite:
-                step = min(int(self._finite[trial]) + 1, self.step)
-                self.diverged[trial] = (self.epoch + 1, step)
-            elif trial in self.diverged:
-                means[trial] = [math.nan] * len(self.terms)
+        for member, (loss, *_) in enumerate(means):
+            is_finite = math.isfinite(loss) and are_finite[member]
+            if member not in self.diverged and not is_finite:
+                step = min(int(self._finite[member]) + 1, self.step)
+                self.diverged[member] = (self.epoch + 1, step)
+            elif member in self.diverged:
+                means[member] = [math.nan] * len(self.terms)
         return [dict(zip(self.terms, own, strict=True)) for own in means]
 
     def _are_finite(self) -> list[bool]:
-        """Whether all weights of each trial are finite."""
+        """Whether all weights of each member are finite."""
         found = torch.empty(len(self), dtype=torch.bool)
         for stack in self._stacks:
             flat = [weight.reshape(len(weight), -1) for weight in stack.weights.values()]
             parts = [weight.isfinite().all(1) for weight in flat]
-            found[stack.trials] = torch.stack(parts).all(0).cpu()
+            found[stack.members] = torch.stack(parts).all(0).cpu()
         return [bool(value) for value in found]
 
     def end_epoch(self, val_maps: Sequence[float]) -> None:
@@ -204,7 +203,7 @@ class Pack:
         self._best_map[better], self._best_epoch[better] = scores[better], self.epoch
         now = iter(zip(self._best, self._current(), strict=True))
         for stack in self._stacks:
-            chosen = better[stack.trials].to(self.device)
+            chosen = better[stack.members].to(self.device)
             for kept, value in (next(now) for _ in stack.weights):
                 kept[chosen] = value[chosen]
 
@@ -214,25 +213,25 @@ class Pack:
     def _copy(self) -> list[Tensor]:
         return [weight.detach().clone() for weight in self.weights]
 
-    def method(self, trial: int = 0, *, selected: bool = True) -> Method[Any]:
-        """The method of one trial with its weights, on the pack's device, in evaluation mode.
+    def method(self, member: int = 0, *, selected: bool = True) -> Method[Any]:
+        """The method of one member with its weights, on the pack's device, in evaluation mode.
 
         Args:
-            trial: Number of the trial.
+            member: Number of the member.
             selected: Take the epoch that ``selection`` says; otherwise the last.
         """
         source = self._current()
-        if selected and self._best is not None and self._best_epoch[trial] > 0:
+        if selected and self._best is not None and self._best_epoch[member] > 0:
             source = self._best
         for stack in self._stacks:
             own, source = source[: len(stack.weights)], source[len(stack.weights) :]
-            if trial in stack.trials:
-                return stack.method(stack.trials.index(trial), own, self.settings[trial])
-        raise IndexError(f"there is no trial {trial} of {len(self)}")
+            if member in stack.members:
+                return stack.method(stack.members.index(member), own, self.settings[member])
+        raise IndexError(f"there is no member {member} of {len(self)}")
 
-    def best_epoch(self, trial: int = 0) -> int:
+    def best_epoch(self, member: int = 0) -> int:
         """Epoch that :meth:`method` returns the weights of."""
-        best = int(self._best_epoch[trial]) if self._best is not None else 0
+        best = int(self._best_epoch[member]) if self._best is not None else 0
         return best or self.epoch
 
     @contextmanager
@@ -256,8 +255,8 @@ class Pack:
         rows: Int64[np.ndarray, " rows"],
         *,
         batch_size: int = 256,
-    ) -> Float[Tensor, "trials rows classes"]:
-        """Scores of every class in every given row, by every trial's weights."""
+    ) -> Float[Tensor, "members rows classes"]:
+        """Scores of every class in every given row, by every member's weights."""
         none = torch.empty(len(self), 0, self.num_classes)
         size, feeds = -(-batch_size // len(self)), self.kind.Settings.feeds
         with self.averaged():
@@ -267,8 +266,8 @@ class Pack:
 
     @torch.no_grad()
     def watch(self) -> list[dict[str, float]]:
-        """What the method says is worth watching, of each trial."""
-        return [self.method(trial, selected=False).watch() for trial in range(len(self))]
+        """What the method says is worth watching, of each member."""
+        return [self.method(member, selected=False).watch() for member in range(len(self))]
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All that going on needs, as one flat dictionary of CPU tensors, for safetensors."""
@@ -298,17 +297,17 @@ class Pack:
         return {kind: values for kind, values in kept.items() if values is not None}
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore in place what :meth:`state_tensors` of equal trials returned.
+        """Restore in place what :meth:`state_tensors` of equal members returned.
 
         Raises:
-            ValueError: The tensors are those of other trials.
+            ValueError: The tensors are those of other members.
         """
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
             if kind == "optimizer":
-                place, _, slot = rest.partition(".")
-                state.setdefault(int(place), {})[slot] = value
+                index, _, slot = rest.partition(".")
+                state.setdefault(int(index), {})[slot] = value
         try:
             with torch.no_grad():
                 for kind, values in self._kept().items():
@@ -324,8 +323,8 @@ class Pack:
                 self._averaged = int(tensors["averaged"])
             self._sums = tensors["sums"].to(self.device)
             if "diverged" in tensors:  # states of earlier versions do not say
-                places = tensors["diverged"].tolist()
-                self.diverged = {n: (epoch, step) for n, (epoch, step) in enumerate(places) if step}
+                said = tensors["diverged"].tolist()
+                self.diverged = {n: (epoch, step) for n, (epoch, step) in enumerate(said) if step}
                 self._finite.copy_(tensors["finite"])
             else:
                 self.diverged = {}
@@ -372,16 +371,16 @@ def _shapes(model: nn.Module) -> object:
 
 
 class _Stack:
-    """Trials whose weights have the same shapes, stacked along a first axis."""
+    """Members whose weights have the same shapes, stacked along a first axis."""
 
     def __init__(
         self,
         models: Sequence[Method[Any]],
-        trials: list[int],
+        members: list[int],
         task: Task,
         device: torch.device,
     ) -> None:
-        self.trials = trials
+        self.members = members
         params, buffers = stack_module_state([*models])
         trained = {name for name, value in models[0].named_parameters() if value.requires_grad}
         params = {name: value.detach().to(device) for name, value in params.items()}
@@ -393,14 +392,14 @@ class _Stack:
         self._template.task = task
 
     def call(self, name: str, batch: Batch, *, training: bool = False) -> Any:
-        """A method of every trial on the same batch; results have the trials in front."""
+        """A method of every member on the same batch; results have the members in front."""
         if self._template.training != training:
             self._template.train(training)
 
         def one(weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
             return functional_call(self._template, (weights, buffers), (name, batch))
 
-        if len(self.trials) == 1:  # without the detour, which takes as long as a small step
+        if len(self.members) == 1:  # without the detour, which takes as long as a small step
             alone = one(*({n: v[0] for n, v in s.items()} for s in (self.weights, self.buffers)))
             return tree_map(lambda value: value[None], alone)
         # the same draw for all, so that each ends as it would alone; scores are not drawn
@@ -408,9 +407,9 @@ class _Stack:
         return vmap(one, randomness=randomness)(self.weights, self.buffers)
 
     def method(
-        self, place: int, weights: Sequence[Tensor], settings: MethodSettings
+        self, position: int, weights: Sequence[Tensor], settings: MethodSettings
     ) -> Method[Any]:
-        """A method of its own with these weights, of the trial at this place."""
+        """A method of its own with these weights, of the member at this position."""
         task = self._template.task
         own = copy.deepcopy(self._template, {id(task): task})  # which is large, and shared
         own.settings = settings
@@ -420,7 +419,7 @@ class _Stack:
         }
         with torch.no_grad():
             for name, value in [*own.named_parameters(), *own.named_buffers()]:
-                value.copy_(named[name][place])
+                value.copy_(named[name][position])
         return own.eval()
 
 

@@ -15,14 +15,14 @@ PROBABILITY_FLOOR = 1e-6
 
 
 def asymmetric_loss(
-    pair_logits: Float[Tensor, "*trials images 2 classes"],
+    pair_logits: Float[Tensor, "*members images 2 classes"],
     labels: Shaped[Tensor, "images classes"],
     *,
     gamma_neg: float = 2.0,
     gamma_pos: float = 1.0,
     clip: float = 0.05,
     reduction: Literal["sum", "mean"] = "sum",
-) -> Float[Tensor, "*trials"]:
+) -> Float[Tensor, "*members"]:
     r"""Cross-entropy of each pair, in which easy negatives fade faster than easy positives.
 
     With the pair's softmax :math:`p^+ = 1 - p^- = \sigma(s^+ - s^-)`, the shifted
@@ -38,7 +38,7 @@ def asymmetric_loss(
     Args:
         pair_logits: Index 0 of the last axis but one is the absence logit :math:`s^-`, index 1
             the presence logit :math:`s^+`. Half precision is computed in float32. Leading axes are
-            trials on the same images.
+            members on the same images.
         labels: Label vectors :math:`y`, entries 1 (present), 0 (absent) or -1 (unknown; the entry
             costs nothing and has no gradient).
         gamma_neg: Focusing exponent :math:`\gamma_-` of the absent classes, at least 0.
@@ -48,7 +48,7 @@ def asymmetric_loss(
             labels.
 
     Returns:
-        The loss in nats, of each trial; 0 where no label is known.
+        The loss in nats, of each member; 0 where no label is known.
 
     Raises:
         ValueError: If the shapes do not match, a label is none of 1, 0, -1, an exponent is
@@ -76,13 +76,13 @@ def asymmetric_loss(
 
 
 def summed_asymmetric_loss(
-    pair_logits: Float[Tensor, "*trials images 2 classes"],
+    pair_logits: Float[Tensor, "*members images 2 classes"],
     labels: Shaped[Tensor, "images classes"],
     *,
     gamma_neg: float,
     gamma_pos: float,
     clip: float,
-) -> Float[Tensor, "*trials"]:
+) -> Float[Tensor, "*members"]:
     """:func:`asymmetric_loss` of arguments that were checked: it never waits for the device."""
     absent, present = at_least_float32(pair_logits).unbind(-2)
     margin = present - absent

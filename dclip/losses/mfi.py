@@ -23,14 +23,14 @@ DIAGONAL_CURVATURE = 0.01
 
 
 def mfi_loss(
-    text_features: Float[Tensor, "*trials pairs dim"],
+    text_features: Float[Tensor, "*members pairs dim"],
     *,
-    redundancy_weight: float | Float[Tensor, "*trials"] = 0.2,
+    redundancy_weight: float | Float[Tensor, "*members"] = 0.2,
     scope: Scope = "both",
     gram: Gram = "feature",
     center: bool = False,
     reduction: Literal["sum", "mean"] = "sum",
-) -> Float[Tensor, "*trials"]:
+) -> Float[Tensor, "*members"]:
     r"""Redundancy among projected text features, and how far their Gram matrix is from identity.
 
     With unit rows :math:`\hat T` and :math:`C = \hat T^\top \hat T` (``gram="feature"``) or
@@ -54,9 +54,10 @@ def mfi_loss(
 
     Args:
         text_features: Projected features of the prompt pairs, of any length: first all negative
-            prompts, then all positive ones. Leading axes are trials, each with its own loss.
+            prompts, then all positive ones. Leading axes are members of a
+            pack, each with its own loss.
         redundancy_weight: Weight :math:`\lambda` of the off-diagonal squares, at least 0; a tensor
-            gives one for each trial and is not checked.
+            gives one for each member and is not checked.
         scope: ``"both"`` takes all rows, ``"split"`` adds the losses of the two polarities,
             ``"positive"`` takes the positive rows.
         gram: ``"feature"`` as published, or ``"class"``.
@@ -70,7 +71,7 @@ def mfi_loss(
             d' - 1 more than in the sum, and at a large learning rate nothing holds classes apart.
 
     Returns:
-        The loss of each trial, without unit, at least 0.
+        The loss of each member, without unit, at least 0.
 
     Raises:
         ValueError: If the number of rows is odd or zero, the weight is negative, or an option is
@@ -128,8 +129,8 @@ def mfi_loss(
 
 
 def _gram_squares(
-    features: Float[Tensor, "*trials rows dim"], *, gram: Gram, center: bool
-) -> tuple[Float[Tensor, "*trials"], Float[Tensor, "*trials"]]:
+    features: Float[Tensor, "*members rows dim"], *, gram: Gram, center: bool
+) -> tuple[Float[Tensor, "*members"], Float[Tensor, "*members"]]:
     """Sums of squares of a Gram matrix minus identity: its diagonal and its off-diagonal part."""
     rows = F.normalize(features, dim=-1)
     if center:
@@ -150,8 +151,10 @@ class _SquaredDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        matrix: Float[Tensor, "*trials size size"],
-    ) -> tuple[Float[Tensor, "*trials"], Float[Tensor, "*trials"], Float[Tensor, "*trials size"]]:
+        matrix: Float[Tensor, "*members size size"],
+    ) -> tuple[
+        Float[Tensor, "*members"], Float[Tensor, "*members"], Float[Tensor, "*members size"]
+    ]:
         distance = matrix.diagonal(dim1=-2, dim2=-1) - 1
         # Set to zero rather than subtract, so that rounding leaves nothing where nothing should be.
         matrix.diagonal(dim1=-2, dim2=-1).zero_()
@@ -166,7 +169,7 @@ class _SquaredDistance(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int], matrix: Float[Tensor, "..."]
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """One more axis of trials, by the axes that are there."""
+        """One more axis of members, by the axes that are there."""
         del info
         return _SquaredDistance.apply(matrix.movedim(in_dims[0], 0)), (0, 0, 0)
 
@@ -174,10 +177,10 @@ class _SquaredDistance(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(
         ctx: Any,
-        by_diagonal: Float[Tensor, "*trials"],
-        by_off_diagonal: Float[Tensor, "*trials"],
+        by_diagonal: Float[Tensor, "*members"],
+        by_off_diagonal: Float[Tensor, "*members"],
         _: Tensor,
-    ) -> Float[Tensor, "*trials size size"]:
+    ) -> Float[Tensor, "*members size size"]:
         distance, off_diagonal = ctx.saved_tensors
         by_matrix: Tensor = off_diagonal * (2 * by_off_diagonal[..., None, None])
         by_matrix.diagonal(dim1=-2, dim2=-1).copy_(2 * distance * by_diagonal[..., None])

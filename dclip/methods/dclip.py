@@ -87,7 +87,7 @@ class DCLIPMethod(Method[DCLIPSettings]):
     def __init__(self, settings: DCLIPSettings, task: Task, *, model: DCLIP | None = None) -> None:
         super().__init__(settings, task)
         self.model = build_model(settings, task.dim) if model is None else model
-        # buffers, as trials that train together may differ in them
+        # buffers, as members of a pack may differ in them
         self.mfi_weight: Tensor
         self.redundancy_weight: Tensor
         for name in ("mfi_weight", "redundancy_weight"):

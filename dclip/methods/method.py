@@ -1,8 +1,8 @@
 """What a method is: trained or not, it says of an image which classes are there, and where.
 
 A method is a subclass of :class:`Method` with a subclass of
-:class:`~dclip.methods.settings.MethodSettings`. It is written for one trial, as an ordinary module;
-:class:`dclip.fitting.pack.Pack` computes many trials of it together.
+:class:`~dclip.methods.settings.MethodSettings`. It is written for one training, as an ordinary
+module; :class:`dclip.fitting.pack.Pack` computes many of them together.
 """
 
 import copy
@@ -110,7 +110,7 @@ class Method(nn.Module, Generic[S]):
 
     A method has to have ``Settings`` and :meth:`scores`, and :meth:`losses` if it is trained by the
     loop. The rest has defaults. Its parameters are what is trained; what is frozen (the backbone,
-    text features) is in ``task`` and belongs to no trial.
+    text features) is in ``task`` and belongs to no training.
 
     Args:
         settings: Hyper-parameters.
@@ -148,7 +148,7 @@ class Method(nn.Module, Generic[S]):
 
         The sum over ``batch.workers`` workers of what each computes on its share is the loss of
         the whole batch, of whose labels ``batch.known`` are known. What is drawn at random
-        (dropout) follows from the seed of the training, epoch and step; trials that train together
+        (dropout) follows from the seed of the training, epoch and step; members of a pack
         draw the same. :meth:`scores` draws nothing.
         """
         raise NotImplementedError(f"{type(self).__name__} is not trained by the loop")

@@ -52,7 +52,7 @@ class MethodSettings(BaseModel):
         trained_by: ``"loop"``: by :func:`dclip.fitting.fit.fit`; ``"itself"``: it has a ``fit`` of
             its own, which takes seconds; None: there is nothing to train.
         needs_gradients: Whether it trains through the backbone, which has to offer it.
-        may_differ: Settings in which trials that train together may differ. The method keeps each
+        may_differ: Settings in which members of a pack may differ. The method keeps each
             as a buffer, or it changes the shapes of its weights.
         presets: Defaults by name; ``robust`` is what the fields show.
         variants: By name, what ``pipeline.run`` trains beside it.

@@ -82,7 +82,7 @@ def some_dropped(images: int, locations: int) -> Tensor:
 
 @pytest.mark.parametrize("with_dropped", [False, True])
 def test_the_gradient_in_closed_form_is_that_of_finite_differences(with_dropped: bool) -> None:
-    images = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)  # of two trials
+    images = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)  # of two members
     texts = torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True)
     dropped = some_dropped(3, 5) if with_dropped else None
     assert torch.autograd.gradcheck(
@@ -90,11 +90,11 @@ def test_the_gradient_in_closed_form_is_that_of_finite_differences(with_dropped:
     )
 
 
-def test_trials_computed_together_are_those_computed_alone() -> None:
+def test_members_computed_together_are_those_computed_alone() -> None:
     images, texts = torch.randn(2, 3, 5, 4), torch.randn(2, 6, 4)
     together = pair_logits(images, texts)
-    for trial in range(2):
-        torch.testing.assert_close(together[trial], pair_logits(images[trial], texts[trial]))
+    for member in range(2):
+        torch.testing.assert_close(together[member], pair_logits(images[member], texts[member]))
 
 
 def test_dropped_locations_might_as_well_not_be_there(device: torch.device) -> None:

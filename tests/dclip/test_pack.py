@@ -72,17 +72,17 @@ def scene() -> tuple[MemoryFeatures, Task]:
     return MemoryFeatures(local, labels, grid=(2, 2)), task
 
 
-@pytest.mark.parametrize("trials", [1, 2])
-def test_a_kept_state_holds_what_training_moves_besides_weights(trials: int) -> None:
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_kept_state_holds_what_training_moves_besides_weights(members: int) -> None:
     features, task = scene()
-    settings, loop = [NormalisedSettings()] * trials, Loop(epochs=2, batch_size=8)
-    pack = Pack(Normalised, settings, loop, task, seeds=range(trials))
+    settings, loop = [NormalisedSettings()] * members, Loop(epochs=2, batch_size=8)
+    pack = Pack(Normalised, settings, loop, task, seeds=range(members))
     rows = np.arange(16)
     fit(pack, features, rows, seed=0)
-    again = Pack(Normalised, settings, loop, task, seeds=[9] * trials, fresh=False)
+    again = Pack(Normalised, settings, loop, task, seeds=[9] * members, fresh=False)
     again.load_state_tensors(pack.state_tensors())
-    for trial in range(trials):
-        before, after = (one.method(trial).state_dict() for one in (pack, again))
+    for member in range(members):
+        before, after = (one.method(member).state_dict() for one in (pack, again))
         assert before["norm.running_mean"].abs().max() > 0.1
         assert before["mean"].abs().max() > 0
         for name, value in before.items():
@@ -90,28 +90,28 @@ def test_a_kept_state_holds_what_training_moves_besides_weights(trials: int) -> 
     assert torch.equal(again.predict(features, rows), pack.predict(features, rows))
 
 
-@pytest.mark.parametrize("trials", [1, 2])
-def test_what_a_method_freezes_is_not_trained(trials: int) -> None:
+@pytest.mark.parametrize("members", [1, 2])
+def test_what_a_method_freezes_is_not_trained(members: int) -> None:
     features, task = scene()
     loop = Loop(epochs=2, batch_size=8, weight_decay=0.5, lr=0.1)
-    pack = Pack(Normalised, [NormalisedSettings()] * trials, loop, task, seeds=range(trials))
+    pack = Pack(Normalised, [NormalisedSettings()] * members, loop, task, seeds=range(members))
     fit(pack, features, np.arange(16), seed=0)
-    for trial in range(trials):
-        assert float(pack.method(trial).scale) == 3.0
-        assert not pack.method(trial).scale.requires_grad
+    for member in range(members):
+        assert float(pack.method(member).scale) == 3.0
+        assert not pack.method(member).scale.requires_grad
 
 
 class KilledError(Exception):
     """In the middle of an epoch."""
 
 
-@pytest.mark.parametrize("trials", [1, 2])
-def test_a_method_that_draws_goes_on_as_if_it_had_not_been_stopped(trials: int) -> None:
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_method_that_draws_goes_on_as_if_it_had_not_been_stopped(members: int) -> None:
     features, task = scene()
     loop, rows = Loop(epochs=3, batch_size=4), np.arange(16)
 
     def begun() -> Pack:
-        return Pack(Forgetful, [NormalisedSettings()] * trials, loop, task, seeds=range(trials))
+        return Pack(Forgetful, [NormalisedSettings()] * members, loop, task, seeds=range(members))
 
     whole, stopped, again = begun(), begun(), begun()
     fit(whole, features, rows, seed=5)
@@ -131,9 +131,9 @@ def test_a_method_that_draws_goes_on_as_if_it_had_not_been_stopped(trials: int) 
     before = torch.get_rng_state()
     fit(again, features, rows, seed=5)
     assert torch.equal(torch.get_rng_state(), before)
-    for trial in range(trials):
-        for name, value in whole.method(trial).state_dict().items():
-            assert torch.equal(again.method(trial).state_dict()[name], value), name
+    for member in range(members):
+        for name, value in whole.method(member).state_dict().items():
+            assert torch.equal(again.method(member).state_dict()[name], value), name
     other = begun()
     fit(other, features, rows, seed=6)
     assert not torch.equal(other.method().output.weight, whole.method().output.weight)

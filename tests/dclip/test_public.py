@@ -66,7 +66,7 @@ def test_objects_say_what_they_are() -> None:
     )
     training = dclip.Training([dclip.Recipe(epochs=7)], torch.randn(6, 64), seeds=[0])
     assert repr(training) == (
-        "Training(1 trial of dclip, 3 classes in 64 dimensions, epoch 0 of 7, preset robust, on "
+        "Training(1 training of dclip, 3 classes in 64 dimensions, epoch 0 of 7, preset robust, on "
         "cpu)"
     )
 

@@ -99,8 +99,8 @@ def values(report: EpochReport) -> list[float]:
     return [*report.losses.values(), *report.watched.values(), report.lr, report.val_map]
 
 
-def weights(training: Training, trial: int = 0) -> dict[str, Tensor]:
-    return training.model(trial).state_dict()
+def weights(training: Training, member: int = 0) -> dict[str, Tensor]:
+    return training.model(member).state_dict()
 
 
 def test_the_schedule_is_a_constant_warm_up_and_a_cosine_counted_from_its_end() -> None:
@@ -149,12 +149,12 @@ def test_held_out_images_without_a_class_give_no_map(label: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# One trial is the plain method: stacked weights against the model, gradients by finite differences
+# One member is the plain method: stacked weights against the model, gradients by finite differences
 # ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("aggregation", ["project_then_pool", "pool_then_project"])
-def test_stacked_trials_give_the_outputs_of_their_models(aggregation: str) -> None:
+def test_stacked_members_give_the_outputs_of_their_models(aggregation: str) -> None:
     recipes = [
         Recipe.model_validate({"aggregation": aggregation, "output_dim": dim}) for dim in (8, 4, 8)
     ]
@@ -167,17 +167,17 @@ def test_stacked_trials_give_the_outputs_of_their_models(aggregation: str) -> No
     dropped[2, 1:] = True
     batch = Batch(local, Cache(5).labels, dropped, known=5 * CLASSES)
     scores, losses = training.scores(batch), training.losses(batch)
-    for trial in range(3):
-        alone = training.method(trial)
-        torch.testing.assert_close(scores[trial], alone.scores(batch))
-        torch.testing.assert_close(losses[trial], torch.stack([*alone.losses(batch).values()]))
+    for member in range(3):
+        alone = training.method(member)
+        torch.testing.assert_close(scores[member], alone.scores(batch))
+        torch.testing.assert_close(losses[member], torch.stack([*alone.losses(batch).values()]))
 
 
-def test_fresh_trials_have_the_weights_of_their_seeds() -> None:
+def test_fresh_members_have_the_weights_of_their_seeds() -> None:
     training = Training([Recipe(output_dim=8), Recipe(output_dim=4)], texts(), seeds=[5, 6])
-    for trial, seed in enumerate([5, 6]):
-        fresh = initial_model(training.recipes[trial], texts(), seed=seed).state_dict()
-        for name, value in weights(training, trial).items():
+    for member, seed in enumerate([5, 6]):
+        fresh = initial_model(training.recipes[member], texts(), seed=seed).state_dict()
+        for name, value in weights(training, member).items():
             assert torch.equal(value, fresh[name]), name
 
 
@@ -230,7 +230,7 @@ def test_training_is_the_plain_method(preset: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_trials_that_train_together_end_as_each_would_alone(optimizer: str) -> None:
+def test_members_of_a_pack_end_as_each_would_alone(optimizer: str) -> None:
     base = Recipe.model_validate({"epochs": 3, "optimizer": optimizer, "lr": 3e-3})
     points = [(0.1, 1.0, 8, 1), (1.0, 0.2, 8, 1), (0.0, 1.0, 4, 1), (0.1, 1.0, 8, 7)]
     recipes = [
@@ -240,20 +240,22 @@ def test_trials_that_train_together_end_as_each_would_alone(optimizer: str) -> N
     cache = Cache(80)
     val = np.arange(30)
     together, reports = train(recipes, cache, seeds=[seed for *_, seed in points], val_rows=val)
-    for trial, recipe in enumerate(recipes):
-        alone, own = train(recipe, cache, seeds=[points[trial][3]], val_rows=val)
+    for member, recipe in enumerate(recipes):
+        alone, own = train(recipe, cache, seeds=[points[member][3]], val_rows=val)
         for name, value in weights(alone).items():
-            torch.testing.assert_close(weights(together, trial)[name], value, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(weights(together, member)[name], value, rtol=1e-4, atol=1e-5)
         for several, (one,) in zip(reports, own, strict=True):
-            assert values(several[trial]) == pytest.approx(values(one), rel=1e-4, abs=1e-5)
+            assert values(several[member]) == pytest.approx(values(one), rel=1e-4, abs=1e-5)
     assert not torch.equal(
-        *[weights(together, trial)["image_projector.output.weight"] for trial in (0, 3)]
+        *[weights(together, member)["image_projector.output.weight"] for member in (0, 3)]
     )
 
 
 @pytest.mark.parametrize("selection", ["last", "best_on_val"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_trial_that_diverges_changes_no_bit_of_the_others(selection: str, optimizer: str) -> None:
+def test_a_member_that_diverges_changes_no_bit_of_the_others(
+    selection: str, optimizer: str
+) -> None:
     settings = {"epochs": 3, "output_dim": 8, "batch_size": 16, "warmup_epochs": 0}
     settings |= {"selection": selection, "optimizer": optimizer, "ema_decay": 0.9}
     base = Recipe.model_validate(settings)
@@ -267,10 +269,10 @@ def test_a_trial_that_diverges_changes_no_bit_of_the_others(selection: str, opti
         assert math.isnan(several[1].val_map)
         assert not math.isfinite(several[1].loss)
         assert [values(several[n]) for n in (0, 2)] == [values(expected[n]) for n in (0, 2)]
-    for trial in (0, 2):
-        assert together.best_epoch(trial) == calm.best_epoch(trial)
-        for name, value in weights(calm, trial).items():
-            assert torch.equal(weights(together, trial)[name], value), name
+    for member in (0, 2):
+        assert together.best_epoch(member) == calm.best_epoch(member)
+        for name, value in weights(calm, member).items():
+            assert torch.equal(weights(together, member)[name], value), name
 
 
 class Poisoned(Cache):
@@ -283,7 +285,7 @@ class Poisoned(Cache):
         return super().local(rows, views) * (1 if self.calm_reads >= 0 else math.nan)
 
 
-def test_where_a_trial_diverged_is_kept_with_its_state() -> None:
+def test_where_a_member_diverged_is_kept_with_its_state() -> None:
     base = Recipe(epochs=4, output_dim=8, batch_size=16, warmup_epochs=0)
     wild = base.model_copy(update={"mfi_weight": 1e38, "redundancy_weight": 1e38})
     kept: list[dict[str, Tensor]] = []
@@ -308,7 +310,7 @@ def test_where_a_trial_diverged_is_kept_with_its_state() -> None:
     assert all(math.isnan(report[1].loss) for report in reports)
 
 
-def test_trials_that_differ_in_more_do_not_train_together() -> None:
+def test_trainings_that_differ_in_more_do_not_train_together() -> None:
     with pytest.raises(ValueError, match="must agree in epochs, lr;"):
         Training([Recipe(), Recipe(lr=0.1, epochs=3)], texts(), seeds=[0, 0])
     with pytest.raises(ValueError, match="1 recipes and 2 seeds"):
@@ -445,17 +447,17 @@ def test_the_best_epoch_on_held_out_images_is_kept() -> None:
 
     def note(report: list[EpochReport]) -> None:
         reports.append(report)
-        models = [training.model(trial, selected=False) for trial in range(2)]
+        models = [training.model(member, selected=False) for member in range(2)]
         epochs.append([model.state_dict() for model in models])
 
     fit(training, cache, np.arange(64), seed=3, val_rows=val, on_epoch=note)
-    for trial in range(2):
-        maps = [report[trial].val_map for report in reports]
+    for member in range(2):
+        maps = [report[member].val_map for report in reports]
         best = 1 + maps.index(max(maps))
-        assert training.best_epoch(trial) == best
-        for name, value in weights(training, trial).items():
-            assert torch.equal(value, epochs[best - 1][trial][name]), name
-    assert any(training.best_epoch(trial) < 6 for trial in range(2))  # else nothing was chosen
+        assert training.best_epoch(member) == best
+        for name, value in weights(training, member).items():
+            assert torch.equal(value, epochs[best - 1][member][name]), name
+    assert any(training.best_epoch(member) < 6 for member in range(2))  # else nothing was chosen
 
 
 def test_the_moving_average_is_the_recurrence_over_the_steps() -> None:
