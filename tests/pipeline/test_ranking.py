@@ -12,14 +12,18 @@ from dclip.methods.method import Task, initial
 from dclip.methods.registry import find_method
 from dclip.store.shards import digest
 from dclip.world import shapes
-from pipeline.features.plan import describe_backbone
+from pipeline.features.plan import describe_backbone, plan_features
 from pipeline.records.checkpoints import write_checkpoint
 from pipeline.records.origin import FORMAT, About
 from pipeline.settings.config import Config
-from pipeline.stages import predict, segment, segments_mlr
+from pipeline.settings.training import Trained
+from pipeline.stages import extract, predict, segment, segments_mlr
 from pipeline.terminal.errors import UsageError
+from pipeline.work.packs import Job
+from pipeline.work.workers import fit_and_score
 
 from .conftest import settings
+from .stages.test_extract import make_here
 
 pytestmark = pytest.mark.usefixtures("_toy_on_path")
 
@@ -39,6 +43,20 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "ranking.safetensors"
     write_checkpoint(path, initial(kind, about.settings, task, seed=0), about)
     return path
+
+
+@pytest.mark.parametrize("method", ["toy_method:MaskedCosine", "toy_ranking:Ranking"])
+def test_an_ablation_tells_f1_of_probabilities_only(method: str, tmp_path: Path) -> None:
+    config = settings(tmp_path, extract={"limit": 12, "shard_size": 8})
+    plan = plan_features(config, "train")
+    make_here(plan, config)
+    extract.extract(config, [plan])
+    trained = Trained(config.train, find_method(method).Settings())
+    folders = tuple(plan.folders[:1])
+    job = Job(method, (trained,), (0,), data_seed=0, features=folders, output=tmp_path)
+    (result,) = fit_and_score(job, "cpu", folders, 0.5)
+    assert 0 < result["test"]["map"] <= 1
+    assert ("cf1" in result["test"]) == (method == "toy_method:MaskedCosine")
 
 
 def test_it_has_no_row_of_the_classes_that_it_finds(
