@@ -7,14 +7,18 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
 import torch
+from PIL import Image
 
 from dclip.backbones import ImageFeatures, load_backbone
+from dclip.data import registry
 from dclip.prediction import predict_image
 from pipeline import datasets
+from pipeline.features.plan import open_dataset
 from pipeline.settings.config import conf_folder
 from pipeline.terminal import cli
 from pipeline.terminal.pages import page
@@ -85,6 +89,38 @@ def test_the_backbone_of_the_documents_can_be_added(
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", shallow)
     exec(compile(method, "backbones.md", "exec"), {})
     assert capsys.readouterr().out.split("torch.Size")[-1].strip() == "([1, 12, 7, 7])"
+
+
+def test_the_data_set_of_the_documents_can_be_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "new_dataset.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    module: dict[str, Any] = {}
+    exec(compile(code, "new_dataset.md", "exec"), module)
+    monkeypatch.setitem(registry.DATASETS, "feeder", module["FEEDER"])
+    root = tmp_path / "feeder"
+    (root / "images").mkdir(parents=True)
+    lines = {"train": ["1,robin", "2,great tit,sparrow", "3", "4,robin,sparrow"],
+             "test": ["5,robin,great tit", "6,sparrow"]}  # fmt: skip
+    for split, rows in lines.items():
+        for row in rows:
+            number = row.partition(",")[0]
+            image = Image.new("RGB", (64, 48), (40 * int(number), 90, 20))
+            image.save(root / "images" / f"{number}.jpg")
+        text = "".join(f"{row.replace(row[0], f'{row[0]}.jpg', 1)}\n" for row in rows)
+        (root / f"{split}.txt").write_text(text)
+    words = ["feeder", "--root", str(root), "--output", str(tmp_path / "out")]
+    assert datasets.main(["check", *words]) == 0
+    assert "feeder" in capsys.readouterr().out
+    assert datasets.main(["stats", *words]) == 0
+    options = ["--dataset", "feeder", "--root", str(root), "--output", str(tmp_path / "out")]
+    config, _ = cli.parse("extract", "", [*options, "--backbone", "tiny"])
+    listing = open_dataset(config, "train")
+    assert listing.labels.tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 0, 1]]
+    (root / "train.txt").write_text("1.jpg,robbin\n")
+    assert datasets.main(["check", *words]) == 1
+    assert "line 1: 'robbin' is no class of feeder" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("document", PAGES[1:], ids=lambda path: path.stem)
