@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dclip.store.shards import digest
-from pipeline.features.plan import FeaturePlan, open_labelled, plan_features
+from pipeline.features.plan import FeaturePlan, plan_features
+from pipeline.features.splits import open_labelled
 from pipeline.settings.config import Config, EvaluateConfig
 from pipeline.settings.rows import rows
 from pipeline.settings.training import Trained, alike, identity_of

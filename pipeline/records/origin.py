@@ -21,7 +21,8 @@ from dclip.fitting.loop import Loop
 from dclip.methods.registry import find_settings, is_known
 from dclip.methods.settings import MethodSettings
 from dclip.store.shards import Manifest, digest
-from pipeline.features.plan import BackboneInfo, FeaturePlan
+from pipeline.features.backbone import BackboneInfo
+from pipeline.features.plan import FeaturePlan
 from pipeline.records.provenance import git_commit
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError, told

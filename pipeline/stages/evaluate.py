@@ -16,14 +16,10 @@ from dclip.methods.registry import find_settings
 from dclip.methods.settings import MethodSettings
 from dclip.store.shards import ShardError, digest, file_digest, read_manifest
 from dclip.words import counted
+from pipeline.features.backbone import warnings_of
 from pipeline.features.copies import local_folders
-from pipeline.features.plan import (
-    FeaturePlan,
-    is_complete,
-    plan_features,
-    tested_on_train,
-    warnings_of,
-)
+from pipeline.features.plan import FeaturePlan, is_complete, plan_features
+from pipeline.features.splits import tested_on_train
 from pipeline.pictures.looks import title_of
 from pipeline.records.choice import (
     NoCheckpointError,

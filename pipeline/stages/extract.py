@@ -15,17 +15,17 @@ from typing import NamedTuple
 
 from dclip.store.shards import Manifest, Sidecar
 from dclip.words import counted
+from pipeline.features.backbone import describe_backbone
 from pipeline.features.plan import (
     FeaturePlan,
     complete_manifest,
-    describe_backbone,
     finished,
-    open_labelled,
     plan_features,
     root_of_images,
 )
 from pipeline.features.preflight import absent_note, one_text_note, require_images
 from pipeline.features.reuse import Source, Task, earlier, take_over_all
+from pipeline.features.splits import open_labelled
 from pipeline.features.verify import verify
 from pipeline.settings.config import Config
 from pipeline.terminal.cli import Report

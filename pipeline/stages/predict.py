@@ -18,8 +18,8 @@ from dclip.store.paths import AnyPath, has_folders, write_text
 from dclip.store.shards import digest, file_digest
 from dclip.texts import check_class_names, fold_name
 from dclip.words import counted, short
+from pipeline.features.backbone import describe_backbone, warnings_of
 from pipeline.features.listings import path_of
-from pipeline.features.plan import describe_backbone, warnings_of
 from pipeline.features.preflight import one_text_note, require_fit_names
 from pipeline.records.choice import NoCheckpointError, take_checkpoint
 from pipeline.records.origin import About, kind_trained_on, read_about

@@ -19,15 +19,10 @@ from dclip.data.segmentation import BACKGROUND, SegmentationListing, label_names
 from dclip.store.paths import write_text
 from dclip.store.shards import digest, file_digest
 from dclip.words import counted
+from pipeline.features.backbone import BackboneInfo, describe_backbone, warnings_of
 from pipeline.features.listings import is_own, open_segmentation, options_of
-from pipeline.features.plan import (
-    BackboneInfo,
-    describe_backbone,
-    open_dataset,
-    tested_on_train,
-    warnings_of,
-)
 from pipeline.features.preflight import TEMPLATES, require_fit_names, require_images
+from pipeline.features.splits import open_dataset, tested_on_train
 from pipeline.pictures.looks import title_of
 from pipeline.records.choice import NoCheckpointError, given_files, names_of, take_checkpoints
 from pipeline.records.origin import read_about

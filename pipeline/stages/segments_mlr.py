@@ -13,8 +13,9 @@ from typing import Any
 
 from dclip.store.shards import digest, file_digest
 from dclip.words import counted
-from pipeline.features.plan import describe_backbone, open_dataset, tested_on_train, warnings_of
+from pipeline.features.backbone import describe_backbone, warnings_of
 from pipeline.features.preflight import require_images, require_labels
+from pipeline.features.splits import open_dataset, tested_on_train
 from pipeline.records.choice import NoCheckpointError, take_checkpoint
 from pipeline.records.origin import read_about
 from pipeline.records.provenance import git_commit

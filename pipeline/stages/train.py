@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dclip.store.shards import MANIFEST
 from dclip.words import counted, percent
 from pipeline.cluster.address import require_cluster
-from pipeline.features.plan import FeaturePlan, describe_backbone, plan_features
+from pipeline.features.backbone import describe_backbone
+from pipeline.features.plan import FeaturePlan, plan_features
 from pipeline.records.origin import read_about
 from pipeline.records.trainings import STATE, checkpoint_path, pack_folder, run_name
 from pipeline.settings.config import Config

@@ -19,8 +19,8 @@ from dclip.store.paths import atomic_write, write_text
 from dclip.words import counted
 from pipeline.cluster import session as cluster
 from pipeline.cluster.device import choose_device
+from pipeline.features.backbone import warnings_of
 from pipeline.features.opened import open_features
-from pipeline.features.plan import warnings_of
 from pipeline.pictures import figures
 from pipeline.pictures.canvas import save
 from pipeline.records.ablations import Ablation, Result, Training, packs

@@ -14,7 +14,7 @@ from dclip.data.segmentation import IGNORE_INDEX, SegmentationListing
 from dclip.methods.registry import find_method
 from dclip.store.paths import AnyPath
 from pipeline.cluster.groups import Groups, read_arrays
-from pipeline.features.plan import BackboneInfo
+from pipeline.features.backbone import BackboneInfo
 from pipeline.records.origin import About, kind_trained_on
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError

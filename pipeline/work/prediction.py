@@ -16,8 +16,8 @@ from dclip.prompts import encode_class_names, encode_prompt_pairs
 from dclip.store.paths import AnyPath, atomic_write
 from dclip.words import counted, short
 from pipeline.cluster.device import choose_device
+from pipeline.features.backbone import describe_backbone
 from pipeline.features.opened import open_backbone
-from pipeline.features.plan import describe_backbone
 from pipeline.pictures import mask_figures
 from pipeline.pictures.canvas import save
 from pipeline.records.checkpoints import load_checkpoint

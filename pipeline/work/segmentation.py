@@ -28,8 +28,8 @@ from dclip.prompts import encode_class_texts
 from dclip.segmentation import Rule, segment_images
 from dclip.store.paths import atomic_write
 from pipeline.cluster.makers import Maker, every_group
+from pipeline.features.backbone import describe_backbone
 from pipeline.features.opened import open_backbone
-from pipeline.features.plan import describe_backbone
 from pipeline.features.preflight import require_images
 from pipeline.pictures import mask_figures
 from pipeline.pictures.canvas import heading, more, save

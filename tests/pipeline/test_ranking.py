@@ -12,7 +12,8 @@ from dclip.methods.method import Task, initial
 from dclip.methods.registry import find_method
 from dclip.store.shards import digest
 from dclip.world import shapes
-from pipeline.features.plan import describe_backbone, plan_features
+from pipeline.features.backbone import describe_backbone
+from pipeline.features.plan import plan_features
 from pipeline.records.checkpoints import write_checkpoint
 from pipeline.records.origin import FORMAT, About
 from pipeline.settings.config import Config

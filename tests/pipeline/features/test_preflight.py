@@ -18,10 +18,11 @@ from PIL import Image
 
 from dclip.data.listing import ImageListing
 from pipeline.datasets import main
-from pipeline.features import plan as features
+from pipeline.features import backbone, splits
 from pipeline.features.listings import known_splits
-from pipeline.features.plan import open_dataset, open_labelled, plan_features
+from pipeline.features.plan import plan_features
 from pipeline.features.preflight import require_images, shared_places
+from pipeline.features.splits import open_dataset, open_labelled
 from pipeline.settings.config import Config
 from pipeline.stages import extract
 from pipeline.terminal import cli
@@ -146,8 +147,8 @@ def test_the_same_images_are_refused_unless_asked_for(tmp_path: Path, kind: str)
             open_dataset(config, split)
     allowed = config.model_copy(update={"test_on_train": True})
     assert len(open_dataset(allowed, config.test_split)) == 6
-    assert features.tested_on_train(allowed)
-    assert any("training images" in warning for warning in features.warnings_of(allowed))
+    assert splits.tested_on_train(allowed)
+    assert any("training images" in warning for warning in backbone.warnings_of(allowed))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_published_splits_that_share_images_are_refused_without_a_look(
 ) -> None:
     config = settings(tmp_path, "voc2007", train_split=train, test_split=test)
     with pytest.raises(UsageError, match="--test-on-train"):
-        features.tested_on_train(config)
+        splits.tested_on_train(config)
 
 
 def test_splits_with_other_images_are_no_test_on_train_whatever_the_flag_says(
@@ -166,9 +167,9 @@ def test_splits_with_other_images_are_no_test_on_train_whatever_the_flag_says(
 ) -> None:
     dataset = folder(tmp_path / "d", train=rows("train", ["a", "b"]), test=rows("test", ["a", "b"]))
     config = settings(tmp_path, dataset, test_on_train=True)
-    assert not features.tested_on_train(config)
-    assert features.warnings_of(config) == []
-    assert not features.tested_on_train(Config())
+    assert not splits.tested_on_train(config)
+    assert backbone.warnings_of(config) == []
+    assert not splits.tested_on_train(Config())
     one, other = (open_dataset(config, split) for split in ("train", "test"))
     assert shared_places(one, other) == 0
 
@@ -451,9 +452,9 @@ def test_a_look_takes_no_torch_and_less_than_a_second_beyond_the_listing(tmp_pat
         "import sys, time\n"
         "from pathlib import Path\n"
         "from pipeline.settings.config import Config\n"
-        "from pipeline.features.plan import open_dataset\n"
+        "from pipeline.features.splits import open_dataset\n"
         f"config = Config(dataset={dataset!r}, output=Path({str(tmp_path / 'out')!r}))\n"
-        "from pipeline.features.plan import _open_split, _source\n"
+        "from pipeline.features.splits import _open_split, _source\n"
         "for split in ('train', 'test'): _open_split(_source(config), split)\n"
         "started = time.process_time()\n"
         "for split in ('train', 'test'): open_dataset(config, split)\n"

@@ -342,7 +342,7 @@ def test_both_published_counts_of_context_will_do(
 def test_check_and_stats_share_the_listings_of_the_stages(
     trees: ModuleType, tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.features.plan import open_dataset
+    from pipeline.features.splits import open_dataset
     from pipeline.settings.config import Config
 
     root = write(trees, "coco14", tmp_path)

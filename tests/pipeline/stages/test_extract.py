@@ -26,7 +26,7 @@ from dclip.store.shards import FAILURES, SAMPLES, TEXT, file_digest, read_manife
 from dclip.store.verified import file_state
 from dclip.world import shapes
 from dclip.world.dataset import ShapesListing
-from pipeline.features import plan as features
+from pipeline.features import splits
 from pipeline.features.copies import verified_folder
 from pipeline.features.opened import open_backbone, open_features
 from pipeline.features.plan import FeaturePlan, finished, plan_features
@@ -457,8 +457,8 @@ def photos(root: Path, labels: Sequence[str], *, parted: bool) -> Config:
     tables = {"data": lines} if parted else {"train": lines[5:], "test": lines[:5]}
     for split, part in tables.items():
         (root / f"{split}.csv").write_text("\n".join(["file,labels", *part]))
-    features._open_split.cache_clear()
-    features._open_checked.cache_clear()
+    splits._open_split.cache_clear()
+    splits._open_checked.cache_clear()
     changes: dict[str, object] = {"test_fraction": 0.25} if parted else {}
     return settings(
         root.parent / "out", dataset=f"folder:{root}", extract={"shard_size": SHARD}, **changes

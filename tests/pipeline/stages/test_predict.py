@@ -13,7 +13,7 @@ from PIL import Image
 
 from dclip.data.images import IMAGE_SUFFIXES
 from dclip.world import shapes
-from pipeline.features import plan as features
+from pipeline.features import backbone
 from pipeline.records.choice import NoCheckpointError
 from pipeline.records.origin import About, Encoder, read_about
 from pipeline.settings.config import Config
@@ -152,7 +152,7 @@ def test_photographs_are_seen_by_a_real_clip_unless_another_is_named(
         assert (config.backbone, checkpoint) == ("RN101", None)
         config, _, _ = predict._take(words(tmp_path, scene, *given, "--backbone", "tiny"))
         assert config.backbone == "tiny"
-        assert "tiny on image files" in " ".join(features.warnings_of(config))
+        assert "tiny on image files" in " ".join(backbone.warnings_of(config))
 
 
 def test_a_standing_checkpoint_of_the_settings_is_taken_and_a_line_says_so(

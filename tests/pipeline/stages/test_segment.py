@@ -31,7 +31,8 @@ from dclip.store.shards import digest
 from dclip.world import shapes
 from pipeline.cluster import makers
 from pipeline.cluster.groups import write_arrays
-from pipeline.features.plan import describe_backbone, plan_features
+from pipeline.features.backbone import describe_backbone
+from pipeline.features.plan import plan_features
 from pipeline.records.checkpoints import write_checkpoint
 from pipeline.records.origin import FORMAT, About
 from pipeline.records.trainings import checkpoint_path

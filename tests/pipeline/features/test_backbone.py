@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.features import plan as features
+from pipeline.features import backbone
 from pipeline.settings.config import Config, explain
 from pipeline.terminal import cli
 
@@ -37,12 +37,12 @@ def test_a_wrong_data_set_is_one_line_and_no_second_about_the_backbone(tmp_path:
 def test_tiny_on_photographs_says_what_it_is_once_a_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    features._warn_once.cache_clear()
+    backbone._warn_once.cache_clear()
     config = Config(dataset="folder:photos", backbone="tiny", output=tmp_path)
     with caplog.at_level(logging.WARNING, "pipeline"):
-        features.describe_backbone(config)
-        features.describe_backbone(config.model_copy(update={"seed": 1}))
-    (warning,) = features.warnings_of(config)
+        backbone.describe_backbone(config)
+        backbone.describe_backbone(config.model_copy(update={"seed": 1}))
+    (warning,) = backbone.warnings_of(config)
     assert [record.getMessage() for record in caplog.records] == [f"warning: {warning}"]
     assert "tiny on folder:photos" in warning
     assert "--backbone RN101" in warning
@@ -57,7 +57,7 @@ def test_tiny_on_photographs_says_what_it_is_once_a_run(
     ],
 )
 def test_nothing_is_said_of_tiny_on_shapes_and_of_other_weights(changes: dict[str, str]) -> None:
-    assert features.warnings_of(Config.model_validate(changes)) == []
+    assert backbone.warnings_of(Config.model_validate(changes)) == []
 
 
 def test_help_says_which_backbone_is_taken(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,172 @@
+"""What planning knows of the frozen CLIP without loading it, and what has to be said of it."""
+
+import logging
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+import dclip
+from dclip.store.paths import write_text
+from dclip.store.shards import (
+    digest,
+)
+from pipeline.features.splits import tested_on_train
+from pipeline.settings.config import TOY_BACKBONE, TOY_DATASET, Config
+from pipeline.terminal.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+
+def warnings_of(config: Config) -> list[str]:
+    """What has to be known of every result of these settings, for log and report."""
+    told = []
+    if not config.predict.paths and tested_on_train(config):
+        told.append(
+            f"split {config.test_split!r} is the training images: scores on it say nothing of"
+            " other images"
+        )
+    is_toy = config.backbone == TOY_BACKBONE and config.pretrained is None
+    if not is_toy or (config.dataset == TOY_DATASET and not config.predict.paths):
+        return told
+    images = "image files" if config.predict.paths else config.dataset
+    return [
+        *told,
+        f"backbone tiny on {images}: this small CLIP has seen nothing but the drawn scenes of the "
+        "data set shapes; what it says of photographs is meaningless. Take a real CLIP, such as "
+        "--backbone RN101",
+    ]
+
+
+@cache
+def _warn_once(text: str) -> None:
+    log.warning("warning: %s", text)
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What planning needs to know of a backbone; kept on disk, so that none has to be loaded.
+
+    Attributes:
+        name: How reports call it.
+        fingerprint: Hash of its weights and architecture.
+        embed_dim: Dimension of the joint space.
+        resolution: Side of its images in pixels.
+        grid: Rows and columns of locations at that resolution.
+        include_global_token: Whether the mean token precedes them.
+        mean: Channel means subtracted from images.
+        std: Channel deviations divided by.
+        paths: How local features are made, by kind.
+    """
+
+    name: str
+    fingerprint: str
+    embed_dim: int
+    resolution: int
+    grid: tuple[int, int]
+    include_global_token: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    paths: dict[str, str]
+
+    @property
+    def locations(self) -> int:
+        """Local features of an image, the mean token included."""
+        return self.grid[0] * self.grid[1] + int(self.include_global_token)
+
+    def space(self, kind: str) -> dict[str, Any]:
+        """What gives the numbers of its features of a kind their meaning.
+
+        Raises:
+            UsageError: It has no such kind.
+        """
+        if kind not in self.paths:
+            raise UsageError(
+                f"backbone {self.name} has no features of kind {kind!r}; it has "
+                + ", ".join(self.paths)
+            )
+        return {
+            "backbone": self.fingerprint,
+            "kind": kind,
+            "path": self.paths[kind],
+            "resolution": self.resolution,
+            "include_global_token": self.include_global_token,
+            "resize": "square, bilinear, antialiased",
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+def describe_backbone(config: Config) -> BackboneInfo:
+    """Facts about the backbone of the settings, from an earlier run where nothing changed since.
+
+    Raises:
+        UsageError: An unknown name, or an unusable resolution.
+        OSError: Weights that are not here and cannot be fetched.
+    """
+    if not config.predict.paths:  # that stage may take another backbone yet, and warns by itself
+        for warning in warnings_of(config):
+            _warn_once(warning)
+    weights = config.pretrained if config.pretrained and Path(config.pretrained).is_file() else None
+    return _describe_backbone(
+        config.backbone,
+        config.pretrained,
+        config.resolution,
+        config.include_global_token,
+        _stamp(Path(weights)) if weights else "",
+        config.output.absolute() / "backbones",
+    )
+
+
+@lru_cache(maxsize=8)
+def _describe_backbone(
+    name: str,
+    pretrained: str | None,
+    resolution: int | None,
+    include_global_token: bool | None,
+    stamp: str,
+    cache: Path,
+) -> BackboneInfo:
+    package = Path(dclip.__file__).parent
+    code = sorted([*package.glob("backbones/*.*"), *package.glob("world/tiny_clip.*")])
+    about = {
+        "settings": [name, pretrained, resolution, include_global_token, stamp],
+        "code": [_stamp(path) for path in code],
+        "open_clip": version("open_clip_torch"),
+    }
+    path = cache / f"{digest(about)[:24]}.json"
+    is_own = ":" in name  # code that cannot be told from a changed one
+    facts = TypeAdapter(BackboneInfo)
+    if not is_own:
+        try:
+            return facts.validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            pass  # there is none, or none that can be used: it is made anew
+    # torch takes seconds to load, and these facts are mostly on disk
+    from pipeline.features.opened import frozen_clip
+
+    backbone = frozen_clip(name, pretrained, resolution, include_global_token, "cpu")
+    info = BackboneInfo(
+        name=backbone.name,
+        fingerprint=backbone.fingerprint(),
+        embed_dim=backbone.embed_dim,
+        resolution=backbone.resolution,
+        grid=backbone.grid(backbone.resolution, backbone.resolution),
+        include_global_token=backbone.include_global_token,
+        mean=backbone.mean,
+        std=backbone.std,
+        paths={kind: backbone.feature_path(kind) for kind in backbone.kinds},
+    )
+    if not is_own:
+        cache.mkdir(parents=True, exist_ok=True)
+        write_text(path, facts.dump_json(info, indent=1).decode())
+    return info
+
+
+def _stamp(path: Path) -> str:
+    """What changes when a file does."""
+    stat = path.stat()
+    return f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
