@@ -14,7 +14,7 @@ from pipeline.pictures.canvas import heading, more, one_line
 from pipeline.pictures.looks import color_of, short_title_of
 from pipeline.pictures.mask_figures import show_heat
 from pipeline.settings.config import bounds
-from pipeline.settings.space import leaf
+from pipeline.settings.space import leaf, shown
 
 _READABLE = 80  # classes with their names along both sides of a matrix
 _LISTED = 150  # classes with their names along one side
@@ -247,7 +247,7 @@ def sweep_trials(
             lw=1.8,
         )
         if is_list:
-            names = [one_line(f"{v:g}" if isinstance(v, float) else str(v), 12) for v in values]
+            names = [one_line(shown(value), 12) for value in values]
             every = -(-len(values) // 16)
             axis.set_xticks(
                 range(0, len(values), every),
@@ -271,17 +271,13 @@ def sweep_trials(
     if points is not None and color:
         label = f"{color.replace('_', ' ')} after training"
         figure.colorbar(points, ax=axes, label=label)
-    settings = ", ".join(f"{leaf(key)}={_value(best[key])}" for key in keys)
+    settings = ", ".join(f"{leaf(key)}={shown(best[key])}" for key in keys)
     named = one_line(
         f"ringed: trial {best['trial']}, {100 * best['val_map']:.1f} %, {settings}", 110
     )
-    shown = more(len(keys), len(space), "settings")
-    figure.suptitle(heading(title, shown, named), fontsize=9)
+    left_out = more(len(keys), len(space), "settings")
+    figure.suptitle(heading(title, left_out, named), fontsize=9)
     return figure
-
-
-def _value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def ablation(lines: Sequence[Mapping[str, Any]], watched: Mapping[str, str]) -> Figure:

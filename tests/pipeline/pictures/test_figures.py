@@ -152,6 +152,16 @@ def test_the_best_trial_is_named() -> None:
     assert "trial 7, 80.0 %, lr=0.2" in shown
 
 
+def test_a_setting_that_is_left_out_is_a_dash_in_a_sweep() -> None:
+    rows = [
+        {"trial": number, "val_map": score, "dclip.output_dim": size}
+        for number, score, size in ((0, 0.5, 32), (1, 0.8, None))
+    ]
+    shown = texts(figures.sweep_trials(rows, {"dclip.output_dim": [None, 32]}, "shapes"))
+    assert "trial 1, 80.0 %, output_dim=-" in shown
+    assert "None" not in shown
+
+
 def test_every_colour_of_a_mask_is_in_its_legend() -> None:
     """Forty classes: ten are coloured, each by another colour, the rest is grey and counted."""
     mask = np.repeat(np.arange(40, dtype=np.uint8), 40).reshape(40, 40)
