@@ -18,7 +18,7 @@ from dclip.backbones import ImageFeatures, load_backbone
 from dclip.data import registry
 from dclip.prediction import predict_image
 from pipeline import datasets
-from pipeline.features.plan import open_dataset
+from pipeline.features.splits import open_dataset
 from pipeline.settings.config import conf_folder
 from pipeline.terminal import cli
 from pipeline.terminal.pages import page
