@@ -31,7 +31,7 @@ METHODS = {
 }
 """The methods that come with the package."""
 
-_own: set[str] = set()
+_own: dict[str, None] = {}  # in the order in which they were named
 
 
 def find_settings(name: str) -> type[MethodSettings]:
@@ -73,8 +73,13 @@ def find_method(name: str) -> "type[Method[Any]]":
     if not getattr(getattr(found, "Settings", None), "name", None):
         raise ValueError(f"method {name!r} has no Settings with a name")
     if name not in METHODS:
-        _own.add(name)
+        _own[name] = None
     return found
+
+
+def own_methods() -> tuple[str, ...]:
+    """Methods of the user's own code that were named in this process, for one that works for it."""
+    return tuple(_own)
 
 
 def is_known(name: str) -> bool:

@@ -37,7 +37,7 @@ from pydantic_settings import (
 from typing_extensions import TypeAliasType
 
 from dclip.fitting.loop import Loop
-from dclip.methods.registry import METHODS, find_settings
+from dclip.methods.registry import METHODS, find_settings, own_methods
 from dclip.methods.settings import MethodSettings, of_preset
 from dclip.store.paths import AnyPath, RemotePath, as_path
 from dclip.templates import ZERO_SHOT_TEMPLATE
@@ -553,7 +553,7 @@ class Config(BaseSettings):
     method: str = Field(
         DEFAULT_METHOD,
         description="what is trained: dclip, or package.module:Class of your own; its settings are "
-        "in a section of its own name",
+        "in a section of its own name; repeat the flag where checkpoints are of several",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
     seed: int = Field(0, ge=0, description="seed of initial weights and of the shuffle")
@@ -691,12 +691,16 @@ class Config(BaseSettings):
         """The class of a method's settings is made as it is needed, and is pickled by its name.
 
         Values stay as they are: read anew, variables of the environment would come in again, above
-        what the command line said.
+        what the command line said. With them go all methods of the user's own that were named, of
+        which a worker may be given checkpoints.
         """
-        return _again, (self.method, dict(self.__dict__), set(self.model_fields_set))
+        given = set(self.model_fields_set)
+        return _again, (self.method, dict(self.__dict__), given, own_methods())
 
 
-def _again(method: str, values: dict[str, Any], given: set[str]) -> Config:
+def _again(method: str, values: dict[str, Any], given: set[str], own: Sequence[str]) -> Config:
+    for name in own:
+        find_settings(name)
     return config_class(method).model_construct(given, **values)
 
 

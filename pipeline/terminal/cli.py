@@ -149,6 +149,8 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
     given_layers = [read_layer(find_config_file(name)) for name in _given(argv, "--config")]
     named = _given(argv, "--method")
     method = in_force("method", named[-1] if named else None, given_layers, DEFAULT_METHOD)
+    for other in named[:-1]:  # whose checkpoints may be given
+        config_class(other)
     model = config_class(method)
     sections = {stage: known_keys(model, stage)}
     if stage == "train":  # a method's own settings are what is trained

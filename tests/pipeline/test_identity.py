@@ -1,6 +1,8 @@
 """Names of trainings: what shapes the weights counts, and one more setting renames nothing."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,6 +109,30 @@ def test_settings_reach_a_worker_as_they_are(monkeypatch: pytest.MonkeyPatch) ->
     assert there == config
     assert (there.seed, there.train.lr, there.own.clip) == (3, 0.5, 0.1)
     assert type(there) is type(config)
+
+
+OWN = ("toy_method:MaskedCosine", "toy_global:GlobalHead")
+
+
+@pytest.mark.usefixtures("_toy_on_path")
+def test_several_methods_of_ones_own_are_named_at_once_and_workers_know_of_them() -> None:
+    words = [word for name in OWN for word in ("--method", name)]
+    config = parse("evaluate", "", [*words, "--global-head.sizes", "[3,4]"])[0]
+    assert (config.method, config.own.sizes) == (OWN[1], [3, 4])
+    code = (
+        "import pickle, sys\n"
+        "config = pickle.loads(sys.stdin.buffer.read())\n"
+        "from dclip.methods.registry import is_known\n"
+        f"print(config.own.sizes, [is_known(name) for name in {OWN}])\n"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(config), capture_output=True, check=True
+    )
+    assert there.stdout.decode().strip() == "[3, 4] [True, True]"
+    with pytest.raises(UsageError, match="unknown method 'dclop'"):
+        parse("evaluate", "", ["--method", "dclop", *words])
+    first = parse("train", "", ["--method", OWN[0], "--masked-cosine.scale", "3"])[0]
+    assert first.own.scale == 3  # one after the other in one process
 
 
 def test_a_key_of_a_method_does_not_take_a_flag_of_all_stages() -> None:
