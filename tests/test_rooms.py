@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -85,8 +87,9 @@ def test_the_library_does_not_import_the_pipeline_and_what_is_shared_imports_no_
                 assert not is_stage or name == "pipeline.stages.run", said
 
 
-def test_a_worker_that_makes_shards_loads_no_mlflow_and_no_ray_of_its_own() -> None:
-    reached, others = ["pipeline.work.shard_maker"], set()
+def loaded(first: str) -> set[str]:
+    """Packages of others that importing a module of ours imports, where no branch is left out."""
+    reached, others = [first], set()
     for name in reached:
         for one in statements(TREES[name].body):
             reached += sorted(imported(one) - set(reached))
@@ -95,7 +98,16 @@ def test_a_worker_that_makes_shards_loads_no_mlflow_and_no_ray_of_its_own() -> N
             elif isinstance(one, ast.ImportFrom):
                 others.add(str(one.module).partition(".")[0])
     assert "torch" in others
-    assert not {"ray", "mlflow", "matplotlib"} & others
+    return others
+
+
+def test_a_worker_that_makes_shards_loads_no_mlflow_and_no_ray_of_its_own() -> None:
+    assert not {"ray", "mlflow", "matplotlib"} & loaded("pipeline.work.shard_maker")
+
+
+@pytest.mark.parametrize("name", ["workers", "trials"])
+def test_a_process_that_trains_leaves_records_and_pictures_to_its_driver(name: str) -> None:
+    assert not {"mlflow", "matplotlib"} & loaded(f"pipeline.work.{name}")
 
 
 def test_planning_loads_neither_torch_nor_ray() -> None:

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from dclip.methods.registry import find_settings
-from dclip.methods.settings import DCLIPSettings
+from dclip.methods.settings import DCLIPSettings, of_preset
 from pipeline.records.trainings import run_name
 from pipeline.settings.config import Config, config_class
 from pipeline.settings.space import checked_space
@@ -57,6 +57,15 @@ def test_a_preset_is_what_it_says() -> None:
     preset = DCLIPSettings.presets["author"]
     written = of(train={**preset.loop}, dclip={**preset.own})
     assert run_name(written, PLAN) == run_name(of(train={"preset": "author"}), PLAN)
+
+
+@pytest.mark.parametrize("name", ["best", ["robust"], None])
+def test_a_preset_that_is_not_there_is_told_with_those_that_are(name: object) -> None:
+    with pytest.raises(ValidationError, match="dclip has the presets robust, author"):
+        of(train={"preset": name})
+    loop, own = of_preset(DCLIPSettings, "author")
+    config = of(train={"preset": "author"})
+    assert (config.train.loop, config.own) == (loop, own)
 
 
 def test_one_more_setting_of_a_method_renames_nothing() -> None:
