@@ -16,6 +16,7 @@ from PIL import Image
 
 from dclip.backbones import ImageFeatures, load_backbone
 from dclip.data import registry
+from dclip.methods.settings import DCLIPSettings
 from dclip.prediction import predict_image
 from pipeline import datasets
 from pipeline.features.splits import open_dataset
@@ -128,6 +129,32 @@ def test_every_page_opens_with_whom_it_is_for(document: Path) -> None:
     title, first = document.read_text(encoding="utf-8").split("\n\n")[:2]
     assert title.startswith("# ")
     assert first.startswith("For whoever ")
+
+
+def test_modules_that_the_documents_name_are_there() -> None:
+    dotted = re.compile(r"\b(?:dclip|pipeline)(?:\.[A-Za-z_][\w-]*)+")
+    keys = set(DCLIPSettings.model_fields) | {"yaml"}
+    missing = []
+    for document in PAGES:
+        for name in dotted.findall(document.read_text(encoding="utf-8")):
+            parts = name.split(".")
+            if parts[0] == "dclip" and parts[1].replace("-", "_") in keys:
+                continue  # a setting
+            if not any(
+                is_there(parts[:count], parts[count:]) for count in range(len(parts), 0, -1)
+            ):
+                missing.append(f"{document.name}: {name}")
+    assert not missing
+
+
+def is_there(module: list[str], names: list[str]) -> bool:
+    """Whether a module exists and its text has the names that follow."""
+    path = ROOT.joinpath(*module)
+    file = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
+    if not file.is_file():
+        return False
+    text = file.read_text(encoding="utf-8")
+    return all(re.search(rf"\b{name}\b", text) for name in names)
 
 
 def test_messages_name_documents_that_are_there() -> None:
