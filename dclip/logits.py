@@ -67,17 +67,67 @@ def pair_logits(
         tensor([[[  0.],
                  [100.]]])
     """
-    images, texts = at_least_float32(image_features), _unit(text_features)
-    _check_locations(images)
-    members = images.shape[:-3]
-    together = math.prod(members)
-    pooled: Tensor = _PooledCosine.apply(
-        images.reshape(together, *images.shape[-3:]),
-        texts.reshape(together, *texts.shape[-2:]),
-        dropped,
-        local_scale,
-    )[0]
-    return _split_pairs(pooled_scale * pooled.reshape(*members, *pooled.shape[1:]))
+    pooled = _pooled_cosine(image_features, text_features, dropped, local_scale, by_positive=False)
+    return _split_pairs(pooled_scale * pooled)
+
+
+def positive_pair_logits(
+    image_features: Float[Tensor, "*members images locations dim"],
+    text_features: Float[Tensor, "*members pairs dim"],
+    *,
+    dropped: Bool[Tensor, "images locations"] | None = None,
+    local_scale: float = LOCAL_SCALE,
+    pooled_scale: float = POOLED_SCALE,
+) -> Float[Tensor, "*members images 2 classes"]:
+    r"""Absence and presence logit of every class, both pooled where its positive text fits best.
+
+    As :func:`pair_logits`, but the spatial softmax :math:`w_{lk}` of the presence text serves the
+    absence text of its class, too. It asks what is said of absence where the class would be.
+
+    Args:
+        image_features: Local features, of any length.
+        text_features: Text features, of any length: first all of absence, then all of presence.
+        dropped: Locations left out, as in :func:`pair_logits`.
+        local_scale: Multiplier of the cosines.
+        pooled_scale: Multiplier of the pooled similarity.
+
+    Returns:
+        Logits in ``[-a b, a b]``; index 0 of the second axis says absent, index 1 present.
+
+    Raises:
+        ValueError: If there is no location, or the number of texts is odd.
+
+    References:
+        Sun et al., "DualCoOp: Fast Adaptation to Multi-Label Recognition with Limited Annotations",
+        NeurIPS 2022, arXiv:2206.09541, section 3.2.
+
+    Example:
+        >>> positive_pair_logits(torch.eye(2)[None], torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        tensor([[[2.0612e-07],
+                 [1.0000e+02]]])
+    """
+    pooled = _pooled_cosine(image_features, text_features, dropped, local_scale, by_positive=True)
+    return _split_pairs(pooled_scale * pooled)
+
+
+def pooled_linear_logits(
+    scores: Float[Tensor, "*members images locations pairs"],
+    *,
+    dropped: Bool[Tensor, "images locations"] | None = None,
+    pooled_scale: float = POOLED_SCALE,
+) -> Float[Tensor, "*members images 2 classes"]:
+    """Logits of scores on any scale, each pooled by its own softmax over the locations.
+
+    Args:
+        scores: Of every text at every location, absence before presence.
+        dropped: Locations left out, as in :func:`pair_logits`.
+        pooled_scale: Multiplier of the pooled scores.
+    """
+    _check_locations(scores)
+    seen = scores
+    if dropped is not None:
+        seen = scores.masked_fill(dropped[:, :, None], -math.inf)
+    return _split_pairs(pooled_scale * (seen.softmax(dim=-2) * scores).sum(dim=-2))
 
 
 def pooled_pair_logits(
@@ -191,9 +241,37 @@ def similarity_maps(
     return _unit(text_features) @ _unit(image_features).mT
 
 
-class _PooledCosine(torch.autograd.Function):
-    """Scaled cosines of locations with unit texts, each text pooled by its own spatial softmax.
+def _pooled_cosine(
+    image_features: Float[Tensor, "*members images locations dim"],
+    text_features: Float[Tensor, "*members pairs dim"],
+    dropped: Bool[Tensor, "images locations"] | None,
+    scale: float,
+    *,
+    by_positive: bool,
+) -> Float[Tensor, "*members images pairs"]:
+    """Scaled cosines of locations with texts, pooled by a spatial softmax."""
+    if text_features.shape[-2] % 2:
+        raise _odd(text_features.shape[-2])
+    images, texts = at_least_float32(image_features), _unit(text_features)
+    images = images.to(torch.promote_types(images.dtype, texts.dtype))
+    texts = texts.to(images.dtype)
+    _check_locations(images)
+    members = images.shape[:-3]
+    together = math.prod(members)
+    pooled: Tensor = _PooledCosine.apply(
+        images.reshape(together, *images.shape[-3:]),
+        texts.reshape(together, *texts.shape[-2:]),
+        dropped,
+        scale,
+        by_positive,
+    )[0]
+    return pooled.reshape(*members, *pooled.shape[1:])
 
+
+class _PooledCosine(torch.autograd.Function):
+    """Scaled cosines of locations with unit texts, pooled by a spatial softmax.
+
+    It is each text's own, or, ``by_positive``, that of the second half of the texts for both.
     Besides the pooled cosines it gives what its gradient needs; these have no gradient.
     """
 
@@ -203,20 +281,24 @@ class _PooledCosine(torch.autograd.Function):
         texts: Float[Tensor, "members pairs dim"],
         dropped: Bool[Tensor, "images locations"] | None,
         scale: float,
+        by_positive: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         norms = torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min_(1e-12)
         similarity = torch.bmm(features.flatten(1, 2), texts.mT)
         similarity = similarity.view(*features.shape[:3], texts.shape[1])
         similarity *= scale / norms
-        seen = similarity
+        seen = similarity.chunk(2, dim=-1)[1] if by_positive else similarity
         if dropped is not None:
-            seen = similarity.masked_fill(dropped[:, :, None], -math.inf)
+            seen = seen.masked_fill(dropped[:, :, None], -math.inf)
         weights = seen.softmax(dim=2)
-        return (weights * similarity).sum(dim=2), norms, similarity, weights
+        if not by_positive:
+            return (weights * similarity).sum(dim=2), norms, similarity, weights
+        pooled = [(weights * half).sum(dim=2) for half in similarity.chunk(2, dim=-1)]
+        return torch.cat(pooled, dim=-1), norms, similarity, weights
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        features, texts, _, ctx.scale = inputs
+        features, texts, _, ctx.scale, ctx.by_positive = inputs
         pooled, norms, similarity, weights = output
         ctx.mark_non_differentiable(norms, similarity, weights)
         ctx.set_materialize_grads(False)  # else zeros are made for what has no gradient
@@ -226,45 +308,64 @@ class _PooledCosine(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(
         ctx: Any, gradient: Float[Tensor, "members images pairs"] | None, *_: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         if gradient is None:  # nothing depends on the pooled cosines
-            return None, None, None, None
+            return None, None, None, None, None
         features, texts, norms, similarity, weights, pooled = ctx.saved_tensors
         # of the loss by each scaled cosine, o
-        by_cosine = (similarity - pooled[:, :, None]).add_(1).mul_(weights)
-        by_cosine *= gradient[:, :, None]
-        # part along the feature itself, which its normalisation takes away
-        along = (by_cosine * similarity).sum(dim=-1, keepdim=True)
+        by_cosine = similarity - pooled[:, :, None]
+        if ctx.by_positive:
+            by_cosine *= gradient[:, :, None]
+            absent, present = by_cosine.chunk(2, dim=-1)
+            present += absent  # both are pooled by the softmax of the presence text
+            absent.zero_()
+            by_cosine += gradient[:, :, None]
+            absent *= weights
+            present *= weights
+        else:
+            by_cosine.add_(1).mul_(weights)
+            by_cosine *= gradient[:, :, None]
+        by_features = None
+        if ctx.needs_input_grad[0]:
+            # part along the feature itself, which its normalisation takes away
+            along = (by_cosine * similarity).sum(dim=-1, keepdim=True)
         by_cosine *= ctx.scale / norms
         flat, all_features = by_cosine.flatten(1, 2), features.flatten(1, 2)
-        by_features = torch.bmm(flat, texts).view_as(features)
-        by_features.addcmul_(features, along / norms.square(), value=-1)
-        return by_features, torch.bmm(flat.mT, all_features), None, None
+        if ctx.needs_input_grad[0]:
+            by_features = torch.bmm(flat, texts).view_as(features)
+            by_features.addcmul_(features, along / norms.square(), value=-1)
+        return by_features, torch.bmm(flat.mT, all_features), None, None, None
 
     @staticmethod
     def vmap(
         info: Any,
-        in_dims: tuple[int | None, int | None, int | None, None],
+        in_dims: tuple[int | None, int | None, int | None, None, None],
         features: Tensor,
         texts: Tensor,
         dropped: Tensor | None,
         scale: float,
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """One more axis of members, by the axis that is there."""
+        by_positive: bool,
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        """One more axis of members, by the axis that is there, or by that of the texts."""
         if in_dims[2] is not None:
             raise NotImplementedError("members that drop different locations cannot be computed")
+        size = info.batch_size
+        if in_dims[0] is None and in_dims[1] is not None:  # on the same features: more texts
+            own = texts.movedim(in_dims[1], 0)
+            halves = own.reshape(*own.shape[:2], 2, -1, own.shape[-1])
+            every = halves.permute(1, 2, 0, 3, 4).flatten(1, 3)
+            pooled, *others = _PooledCosine.apply(features, every, dropped, scale, by_positive)
+            apart = pooled.unflatten(2, (2, size, -1)).permute(3, 0, 1, 2, 4).flatten(3)
+            return (apart, *others), (0, None, None, None)
 
         def joined(values: Tensor, dim: int | None) -> Tensor:
-            if dim is None:
-                values = values.expand(info.batch_size, *values.shape)
-            else:
-                values = values.movedim(dim, 0)
-            return values.flatten(0, 1)
+            there = values.expand(size, *values.shape) if dim is None else values.movedim(dim, 0)
+            return there.flatten(0, 1)
 
         outputs = _PooledCosine.apply(
-            joined(features, in_dims[0]), joined(texts, in_dims[1]), dropped, scale
+            joined(features, in_dims[0]), joined(texts, in_dims[1]), dropped, scale, by_positive
         )
-        parted = tuple(values.unflatten(0, (info.batch_size, -1)) for values in outputs)
+        parted = tuple(values.unflatten(0, (size, -1)) for values in outputs)
         return parted, (0, 0, 0, 0)
 
 
@@ -274,15 +375,19 @@ def _check_locations(features: Float[Tensor, "*axes locations dim"]) -> None:
 
 
 def _split_pairs(
-    logits: Float[Tensor, "*members images pairs"],
-) -> Float[Tensor, "*members images 2 classes"]:
+    logits: Float[Tensor, "*axes pairs"],
+) -> Float[Tensor, "*axes 2 classes"]:
     """Negatives, then positives, to an axis of polarity."""
     if logits.shape[-1] % 2:
-        raise ValueError(
-            f"prompt pairs need an even number of text features, got {logits.shape[-1]}; "
-            "pass all negative prompts, then all positive ones"
-        )
+        raise _odd(logits.shape[-1])
     return logits.reshape(*logits.shape[:-1], 2, logits.shape[-1] // 2)
+
+
+def _odd(count: int) -> ValueError:
+    return ValueError(
+        f"prompt pairs need an even number of text features, got {count}; "
+        "pass all negative prompts, then all positive ones"
+    )
 
 
 def _unit(features: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:

@@ -303,8 +303,8 @@ class OpenCLIPBackbone:
 
         Args:
             embeddings: From `embed_tokens`, with learned vectors put in the place of some. Where
-                the tower reads from left to right, as CLIP's does, both these and the ids may be
-                cut behind the end of the longest text; the result is the same, and sooner there.
+                the tower reads from left to right, as CLIP's does, what stands behind the end of
+                the longest text is not read, and may be cut from both these and the ids.
             ids: The tokens they stand for; they tell where a text ends.
             deep_prompts: Entry i, of shape [prompts, width] or [texts, prompts, width], takes the
                 place of the states at ``position`` and after, when block i (from 0) is done.
@@ -317,6 +317,9 @@ class OpenCLIPBackbone:
         model = self.model
         ids = ids.to(self.device)
         self._check_embedded(embeddings, ids)
+        if self._may_be_cut:
+            longest = int((ids == self.tokenizer.eot_token_id).int().argmax(dim=1).max()) + 1
+            embeddings, ids = embeddings[:, :longest], ids[:, :longest]
         if deep_prompts:
             check_prompts(
                 deep_prompts,
@@ -352,6 +355,12 @@ class OpenCLIPBackbone:
             features = features @ projection
         return features
 
+    @property
+    def _may_be_cut(self) -> bool:
+        """Whether what stands behind the end of a text has no part in its embedding."""
+        model = self.model
+        return model.attn_mask is not None and model.text_pool_type in ("argmax", "eos")
+
     def _check_embedded(self, embeddings: Tensor, ids: Tensor) -> None:
         """Refuse embeddings that are not of the ids, and ids that are not whole texts."""
         model = self.model
@@ -361,9 +370,8 @@ class OpenCLIPBackbone:
                 f" shape {list(ids.shape)}; it takes [texts, tokens, {self.text_tower.width}] and"
                 " [texts, tokens]"
             )
-        length = ids.shape[1]
-        may_be_cut = model.attn_mask is not None and model.text_pool_type in ("argmax", "eos")
-        if length > model.context_length or (length < model.context_length and not may_be_cut):
+        length, whole = ids.shape[1], model.context_length
+        if length > whole or (length < whole and not self._may_be_cut):
             raise ValueError(f"{self.name} reads {model.context_length} tokens, not {length}")
         ends = (ids == self.tokenizer.eot_token_id).any(dim=1)
         if not ends.all():

@@ -191,8 +191,7 @@ def fit(
     loop = pack.loop
     while pack.epoch < loop.epochs:
         lr = learning_rate(loop, pack.epoch)
-        for group in pack.optimizer.param_groups:
-            group["lr"] = lr
+        pack.set_lr(lr, is_warmup=pack.epoch < loop.warmup_epochs)
         started, first = time.perf_counter(), pack.step
         steps = -(-len(rows) // loop.batch_size)
         batches = epoch_batches(

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,7 +91,12 @@ class Pack:
         in_stacks = [member for stack in self._stacks for member in stack.members]
         self._order = torch.tensor(np.argsort(in_stacks).tolist(), device=self.device)
         self.weights = [weight for stack in self._stacks for weight in stack.weights.values()]
-        self.optimizer = _build_optimizer(self.weights, loop)
+        factors = models[0].lr_factors()
+        groups_of: dict[float, list[Tensor]] = {}
+        for stack in self._stacks:
+            for name, weight in stack.weights.items():
+                groups_of.setdefault(factors.get(name, 1.0), []).append(weight)
+        self.optimizer = _build_optimizer(groups_of, loop)
         self.epoch = self.step = 0
         self.diverged: dict[int, tuple[int, int]] = {}
         self.terms: tuple[str, ...] = ()
@@ -138,6 +143,22 @@ class Pack:
     def scores(self, batch: Batch) -> Float[Tensor, "members images classes"]:
         """Scores of a batch by every member's weights."""
         return self._in_order([stack.call("scores", batch) for stack in self._stacks])
+
+    def set_lr(self, lr: float, *, is_warmup: bool = False) -> None:
+        """Let the optimizer step by this rate, times the factor that some weights have.
+
+        Args:
+            lr: Learning rate.
+            is_warmup: The rate is the same for all.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr if is_warmup else lr * group["lr_factor"]
+
+    @torch.no_grad()
+    def derive(self) -> None:
+        """Bring the buffers up to date that follow from the weights, before these are scored."""
+        for stack in self._stacks:
+            stack.buffers |= stack.call("derived")
 
     def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
         """Values of the members of every stack, in the order of the members."""
@@ -260,6 +281,7 @@ class Pack:
         none = torch.empty(len(self), 0, self.num_classes)
         size, feeds = -(-batch_size // len(self)), self.kind.Settings.feeds
         with self.averaged():
+            self.derive()
             batches = clean_batches(features, rows, self.device, size, feeds)
             parts = [self.scores(batch).cpu() for batch in batches]
         return torch.cat([none, *parts], dim=1)
@@ -391,13 +413,13 @@ class _Stack:
         self._template = models[0].to(device).requires_grad_(False)
         self._template.task = task
 
-    def call(self, name: str, batch: Batch, *, training: bool = False) -> Any:
-        """A method of every member on the same batch; results have the members in front."""
+    def call(self, name: str, *arguments: Any, training: bool = False) -> Any:
+        """A method of every member on the same arguments; results have the members in front."""
         if self._template.training != training:
             self._template.train(training)
 
         def one(weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> Any:
-            return functional_call(self._template, (weights, buffers), (name, batch))
+            return functional_call(self._template, (weights, buffers), (name, *arguments))
 
         if len(self.members) == 1:  # without the detour, which takes as long as a small step
             alone = one(*({n: v[0] for n, v in s.items()} for s in (self.weights, self.buffers)))
@@ -420,13 +442,22 @@ class _Stack:
         with torch.no_grad():
             for name, value in [*own.named_parameters(), *own.named_buffers()]:
                 value.copy_(named[name][position])
+            buffers = dict(own.named_buffers())
+            for name, value in own.derived().items():
+                buffers[name].copy_(value)
         return own.eval()
 
 
-def _build_optimizer(weights: Sequence[Tensor], loop: Loop) -> Optimizer:
-    """The optimizer over all weights, BatchNorm's scale and shift included."""
+def _build_optimizer(weights: Mapping[float, Sequence[Tensor]], loop: Loop) -> Optimizer:
+    """The optimizer over all weights, BatchNorm's scale and shift included.
+
+    Args:
+        weights: By the factor of their learning rate, which their group keeps.
+        loop: Settings.
+    """
+    groups = [{"params": list(own), "lr_factor": factor} for factor, own in weights.items()]
     if loop.optimizer == "sgd":
         return SGD(
-            weights, lr=loop.lr, momentum=loop.momentum, weight_decay=loop.weight_decay, fused=True
+            groups, lr=loop.lr, momentum=loop.momentum, weight_decay=loop.weight_decay, fused=True
         )
-    return AdamW(weights, lr=loop.lr, weight_decay=loop.weight_decay, fused=True)
+    return AdamW(groups, lr=loop.lr, weight_decay=loop.weight_decay, fused=True)

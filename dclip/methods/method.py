@@ -32,12 +32,15 @@ class Task:
         pairs: Features of the prompt pairs, negatives first, unnormalised.
         texts: Unit features of every phrasing of every class.
         backbone: The frozen CLIP itself, for methods that look inside; None where features do.
+        text_width: Numbers in a token of its text tower, where it is known and there is no backbone
+            to ask.
     """
 
     class_names: tuple[str, ...]
     pairs: Float[Tensor, "pairs dim"]
     texts: ClassTexts
     backbone: Backbone | None = None
+    text_width: int | None = None
 
     @classmethod
     def of(
@@ -78,9 +81,12 @@ class Task:
         return cls(tuple(class_names), pairs, ClassTexts(known, torch.arange(len(known))))
 
     @classmethod
-    def placeholder(cls, class_names: Sequence[str], dim: int) -> "Task":
+    def placeholder(
+        cls, class_names: Sequence[str], dim: int, text_width: int | None = None
+    ) -> "Task":
         """Classes whose texts are not encoded, to count a method's parameters by."""
-        return cls.of_features(class_names, torch.eye(2 * len(class_names), dim))
+        task = cls.of_features(class_names, torch.eye(2 * len(class_names), dim))
+        return replace(task, text_width=text_width)
 
     @property
     def positives(self) -> Float[Tensor, "classes dim"]:
@@ -93,9 +99,10 @@ class Task:
         return self.pairs.shape[1]
 
     def to(self, device: torch.device | str) -> "Task":
-        """The same, its features on a device."""
+        """The same, its features on a device, and the backbone, if there is one."""
         texts = ClassTexts(self.texts.features.to(device), self.texts.classes.to(device))
-        return replace(self, pairs=self.pairs.to(device), texts=texts)
+        backbone = None if self.backbone is None else self.backbone.to(device)
+        return replace(self, pairs=self.pairs.to(device), texts=texts, backbone=backbone)
 
 
 def _positives(pairs: Float[Tensor, "pairs dim"]) -> Float[Tensor, "classes dim"]:
@@ -152,6 +159,21 @@ class Method(nn.Module, Generic[S]):
         draw the same. :meth:`scores` draws nothing.
         """
         raise NotImplementedError(f"{type(self).__name__} is not trained by the loop")
+
+    def derived(self) -> dict[str, Tensor]:
+        """New values of buffers that follow from the weights, which training does not keep up.
+
+        They are computed when weights are scored or given away: what takes long to make of them,
+        and scoring has to have.
+        """
+        return {}
+
+    def lr_factors(self) -> dict[str, float]:
+        """Multiples of the learning rate, by the names of weights that have one of their own.
+
+        They count after the warm-up, whose rate is the same for all.
+        """
+        return {}
 
     def fit(
         self,

@@ -19,6 +19,16 @@ class _Entry(NamedTuple):
 
 METHODS = {
     "dclip": _Entry("dclip.methods.settings:DCLIPSettings", "dclip.methods.dclip:DCLIPMethod"),
+    "dualcoop": _Entry(
+        "dclip.methods.settings:DualCoOpSettings", "dclip.methods.dualcoop:DualCoOp"
+    ),
+    "positivecoop": _Entry(
+        "dclip.methods.settings:PositiveCoOpSettings", "dclip.methods.positivecoop:PositiveCoOp"
+    ),
+    "positivecoop_baseline": _Entry(
+        "dclip.methods.settings:PositiveCoOpBaselineSettings",
+        "dclip.methods.positivecoop:PositiveCoOpBaseline",
+    ),
     "linear_probe": _Entry(
         "dclip.methods.settings:LinearProbeSettings", "dclip.methods.linear_probe:LinearProbeMethod"
     ),

@@ -212,6 +212,166 @@ class DCLIPSettings(MethodSettings):
         return frozenset({"redundancy_weight", "mfi_scope", "mfi_gram", "mfi_reduction"})
 
 
+class PairSettings(MethodSettings):
+    """What is common to methods that train a pair of logits for every class by ASL."""
+
+    gamma_neg: float = Field(2.0, ge=0, description="focusing exponent of negatives in ASL")
+    gamma_pos: float = Field(1.0, ge=0, description="focusing exponent of positives in ASL")
+    clip: float = Field(0.05, ge=0, lt=1, description="probability margin c of negatives in ASL")
+    asl_weight: float = Field(1.0, ge=0, description="weight of ASL (the authors' loss_w)")
+    asl_reduction: Literal["sum", "mean"] = Field(
+        "mean", description="sum over images and classes, or mean over known labels"
+    )
+    asl_form: Literal["pair", "sigmoid_positive", "sigmoid_negative", "optimised"] = Field(
+        "pair",
+        description="what says that a class is there: the softmax over its pair, the sigmoid of "
+        "one of the two, or that of presence as ASL was published",
+    )
+    asl_weight_gradient: Literal["detached", "differentiated"] = Field(
+        "detached",
+        description="whether the focusing weight of ASL is a constant to the gradient, or takes "
+        "part in it",
+    )
+    pooled_scale: float = Field(5.0, gt=0, description="multiplier of what was pooled")
+
+    def idle(self) -> frozenset[str]:
+        """The optimised form differentiates the weight whatever is said."""
+        return frozenset({"asl_weight_gradient"} if self.asl_form == "optimised" else ())
+
+
+class ContextSettings(PairSettings):
+    """What is common to methods that learn contexts among the tokens of CLIP's text encoder."""
+
+    needs_gradients = True
+    may_differ = frozenset({"mfi_weight", "redundancy_weight", "context_length", "contexts"})
+    watched: ClassVar[Mapping[str, str]] = {"inter_class_cosine": "cosine"}
+    sweep_space: ClassVar[Mapping[str, list[Any]]] = {"mfi_weight": [0.0, 0.1, 1.0]}
+    bold = ("mfi_weight", "redundancy_weight")
+
+    context_length: int = Field(16, ge=1, le=1000, description="learned vectors of a context")
+    contexts: Literal["per_class", "shared"] = Field(
+        "per_class",
+        description="a context for each class, which binds to these classes, or one for all",
+    )
+    context_std: float = Field(0.02, ge=0, description="deviation of the initial contexts")
+    local_scale: float = Field(
+        20.0, gt=0, description="multiplier of the cosine at each location; sharpness of pooling"
+    )
+    mfi_weight: float = Field(
+        0.0, ge=0, title="alpha", description="weight alpha of MFI on the encoded texts; 0: none"
+    )
+    redundancy_weight: float = Field(
+        1.0, ge=0, title="lambda", description="weight lambda of the off-diagonal terms in MFI"
+    )
+    mfi_scope: Literal["both", "split", "positive"] = Field(
+        "positive", description="texts MFI looks at: both polarities as one set, split, or positive"
+    )
+    mfi_gram: Literal["feature", "class"] = Field(
+        "class", description="matrix MFI regulates: feature by feature, or class by class"
+    )
+    mfi_reduction: Literal["sum", "mean"] = Field(
+        "mean", description="sum or mean over the matrix' entries"
+    )
+
+    def idle(self) -> frozenset[str]:
+        """Without MFI its other settings make no difference."""
+        if self.mfi_weight > 0:
+            return super().idle()
+        mfi = {"redundancy_weight", "mfi_scope", "mfi_gram", "mfi_reduction"}
+        return super().idle() | mfi
+
+
+class DualCoOpSettings(ContextSettings):
+    """Hyper-parameters of DualCoOp: contexts, ASL and, as an addition of ours, MFI.
+
+    Sources: arXiv 2206.09541, the authors' code. ``author`` is their run on COCO with half of the
+    labels; the weight of ASL for other shares was never published.
+    """
+
+    name = "dualcoop"
+    title = "DualCoOp"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "robust": Preset(),
+        "author": Preset(
+            loop={
+                "epochs": 50,
+                "batch_size": 32,
+                "optimizer": "sgd",
+                "lr": 0.002,
+                "weight_decay": 5e-4,
+                "warmup_epochs": 1,
+                "warmup_lr": 1e-5,
+            },
+            own={"asl_reduction": "sum", "asl_weight": 0.03},
+        ),
+    }
+
+
+class PositiveCoOpSettings(ContextSettings):
+    """Hyper-parameters of PositiveCoOp: a context, free vectors, ASL and, as an addition, MFI.
+
+    Sources: arXiv 2409.08381, the authors' code.
+    """
+
+    name = "positivecoop"
+    title = "PositiveCoOp"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "robust": Preset(),
+        "author": Preset(
+            loop={
+                "epochs": 50,
+                "batch_size": 32,
+                "optimizer": "sgd",
+                "lr": 0.002,
+                "weight_decay": 0.0,
+                "warmup_epochs": 1,
+                "warmup_lr": 5e-3,
+            },
+            own={
+                "asl_reduction": "sum",
+                "asl_weight": 0.03,
+                "offset_std": 1.0,
+                "context_lr_factor": 0.01,
+            },
+        ),
+    }
+
+    positive_offset: bool = Field(
+        True, description="add a free vector to the text of presence, too, as the authors do"
+    )
+    offset_std: float = Field(
+        0.0, ge=0, description="deviation of that vector's initial values; 0 starts at the text"
+    )
+    free_std: float = Field(
+        1.0, gt=0, description="deviation of the initial values of the vectors of absence"
+    )
+    context_lr_factor: float = Field(
+        1.0, gt=0, description="learning rate of the context, as a multiple of lr; not in warm-up"
+    )
+
+
+class PositiveCoOpBaselineSettings(PairSettings):
+    """Hyper-parameters of PositiveCoOp's baseline: ASL alone."""
+
+    name = "positivecoop_baseline"
+    title = "PositiveCoOp's baseline (linear)"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "robust": Preset(),
+        "author": Preset(
+            loop={
+                "epochs": 50,
+                "batch_size": 32,
+                "optimizer": "sgd",
+                "lr": 0.002,
+                "weight_decay": 0.0,
+                "warmup_epochs": 1,
+                "warmup_lr": 5e-3,
+            },
+            own={"asl_reduction": "sum", "asl_weight": 0.03},
+        ),
+    }
+
+
 class ZeroShotSettings(MethodSettings):
     """CLIP as it is: the cosine of its global embedding with each class's text."""
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from dclip.logits import (
     pair_logits,
     pool_locations,
+    pooled_linear_logits,
     pooled_pair_logits,
+    positive_pair_logits,
     presence_probability,
     similarity_maps,
     zero_shot_scores,
@@ -251,3 +253,74 @@ def test_pooled_logits_compare_each_prompt_with_its_own_feature() -> None:
     logits = pooled_pair_logits(pooled, texts)
     expected = 100 * torch.cosine_similarity(pooled, texts[None], dim=2).reshape(2, 2, 2)
     torch.testing.assert_close(logits, expected)
+
+
+def positive_pair_logits_by_steps(
+    images: Tensor, texts: Tensor, dropped: Tensor | None = None
+) -> Tensor:
+    """The equation step by step, differentiated by autograd."""
+    cosines = (
+        torch.nn.functional.normalize(images, dim=-1)
+        @ torch.nn.functional.normalize(texts, dim=-1).mT
+    )
+    absent, present = (20 * cosines).chunk(2, dim=-1)
+    seen = present if dropped is None else present.masked_fill(dropped[..., None], -math.inf)
+    weights = seen.softmax(dim=-2)
+    return 5 * torch.stack([(weights * absent).sum(-2), (weights * present).sum(-2)], dim=-2)
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_both_polarities_are_pooled_where_the_presence_text_fits(drop: bool) -> None:
+    images = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True)
+    texts = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    dropped = torch.rand(3, 5) < 0.4 if drop else None
+    found = positive_pair_logits(images, texts, dropped=dropped)
+    expected = positive_pair_logits_by_steps(images, texts, dropped)
+    torch.testing.assert_close(found, expected)
+    # the presence logits are those of texts that pool for themselves
+    torch.testing.assert_close(found[:, 1], pair_logits(images, texts, dropped=dropped)[:, 1])
+    weight = torch.randn_like(found)
+    for ours, theirs in zip(
+        torch.autograd.grad((found * weight).sum(), (images, texts)),
+        torch.autograd.grad((expected * weight).sum(), (images, texts)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("function", [pair_logits, positive_pair_logits])
+@pytest.mark.parametrize("axes", [(None, 0), (0, None), (0, 0)])
+def test_trials_that_share_images_or_texts_are_computed_as_each_alone(
+    axes: tuple[int | None, int | None], function: Callable[..., Tensor]
+) -> None:
+    shapes = ((3, 5, 4), (6, 4))
+    images, texts = (
+        torch.randn(*([] if axis is None else [2]), *shape, dtype=torch.float64).requires_grad_()
+        for axis, shape in zip(axes, shapes, strict=True)
+    )
+    found = torch.func.vmap(function, in_dims=axes)(images, texts)
+    alone = torch.stack([
+        function(images if axes[0] is None else images[n], texts if axes[1] is None else texts[n])
+        for n in range(2)
+    ])  # fmt: skip
+    torch.testing.assert_close(found, alone)
+    weight = torch.randn_like(found)
+    for ours, theirs in zip(
+        torch.autograd.grad((found * weight).sum(), (images, texts)),
+        torch.autograd.grad((alone * weight).sum(), (images, texts)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_scores_of_a_linear_map_are_pooled_each_by_its_own_softmax() -> None:
+    scores = torch.randn(2, 4, 6, dtype=torch.float64)
+    found = pooled_linear_logits(scores, pooled_scale=2.0)
+    for image in range(2):
+        for row in range(6):
+            own = scores[image, :, row]
+            expected = 2 * float((own.softmax(0) * own).sum())
+            assert float(found[image, row // 3, row % 3]) == pytest.approx(expected)
+    dropped = torch.tensor([[False, True, True, False]] * 2)
+    kept = pooled_linear_logits(scores[:, [0, 3]])
+    torch.testing.assert_close(pooled_linear_logits(scores, dropped=dropped), kept)

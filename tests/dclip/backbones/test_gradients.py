@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -21,6 +20,7 @@ from dclip.backbones import (
 from dclip.backbones.clip import OpenCLIPBackbone
 
 BuildModel = Callable[..., open_clip.CLIP]
+ReadOracle = Callable[[Path], tuple[OpenCLIPBackbone, dict[str, Tensor]]]
 
 TEXTS = ["a photo of a dog.", "a photo of two white horses.", "the sea"]
 BLOCKS = 4
@@ -506,57 +506,6 @@ def test_a_backbone_of_cached_features_only_is_refused_by_name(
         require(backbone, need, for_="DualCoOp")  # type: ignore[call-overload]
 
 
-def openclip_of_oracle(arrays: dict[str, Tensor], **sizes: Any) -> open_clip.CLIP:
-    """open_clip's model with the weights of an oracle file, in float64."""
-    model = open_clip.CLIP(**sizes, quick_gelu=True).double()
-    names = {
-        "attention.qkv.weight": "attn.in_proj_weight",
-        "attention.qkv.bias": "attn.in_proj_bias",
-        "attention.out": "attn.out_proj",
-        "ln1": "ln_1",
-        "ln2": "ln_2",
-        "mlp.fc": "mlp.c_fc",
-        "mlp.proj": "mlp.c_proj",
-        "vision.projection": "visual.proj",
-        "vision.patch_embedding": "visual.conv1",
-        "text.projection": "text_projection",
-        "vision.": "visual.",
-        "text.": "",
-        "block": "transformer.resblocks.",
-    }
-    state = model.state_dict()
-    for key, value in arrays.items():
-        if not key.startswith(("weight.text.", "weight.vision.")):
-            continue
-        name = key.removeprefix("weight.")
-        for theirs, ours in names.items():
-            name = name.replace(theirs, ours)
-        if name == "token_embedding":  # of the tokens that occur
-            state["token_embedding.weight"][arrays["input.token_ids_of_openai_vocabulary"]] = value
-        else:
-            assert state[name].shape == value.shape, name
-            state[name].copy_(value)
-    return model
-
-
-def read_oracle(
-    path: Path, tokenizer: open_clip.SimpleTokenizer
-) -> tuple[OpenCLIPBackbone, dict[str, Tensor]]:
-    """Backbone and arrays of a file of MaPLe's kind."""
-    with np.load(path) as stored:
-        arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
-    arrays = {k: v.double() if v.is_floating_point() else v.long() for k, v in arrays.items()}
-    with torch.no_grad():
-        model = openclip_of_oracle(
-            arrays,
-            embed_dim=20,
-            vision_cfg={"layers": 4, "width": 24, "head_width": 8, "image_size": 32,
-                        "patch_size": 8},
-            text_cfg={"context_length": 77, "width": 16, "heads": 2, "layers": 4},
-        )  # fmt: skip
-    return OpenCLIPBackbone(model, tokenizer, name="of the oracle"), arrays
-
-
 def coupled(arrays: dict[str, Tensor]) -> list[Tensor]:
     """MaPLe's visual prompts: each a linear map of the text prompts of its depth."""
     texts = ("shallow_text", "deep_text.layer1", "deep_text.layer2")
@@ -573,10 +522,8 @@ def logits_of(features: Tensor, texts: Tensor, arrays: dict[str, Tensor]) -> Ten
     return scale * nn.functional.normalize(features) @ nn.functional.normalize(texts).T
 
 
-def test_maple_as_its_authors_ran_it(
-    shared_data: Path, tokenizer: open_clip.SimpleTokenizer
-) -> None:
-    backbone, arrays = read_oracle(shared_data / "oracles" / "maple.npz", tokenizer)
+def test_maple_as_its_authors_ran_it(shared_data: Path, read_oracle: ReadOracle) -> None:
+    backbone, arrays = read_oracle(shared_data / "oracles" / "maple.npz")
     texts = require(backbone, "token embeddings", for_="MaPLe")
     images = require(backbone, "visual prompts", for_="MaPLe")
     start = "weight.prompt."
@@ -606,9 +553,9 @@ def test_maple_as_its_authors_ran_it(
 
 
 def test_what_enters_the_last_block_serves_grad_cam_as_dapts_authors_ran_it(
-    shared_data: Path, tokenizer: open_clip.SimpleTokenizer
+    shared_data: Path, read_oracle: ReadOracle
 ) -> None:
-    backbone, arrays = read_oracle(shared_data / "oracles" / "dapt.npz", tokenizer)
+    backbone, arrays = read_oracle(shared_data / "oracles" / "dapt.npz")
     arrays = {k: v.requires_grad_(k.startswith("weight.prompt")) for k, v in arrays.items()}
     first, *visual = coupled(arrays)
     features = backbone.encode_with_prompts(arrays["input.images"], first, visual, attention=1)

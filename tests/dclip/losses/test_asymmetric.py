@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -220,3 +221,52 @@ def test_without_type_checks_shapes_and_words_are_still_checked() -> None:
             unchecked(logits, labels)
     with pytest.raises(ValueError, match="reduction"):
         unchecked(torch.zeros(1, 2, 1), torch.zeros(1, 1), reduction="none")
+
+
+@pytest.mark.parametrize("form", ["sigmoid_positive", "sigmoid_negative", "optimised"])
+def test_one_polarity_is_a_pair_whose_other_logit_is_zero(form: str) -> None:
+    # the softmax over (0, s) is the sigmoid of s
+    pairs = 3 * torch.randn(4, 2, 5, dtype=torch.float64)
+    labels = torch.randint(-1, 2, (4, 5))
+    alone = pairs.clone()
+    alone[:, 1 if form == "sigmoid_negative" else 0] = 0
+    found = asymmetric_loss(pairs, labels, form=form)
+    torch.testing.assert_close(found, asymmetric_loss(alone, labels))
+
+
+def test_a_differentiated_weight_has_the_gradient_of_finite_differences() -> None:
+    pairs = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(-1, 2, (3, 4))
+
+    def loss(pairs: Tensor) -> Tensor:
+        return asymmetric_loss(pairs, labels, weight_gradient="differentiated")
+
+    assert torch.autograd.gradcheck(loss, pairs)
+    detached = asymmetric_loss(pairs, labels)
+    torch.testing.assert_close(loss(pairs), detached)
+    (by_detached,) = torch.autograd.grad(detached, pairs)
+    (by_differentiated,) = torch.autograd.grad(loss(pairs), pairs)
+    assert not torch.allclose(by_detached, by_differentiated)
+
+
+def test_the_optimised_form_has_a_lower_floor() -> None:
+    # a class that is there and is given probability 0: -log of the floor
+    pairs = torch.tensor([[[0.0], [-100.0]]])
+    labels = torch.tensor([[1]])
+    for form, floor in (("sigmoid_positive", 1e-6), ("optimised", 1e-8)):
+        found = asymmetric_loss(pairs, labels, form=form)
+        torch.testing.assert_close(found, -torch.tensor(floor).log())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"gamma_pos": 0.5, "weight_gradient": "differentiated"}, r"gamma_pos=0\.5 has no finite"),
+        ({"gamma_neg": 0.5, "form": "optimised"}, r"gamma_neg=0\.5 has no finite"),
+    ],
+)
+def test_exponents_without_a_finite_gradient_are_refused(
+    changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        asymmetric_loss(torch.zeros(1, 2, 1), torch.zeros(1, 1), **changes)
