@@ -93,7 +93,7 @@ def test_a_method_that_is_not_trained_by_the_loop_is_told(stage: str, tmp_path: 
 
 
 def test_a_method_that_is_not_there_is_told() -> None:
-    with pytest.raises(UsageError, match=r"unknown method 'dclop'; did you mean 'dclip'\?"):
+    with pytest.raises(UsageError, match=r"unknown method 'dclop'; did you mean 'dclip'"):
         parse("train", "", ["--method", "dclop"])
     with pytest.raises(UsageError, match="no module 'nowhere' for the method"):
         parse("train", "", ["--method", "nowhere:Method"])
