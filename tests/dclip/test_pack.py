@@ -106,12 +106,15 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("members", [1, 2])
-def test_a_method_that_draws_goes_on_as_if_it_had_not_been_stopped(members: int) -> None:
+def test_a_method_that_draws_goes_on_as_if_it_had_not_been_stopped(
+    members: int, device: torch.device
+) -> None:
     features, task = scene()
     loop, rows = Loop(epochs=3, batch_size=4), np.arange(16)
 
     def begun() -> Pack:
-        return Pack(Forgetful, [NormalisedSettings()] * members, loop, task, seeds=range(members))
+        own = [NormalisedSettings()] * members
+        return Pack(Forgetful, own, loop, task, seeds=range(members), device=device)
 
     whole, stopped, again = begun(), begun(), begun()
     fit(whole, features, rows, seed=5)
