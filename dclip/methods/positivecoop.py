@@ -41,9 +41,20 @@ class PositiveCoOp(ContextMethod[PositiveCoOpSettings]):
         super().__init__(settings, task)
         shape = len(task.class_names), task.dim
         self.positive = self.new_context()
-        self.free_negative = nn.Parameter(settings.free_std * torch.randn(shape))
+        self.free_negative = nn.Parameter(torch.randn(shape))
         if settings.positive_offset:
             self.free_positive = nn.Parameter(settings.offset_std * torch.randn(shape))
+
+    def initialise(self) -> None:
+        """Let absence start at what the texts of presence share, if the settings say so.
+
+        Noise is at right angles with what locations look like, and presence is not: every class is
+        certain to be everywhere then, unless noise drowns the text of presence, too. Certainty has
+        no gradient.
+        """
+        if self.settings.free_start == "neutral":
+            with torch.no_grad():
+                self.free_negative.copy_(self.rows()[len(self.free_negative) :].mean(0))
 
     def rows(self) -> Float[Tensor, "pairs dim"]:
         """Free vectors of absence, then texts of presence."""
@@ -73,6 +84,9 @@ class PositiveCoOpBaseline(PairMethod[PositiveCoOpBaselineSettings]):
     def __init__(self, settings: PositiveCoOpBaselineSettings, task: Task) -> None:
         super().__init__(settings, task)
         self.linear = nn.Linear(task.dim, 2 * len(task.class_names))
+        if settings.initial == "zero":
+            for weight in self.linear.parameters():
+                nn.init.zeros_(weight)
 
     def pair_logits(
         self,

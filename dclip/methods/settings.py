@@ -95,6 +95,10 @@ class MethodSettings(BaseModel):
         """Settings that make no difference, as others are."""
         return frozenset()
 
+    def prompt_template(self) -> str:
+        """A template whose text is as long as what the method gives the text encoder of a class."""
+        return "{}"
+
     def variant(self) -> str | None:
         """Name of the variant that these settings are; None for the method itself."""
         for name, variant in self.variants.items():
@@ -273,6 +277,10 @@ class ContextSettings(PairSettings):
         "mean", description="sum or mean over the matrix' entries"
     )
 
+    def prompt_template(self) -> str:
+        """A word of one token for each vector of the context, then the name with a full stop."""
+        return "a " * self.context_length + "{}."
+
     def idle(self) -> frozenset[str]:
         """Without MFI its other settings make no difference."""
         if self.mfi_weight > 0:
@@ -316,7 +324,7 @@ class PositiveCoOpSettings(ContextSettings):
     name = "positivecoop"
     title = "PositiveCoOp"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "robust": Preset(),
+        "robust": Preset(loop={"lr": 0.01}),
         "author": Preset(
             loop={
                 "epochs": 50,
@@ -330,6 +338,7 @@ class PositiveCoOpSettings(ContextSettings):
             own={
                 "asl_reduction": "sum",
                 "asl_weight": 0.03,
+                "free_start": "normal",
                 "offset_std": 1.0,
                 "context_lr_factor": 0.01,
             },
@@ -342,8 +351,10 @@ class PositiveCoOpSettings(ContextSettings):
     offset_std: float = Field(
         0.0, ge=0, description="deviation of that vector's initial values; 0 starts at the text"
     )
-    free_std: float = Field(
-        1.0, gt=0, description="deviation of the initial values of the vectors of absence"
+    free_start: Literal["neutral", "normal"] = Field(
+        "neutral",
+        description="how the vectors of absence start: at the mean of the texts of presence, or as "
+        "normal noise of deviation 1",
     )
     context_lr_factor: float = Field(
         1.0, gt=0, description="learning rate of the context, as a multiple of lr; not in warm-up"
@@ -356,7 +367,7 @@ class PositiveCoOpBaselineSettings(PairSettings):
     name = "positivecoop_baseline"
     title = "PositiveCoOp's baseline (linear)"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "robust": Preset(),
+        "robust": Preset(loop={"lr": 1e-4}),
         "author": Preset(
             loop={
                 "epochs": 50,
@@ -367,9 +378,15 @@ class PositiveCoOpBaselineSettings(PairSettings):
                 "warmup_epochs": 1,
                 "warmup_lr": 5e-3,
             },
-            own={"asl_reduction": "sum", "asl_weight": 0.03},
+            own={"asl_reduction": "sum", "asl_weight": 0.03, "initial": "random"},
         ),
     }
+
+    initial: Literal["zero", "random"] = Field(
+        "zero",
+        description="initial weights: zero, or as PyTorch draws them, which on features as long as "
+        "CLIP's is certain of everything, and certainty has no gradient",
+    )
 
 
 class ZeroShotSettings(MethodSettings):

@@ -1,11 +1,12 @@
 """What planning knows of the frozen CLIP without loading it, and what has to be said of it."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import TypeAdapter
 
@@ -14,11 +15,14 @@ from dclip.store.paths import write_text
 from dclip.store.shards import (
     digest,
 )
+from dclip.texts import context_length, too_long
 from pipeline.features.splits import tested_on_train
 from pipeline.settings.config import TOY_BACKBONE, TOY_DATASET, Config
 from pipeline.terminal.errors import UsageError
 
 log = logging.getLogger(__name__)
+
+_TEXTS: Literal["token embeddings"] = "token embeddings"
 
 
 def warnings_of(config: Config) -> list[str]:
@@ -60,6 +64,8 @@ class BackboneInfo:
         mean: Channel means subtracted from images.
         std: Channel deviations divided by.
         paths: How local features are made, by kind.
+        offers: What it has for methods that look inside (`dclip.backbones.gradients`).
+        text_width: Numbers in a token of its text tower; None where no context can enter it.
     """
 
     name: str
@@ -71,6 +77,8 @@ class BackboneInfo:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     paths: dict[str, str]
+    offers: tuple[str, ...]
+    text_width: int | None
 
     @property
     def locations(self) -> int:
@@ -98,6 +106,56 @@ class BackboneInfo:
             "mean": list(self.mean),
             "std": list(self.std),
         }
+
+
+class ClipSettings(NamedTuple):
+    """Settings that tell one frozen CLIP from another (`dclip.backbones.load_backbone`)."""
+
+    name: str
+    pretrained: str | None
+    resolution: int | None
+    include_global_token: bool | None
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Those of all settings."""
+        return cls(
+            config.backbone, config.pretrained, config.resolution, config.include_global_token
+        )
+
+
+def require_prompts(config: Config, class_names: Sequence[str]) -> None:
+    """Refuse, before any work, a method that learns prompts where the backbone takes none.
+
+    Args:
+        config: Settings; they say which method.
+        class_names: Have to fit behind its contexts.
+
+    Raises:
+        UsageError: The backbone lets no vectors into its texts, or a name does not fit.
+    """
+    own = config.own
+    if not own.needs_gradients:
+        return
+    backbone = describe_backbone(config)
+    if _TEXTS not in backbone.offers:
+        raise UsageError(
+            f"--method {config.method} needs {_TEXTS}, which the backbone {backbone.name} does not "
+            f"offer (it offers {', '.join(backbone.offers) or 'features only'}); take a CLIP of "
+            "open_clip, such as --backbone ViT-B-16"
+        )
+    length = context_length(config.backbone)
+    if length is None:  # only its own code tells
+        return
+    place = own.prompt_template()
+    names = [name.replace("_", " ") for name in class_names]
+    if found := too_long(names, [place], length):
+        name, tokens = max(found, key=lambda one: one[1])
+        raise UsageError(
+            f"--method {config.method}: with its context, the text of {name!r} has {tokens} "
+            f"tokens, of which {backbone.name} reads {length}; lower the context_length by "
+            f"{tokens - length}, or give a shorter name"
+        )
 
 
 def describe_backbone(config: Config) -> BackboneInfo:
@@ -146,9 +204,11 @@ def _describe_backbone(
         except (OSError, ValueError):
             pass  # there is none, or none that can be used: it is made anew
     # torch takes seconds to load, and these facts are mostly on disk
+    from dclip.backbones import require
     from pipeline.features.opened import frozen_clip
 
     backbone = frozen_clip(name, pretrained, resolution, include_global_token, "cpu")
+    offers = tuple(getattr(backbone, "offers", ()))
     info = BackboneInfo(
         name=backbone.name,
         fingerprint=backbone.fingerprint(),
@@ -159,6 +219,10 @@ def _describe_backbone(
         mean=backbone.mean,
         std=backbone.std,
         paths={kind: backbone.feature_path(kind) for kind in backbone.kinds},
+        offers=offers,
+        text_width=require(backbone, _TEXTS, for_="a method").text_tower.width
+        if _TEXTS in offers
+        else None,
     )
     if not is_own:
         cache.mkdir(parents=True, exist_ok=True)

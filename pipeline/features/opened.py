@@ -10,6 +10,7 @@ from pathlib import Path
 from dclip.backbones import Backbone, load_backbone
 from dclip.store.reader import FeatureReader
 from dclip.store.shards import ShardError
+from pipeline.features.backbone import ClipSettings
 from pipeline.features.copies import local_folders, verified_folder
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError, UsageError
@@ -22,13 +23,7 @@ def open_backbone(config: Config, *, device: str = "cpu") -> Backbone:
         UsageError: An unknown name, or an unusable resolution.
         OSError: Weights that are not here and cannot be fetched.
     """
-    return frozen_clip(
-        config.backbone,
-        config.pretrained,
-        config.resolution,
-        config.include_global_token,
-        device,
-    )
+    return frozen_clip(*ClipSettings.of(config), device)
 
 
 @lru_cache(maxsize=2)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dclip.store.shards import digest
+from pipeline.features.backbone import require_prompts
 from pipeline.features.plan import FeaturePlan, plan_features
 from pipeline.features.splits import open_labelled
 from pipeline.settings.config import Config, EvaluateConfig
@@ -54,6 +55,7 @@ class Ablation:
     def __init__(self, config: Config) -> None:
         open_labelled(config, config.test_split)  # before a backbone is loaded
         self.train: FeaturePlan = plan_features(config, config.train_split)
+        require_prompts(config, self.train.listing.class_names)
         self.test: FeaturePlan = plan_features(config, config.test_split)
         self.rows = rows(config)
         self.seeds = range(config.seed, config.seed + config.ablate.seeds)

@@ -83,7 +83,7 @@ def load_checkpoint(path: Path) -> tuple[Method[Any], About]:
         tensors = _as_now(tensors)
     try:
         with torch.device("meta"):  # a width that is wrong takes no memory
-            task = Task.placeholder(names, about.embed_dim)
+            task = Task.placeholder(names, about.embed_dim, about.text_width)
             sizes = kind(about.settings, task).state_dict()
     except (RuntimeError, TypeError, ValueError):  # of numbers that are too large for torch
         raise bad_checkpoint(path, "no weights have the widths that it tells of") from None
@@ -91,6 +91,7 @@ def load_checkpoint(path: Path) -> tuple[Method[Any], About]:
     expected |= {_PAIRS: task.pairs, _CLASSES: task.texts.features}
     _require_alike(path, tensors, expected)
     task = Task.of_features(names, tensors.pop(_PAIRS), tensors.pop(_CLASSES))
+    task = replace(task, text_width=about.text_width)
     method = initial(kind, about.settings, task, seed=0, follow_task=False)
     weights = {name.removeprefix(_WEIGHTS): value for name, value in tensors.items()}
     method.load_state_dict(weights, strict=True)

@@ -21,7 +21,7 @@ from dclip.fitting.loop import Loop
 from dclip.methods.registry import find_settings, is_known
 from dclip.methods.settings import MethodSettings
 from dclip.store.shards import Manifest, digest
-from pipeline.features.backbone import BackboneInfo
+from pipeline.features.backbone import BackboneInfo, describe_backbone
 from pipeline.features.plan import FeaturePlan
 from pipeline.records.provenance import git_commit
 from pipeline.settings.config import Config
@@ -90,6 +90,7 @@ class About(BaseModel):
         history: One line an epoch.
         commit: Of the code that trained it.
         encoder: None for checkpoints of before it was kept.
+        text_width: Numbers in a token of its text tower, where contexts can enter it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -109,6 +110,7 @@ class About(BaseModel):
     history: list[dict[str, float]]
     commit: str | None
     encoder: Encoder | None = None
+    text_width: int | None = Field(None, ge=1)
 
     @field_validator("settings", mode="before")
     @classmethod
@@ -171,6 +173,7 @@ def about_training(
         history=[dict(line) for line in history],
         commit=git_commit(),
         encoder=Encoder.of(config, manifest.spec),
+        text_width=describe_backbone(config).text_width if config.own.needs_gradients else None,
     )
 
 

@@ -104,8 +104,8 @@ def check_trained(config: Config) -> None:
             "checkpoint"
         )
     lacking = sorted(config.own.feeds - {"local", "embedding"})
-    if lacking or config.own.needs_gradients:
-        what = " and ".join(lacking) or "gradients through the backbone"
+    if lacking:
+        what = " and ".join(lacking)
         raise UsageError(
             f"--method {config.method} is fed {what}, which features on disk do not hold"
         )

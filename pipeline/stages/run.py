@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from pipeline.features.backbone import require_prompts
 from pipeline.features.plan import is_complete, plan_features
 from pipeline.records.provenance import git_commit
 from pipeline.records.trainings import checkpoint_path
@@ -25,6 +26,8 @@ def run(config: Config) -> Report:
         seconds[stage] = round(time.perf_counter() - started, 2)
         return report
 
+    listing = plan_features(config, config.train_split).listing
+    require_prompts(config, listing.class_names)  # before features are made of what cannot train
     with ExitStack() as session:
         if _is_pending(config):
             # one start for all stages; where nothing is to be done, Ray is not even loaded

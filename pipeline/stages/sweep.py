@@ -9,6 +9,7 @@ from dclip.methods.settings import of_preset
 from dclip.store.shards import digest
 from dclip.words import counted
 from pipeline.cluster.address import require_cluster
+from pipeline.features.backbone import require_prompts
 from pipeline.features.plan import FeaturePlan, is_complete, plan_features
 from pipeline.records.trainings import of_features
 from pipeline.settings.config import Config
@@ -54,6 +55,7 @@ def run(config: Config) -> Report:
     check(config)  # before anything is loaded, which takes seconds
     require_cluster()
     plan = plan_features(config, config.train_split)
+    require_prompts(config, plan.listing.class_names)
     from pipeline.work import sweeping
 
     return sweeping.run(config, plan, sweep_name(config, plan))
@@ -89,6 +91,7 @@ def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
     check(config)
     plan = plan_features(config, config.train_split)
+    require_prompts(config, plan.listing.class_names)
     sweep = config.sweep
     lines = [f"features {plan.folder} ({'complete' if is_complete(plan) else 'not extracted yet'})"]
     if sweep.search == "optuna":

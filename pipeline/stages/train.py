@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dclip.store.shards import MANIFEST
 from dclip.words import counted, percent
 from pipeline.cluster.address import require_cluster
-from pipeline.features.backbone import describe_backbone
+from pipeline.features.backbone import describe_backbone, require_prompts
 from pipeline.features.plan import FeaturePlan, plan_features
 from pipeline.records.origin import read_about
 from pipeline.records.trainings import STATE, checkpoint_path, pack_folder, run_name
@@ -41,6 +41,8 @@ def run_together(configs: Sequence[Config]) -> list[Report]:
     for config in configs:
         check_trained(config)
     plan = plan_features(configs[0], configs[0].train_split)
+    for config in configs:
+        require_prompts(config, plan.listing.class_names)
     paths = [checkpoint_path(config, plan) for config in configs]
     missing = [number for number, path in enumerate(paths) if not path.is_file()]
     for path in paths:
@@ -105,8 +107,9 @@ def describe(config: Config) -> str:
     check_trained(config)
     plan = plan_features(config, config.train_split)
     path = checkpoint_path(config, plan)
-    dim = describe_backbone(config).embed_dim
-    method = placeholder(config.method, config.own, plan.listing.class_names, dim)
+    names = plan.listing.class_names
+    require_prompts(config, names)
+    method = placeholder(config.method, config.own, names, describe_backbone(config))
     held = round(plan.num_images * config.train.val_fraction)
     features = "complete" if (plan.folder / MANIFEST).is_file() else "not extracted yet"
     return "\n".join(

@@ -19,7 +19,7 @@ from dclip.store.paths import atomic_write, write_text
 from dclip.words import counted
 from pipeline.cluster import session as cluster
 from pipeline.cluster.device import choose_device
-from pipeline.features.backbone import warnings_of
+from pipeline.features.backbone import ClipSettings, warnings_of
 from pipeline.features.opened import open_features
 from pipeline.pictures import figures
 from pipeline.pictures.canvas import save
@@ -118,6 +118,7 @@ def _fit_all(
             data_seed=config.data_seed,
             features=tuple(plan.train.folders),
             output=config.output.absolute(),
+            clip=ClipSettings.of(config),
         )
         running[task.remote(job, device, plan.test.folders, config.evaluate.threshold)] = pack
     with progress(

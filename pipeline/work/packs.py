@@ -5,7 +5,7 @@ differ in what they do after an epoch, and in what becomes of the pack.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from dclip.methods.method import Method, Task, initial
 from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
 from dclip.store.reader import FeatureReader
+from pipeline.features.backbone import BackboneInfo, ClipSettings
 from pipeline.features.cache import cached_features
-from pipeline.features.opened import open_features
+from pipeline.features.opened import frozen_clip, open_features
 from pipeline.records.checkpoints import read_state
 from pipeline.settings.training import Trained
 
@@ -37,6 +38,7 @@ class Job:
         data_seed: Seed of the shuffle and of the held-out images.
         features: Folder of the clean features, then those of their views.
         output: The output folder.
+        clip: The frozen CLIP, for methods that train through it.
     """
 
     method: str
@@ -45,6 +47,7 @@ class Job:
     data_seed: int
     features: tuple[str, ...]
     output: Path
+    clip: ClipSettings | None = None
 
     def held_out(self, num_images: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows to train on, and rows to validate on."""
@@ -85,6 +88,9 @@ def begin(
     task = Task.of_features(reader.class_names, *reader.text_features())
     own = [one.own for one in job.trained]
     kind = find_method(job.method)
+    if kind.Settings.needs_gradients:
+        assert job.clip is not None
+        task = replace(task, backbone=frozen_clip(*job.clip, str(device)))
     return Pack(kind, own, train.loop, task, seeds=job.seeds, device=device, fresh=fresh)
 
 
@@ -168,8 +174,8 @@ def num_parameters(method: Method[Any]) -> int:
 
 
 def placeholder(
-    name: str, own: MethodSettings, class_names: Sequence[str], dim: int
+    name: str, own: MethodSettings, class_names: Sequence[str], backbone: BackboneInfo
 ) -> Method[Any]:
     """A method of some settings before any text is encoded, to be counted or looked at."""
-    task = Task.placeholder(class_names, dim)
+    task = Task.placeholder(class_names, backbone.embed_dim, backbone.text_width)
     return initial(find_method(name), own, task, seed=0, follow_task=False)

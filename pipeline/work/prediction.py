@@ -11,8 +11,9 @@ from PIL import Image
 
 from dclip.data.images import read_image
 from dclip.data.pixels import image_to_tensor
+from dclip.methods.method import Task
 from dclip.prediction import Prediction, UntrainedWarning, predict_image
-from dclip.prompts import encode_class_names, encode_prompt_pairs
+from dclip.prompts import ClassTexts, encode_class_names, encode_prompt_pairs
 from dclip.store.paths import AnyPath, atomic_write
 from dclip.words import counted, short
 from pipeline.cluster.device import choose_device
@@ -21,7 +22,7 @@ from pipeline.features.opened import open_backbone
 from pipeline.pictures import mask_figures
 from pipeline.pictures.canvas import save
 from pipeline.records.checkpoints import load_checkpoint
-from pipeline.terminal.errors import told
+from pipeline.terminal.errors import StageError, told
 from pipeline.terminal.progress import progress
 from pipeline.work.plans import BY_CLIP, BY_METHOD, PredictPlan, stamp_of
 
@@ -75,8 +76,16 @@ class Predictor:
         self._pairs = encode_prompt_pairs(self._backbone, spelt).float()
         self._method = self._trained = None
         if plan.checkpoint is not None:
-            self._method = load_checkpoint(plan.checkpoint)[0].on(device)
+            method = load_checkpoint(plan.checkpoint)[0].on(device)
+            try:  # before any image, and with the backbone, which some methods ask of new names
+                self._method = method.for_classes(self._task())
+            except ValueError as error:
+                raise StageError(f"checkpoint {plan.checkpoint}: {error}") from None
             self._trained = torch.tensor([name is not None for name in plan.trained_as])
+
+    def _task(self) -> Task:
+        texts = ClassTexts(self._texts, torch.arange(len(self._names), device=self._texts.device))
+        return Task(tuple(self._names), self._pairs, texts, self._backbone)
 
     def predict(self, image: Image.Image) -> Prediction:
         """What one image shows; its mask has the size of the image."""

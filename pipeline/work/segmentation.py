@@ -56,7 +56,8 @@ def count_all(config: Config, plan: SegmentPlan) -> list[Counts]:
     def arguments() -> Sequence[Any]:
         require_images(plan.listing, plan.num_images)
         texts = scored_texts(config, plan)
-        build_systems(plan.systems, texts, device="cpu")  # no worker is the first to find damage
+        # no worker is the first to find damage
+        build_systems(plan.systems, texts, open_backbone(config), device="cpu")
         return config, plan, texts
 
     return every_group(config, config.segment, "segment", plan, plan.counts, Segmenter, arguments)
@@ -108,7 +109,7 @@ class Segmenter(Maker[tuple[View, np.ndarray]]):
         super().__init__(config, config.segment, device, threads)
         self._plan = plan
         self._rule = rule_of(config)
-        self._systems = build_systems(plan.systems, texts, device=device)
+        self._systems = build_systems(plan.systems, texts, self._backbone, device=device)
 
     def make(self, group: int) -> dict[str, np.ndarray]:
         """The counts of a group's images against their masks, as arrays.

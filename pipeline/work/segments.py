@@ -45,7 +45,7 @@ class SegmentScorer(Maker[Sample]):
         self._plan = plan
         self._area = config.segments_mlr.area
         self._texts = texts.texts.features.to(device)
-        self._systems = build_systems([plan.system], texts, device=device)
+        self._systems = build_systems([plan.system], texts, self._backbone, device=device)
 
     def make(self, group: int) -> dict[str, np.ndarray]:
         """Labels and scores of the images of a group: of the whole, of the segments, their number.
@@ -119,7 +119,8 @@ def score_all(config: Config, plan: SegmentsPlan) -> list[dict[str, np.ndarray]]
         require_images(plan.listing, plan.num_images)
         names = [(name,) for name in plan.listing.class_names]
         texts = encode_texts(open_backbone(config), names, (ZERO_SHOT_TEMPLATE,))
-        build_systems([plan.system], texts, device="cpu")  # no worker is the first to find damage
+        # no worker is the first to find damage
+        build_systems([plan.system], texts, open_backbone(config), device="cpu")
         return config, plan, texts
 
     return every_group(

@@ -25,6 +25,7 @@ from dclip.store.paths import write_text
 from dclip.store.reader import FeatureReader
 from pipeline.cluster import session as cluster
 from pipeline.cluster.device import choose_device
+from pipeline.features.backbone import ClipSettings, describe_backbone
 from pipeline.features.opened import open_features
 from pipeline.features.plan import FeaturePlan
 from pipeline.records.checkpoints import (
@@ -92,7 +93,8 @@ def run(config: Config, plan: FeaturePlan, name: str) -> Report:
     model = ranking.model_name(config)
     unfit = ""
     if tracker.model_uri(model, name) is None:  # before hours of training
-        example = placeholder(config.method, config.own, reader.class_names, reader.manifest.dim)
+        backbone = describe_backbone(config)
+        example = placeholder(config.method, config.own, reader.class_names, backbone)
         unfit = export_refusal(example)
     if unfit:
         log.warning("sweep: no model will be registered: %s", unfit)
@@ -323,6 +325,7 @@ def shared(
         device=device,
         gpus=config.sweep.gpus_per_trial,
         apart=frozenset(entry.number for entry in apart),
+        clip=ClipSettings.of(config),
     )
 
 

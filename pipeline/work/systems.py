@@ -27,14 +27,23 @@ def encode_texts(
     return replace(Task.of(backbone, phrasings, templates=templates), backbone=None)
 
 
-def build_systems(plans: Sequence[SystemPlan], task: Task, *, device: str) -> dict[str, System]:
+def build_systems(
+    plans: Sequence[SystemPlan], task: Task, backbone: Backbone, *, device: str
+) -> dict[str, System]:
     """The systems by name, with their texts and methods on the device.
+
+    Args:
+        plans: What they are.
+        task: Classes that are looked for.
+        backbone: Encodes the texts of methods that learn prompts, of classes new to them.
+        device: ``"cpu"`` or ``"cuda"``; the backbone is there.
 
     Raises:
         StageError: A checkpoint is missing or damaged, or of a method that does not score the
             locations of these classes.
     """
     own = task.to(device)
+    asked = replace(own, backbone=backbone)
     methods: dict[Path, Method[Any]] = {}
     systems = {}
     for plan in plans:
@@ -44,7 +53,7 @@ def build_systems(plans: Sequence[SystemPlan], task: Task, *, device: str) -> di
         try:
             if plan.checkpoint not in methods:
                 method = load_checkpoint(plan.checkpoint)[0]
-                methods[plan.checkpoint] = method.for_classes(own).to(device)
+                methods[plan.checkpoint] = method.to(device).for_classes(asked)
             systems[plan.name] = System(
                 plan.kind,
                 own.texts,

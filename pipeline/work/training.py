@@ -17,6 +17,7 @@ from dclip.words import counted, percent
 from pipeline.cluster import session as cluster
 from pipeline.cluster.device import choose_device
 from pipeline.cluster.watch import watched
+from pipeline.features.backbone import ClipSettings
 from pipeline.features.opened import open_features
 from pipeline.features.plan import FeaturePlan
 from pipeline.records.checkpoints import read_progress, read_state, write_checkpoint
@@ -65,6 +66,7 @@ def train(configs: Sequence[Config], plan: FeaturePlan, paths: Sequence[Path]) -
         data_seed=config.data_seed,
         features=tuple(plan.folders),
         output=config.output.absolute(),
+        clip=ClipSettings.of(config),
     )
     pack = begin(job, reader, fresh=False)  # the workers make the weights
     check_training(pack, reader, *job.held_out(len(reader)))

@@ -15,6 +15,7 @@ from dclip.fitting.pack import Pack
 from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
 from dclip.store.paths import write_text
+from pipeline.features.backbone import ClipSettings
 from pipeline.records.checkpoints import write_state
 from pipeline.settings.config import TrainConfig
 from pipeline.settings.space import SEED, Entry
@@ -44,6 +45,7 @@ class Sweep:
         device: ``"cpu"`` or ``"cuda"``.
         gpus: Share of a GPU that a pack of one trial may fill.
         apart: Numbers of trials that are not trained in packs (any more).
+        clip: The frozen CLIP, for methods that train through it.
     """
 
     method: str
@@ -58,6 +60,7 @@ class Sweep:
     device: str = "cpu"
     gpus: float = 1.0
     apart: frozenset[int] = field(default_factory=frozenset)
+    clip: ClipSettings | None = None
 
     def trained_as(self, entry: Entry) -> Trained:
         """Settings of a trial."""
@@ -85,6 +88,7 @@ class Sweep:
             data_seed=self.data_seed,
             features=self.features,
             output=self.output,
+            clip=self.clip,
         )
 
 

@@ -256,7 +256,9 @@ def test_shared_contexts_answer_for_any_class_where_the_backbone_is_at_hand(
 
 def test_the_context_steps_by_its_own_rate_after_the_warm_up(backbone: Backbone) -> None:
     features, task = scene(8), task_of(backbone)
-    settings = PositiveCoOpSettings(context_length=4, context_lr_factor=0.01, offset_std=1.0)
+    settings = PositiveCoOpSettings(
+        context_length=4, context_lr_factor=0.01, offset_std=1.0, free_start="normal"
+    )
     loop = Loop(epochs=2, batch_size=8, lr=0.1, warmup_lr=0.005, optimizer="sgd", momentum=0.9,
                 weight_decay=0.0)  # fmt: skip
     pack = Pack(PositiveCoOp, [settings, settings], loop, task, seeds=[0, 1])
@@ -320,6 +322,16 @@ def test_the_baseline_by_hand() -> None:
     absent = 5 * -1 / (1 + e)  # scores 0, -1
     present = 5 * (1 + 3 * e**2) / (1 + e**2)  # scores 1, 3
     torch.testing.assert_close(found, torch.tensor([[[absent], [present]]]))
+
+
+def test_absence_starts_at_what_the_texts_of_presence_share(backbone: Backbone) -> None:
+    method = fresh(PositiveCoOp, task_of(backbone))
+    rows = method.rows().detach()
+    for row in rows[:3]:
+        torch.testing.assert_close(row, rows[3:].mean(0))
+    noise = fresh(PositiveCoOp, task_of(backbone), free_start="normal", offset_std=1.0)
+    assert 0.8 < float(noise.free_negative.detach().std()) < 1.2
+    assert 0.8 < float(noise.free_positive.detach().std()) < 1.2
 
 
 def test_exponents_and_weights_that_would_fail_are_refused() -> None:
