@@ -154,7 +154,7 @@ def take_over(plan: FeaturePlan, number: int, sources: Sequence[Source]) -> Made
     Raises:
         OSError: Shards cannot be reached or written.
     """
-    sound = _sound(sources)
+    sound = sound_ones(sources)
     held = {key for source in sound for key in source.sidecar.keys}
     if not held.issuperset(plan.listing.key(row) for row in plan.rows(number)):
         return None
@@ -188,7 +188,7 @@ def shard_records(
     Args:
         plan: What is made.
         number: Which shard of it.
-        sources: Shards whose images are taken over; damaged ones are passed over.
+        sources: Sound shards, whose images are taken over.
         compute: Gives the records of some rows in their order, but for images that cannot be read;
             None where all of them are in the sources.
     """
@@ -196,7 +196,7 @@ def shard_records(
     keys = {listing.key(row): row for row in plan.rows(number)}
     known = {
         keys[record.key]: record
-        for source in _sound(sources)
+        for source in sources
         for record in read_records(source.folder, source.number, source.sidecar, keys)
     }
     rows = [row for row in plan.rows(number) if row not in known]
@@ -219,6 +219,6 @@ def _labels(listing: Any, row: int) -> np.ndarray:
     return labels
 
 
-def _sound(sources: Sequence[Source]) -> list[Source]:
+def sound_ones(sources: Sequence[Source]) -> list[Source]:
     """Those that are as they were written: a copy of damaged bytes would get its own checksum."""
     return [source for source in sources if not check_shard(*source)]

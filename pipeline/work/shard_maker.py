@@ -13,7 +13,7 @@ from dclip.store.extraction import Extractor, Seconds
 from dclip.store.shards import Failure, ImageRecord, Sidecar, write_shard
 from pipeline.features.opened import open_backbone
 from pipeline.features.plan import FeaturePlan
-from pipeline.features.reuse import Made, Source, made_of, shard_records
+from pipeline.features.reuse import Made, Source, made_of, shard_records, sound_ones
 from pipeline.settings.config import Config
 
 
@@ -104,7 +104,8 @@ def make_shard(
         )
 
     def records() -> Iterator[ImageRecord]:
-        for count, record in enumerate(shard_records(plan, number, sources, compute), start=1):
+        found = shard_records(plan, number, sound_ones(sources), compute)
+        for count, record in enumerate(found, start=1):
             yield record
             if done is not None:
                 done[plan.folder, number] = count

@@ -189,9 +189,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, lis
         return process.pid
 
     head = ("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={temporary}")
-    node(*head, "--num-cpus=0")
-    groups = [node(f"--address={address}", "--num-cpus=1") for _ in range(3)]
-    try:
+    try:  # what is started ends, also where a later node does not come up
+        node(*head, "--num-cpus=0")
+        groups = [node(f"--address={address}", "--num-cpus=1") for _ in range(3)]
         yield address, groups
     finally:
         for process in reversed(started):
@@ -476,7 +476,9 @@ def test_a_class_that_is_renamed_makes_no_image_features_anew(
     monkeypatch.setattr(extraction, "make_shards", lambda *_: pytest.fail("starts workers"))
     monkeypatch.setattr(ToyBackbone, "encode_images", lambda *_: pytest.fail("looks at an image"))
     renamed = photos(tmp_path / "photos", ["z", "b"] * 10, parted=parted)
+    hashed.clear()
     results = extract.extract(renamed, extract.all_plans(renamed))
+    assert len(hashed) == sum(made for _, _, made, _ in results)  # each source is read once
     hashed.clear()
     for plan, *_ in results:
         open_features(plan.folders[:1], renamed.output)
