@@ -349,7 +349,6 @@ def _make(plan: PredictPlan, names: Sequence[str], done: dict[str, dict[str, Any
 
 
 def _write_all(plan: PredictPlan, images: Iterable[dict[str, Any]]) -> None:
-
     images = list(images)
     write_text(plan.folder / _LINES, "".join(f"{json.dumps(image)}\n" for image in images))
     write_text(plan.folder / _TABLE, csv_table(plan, images))

@@ -6,18 +6,21 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from pipeline.cluster.address import require_cluster
 from pipeline.features.backbone import require_prompts
 from pipeline.features.plan import is_complete, plan_features
 from pipeline.records.provenance import git_commit
 from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config
-from pipeline.settings.training import compared
+from pipeline.settings.training import check_trained, compared
 from pipeline.stages import evaluate, extract, train
 from pipeline.terminal.cli import Report
 
 
 def run(config: Config) -> Report:
     """Run all stages; the report holds the scores, cosines, seconds by stage, and the settings."""
+    for settings in compared(config):  # before an extraction, which may take hours
+        check_trained(settings)
     seconds: dict[str, float] = {}
 
     def timed(stage: str, work: Callable[[], Report]) -> Report:
@@ -30,6 +33,7 @@ def run(config: Config) -> Report:
     require_prompts(config, listing.class_names)  # before features are made of what cannot train
     with ExitStack() as session:
         if _is_pending(config):
+            require_cluster()
             # one start for all stages; where nothing is to be done, Ray is not even loaded
             from pipeline.cluster import session as cluster
 

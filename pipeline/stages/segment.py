@@ -177,7 +177,6 @@ def report_name(config: Config, plan: SegmentPlan) -> str:
 
 
 def _open_listing(config: Config) -> SegmentationListing:
-
     split = config.segment.split or config.test_split
     if split == config.test_split:
         tested_on_train(config)
@@ -377,10 +376,10 @@ def class_table(report: SegmentReport) -> str:
 
 def run(config: Config) -> SegmentReport:
     """Segment, sum up, write report and IoU by class, record them in MLflow, print the table."""
+    started = time.perf_counter()
+    plan = plan_segment(config)  # mistakes are told before what takes seconds to load
     from pipeline.work import segmentation
 
-    started = time.perf_counter()
-    plan = plan_segment(config)
     groups = segmentation.count_all(config, plan)
     backbone = describe_backbone(config)
     measures = segmentation.measure(config, plan, groups)

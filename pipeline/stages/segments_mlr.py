@@ -143,10 +143,10 @@ def report_name(config: Config, plan: SegmentsPlan) -> str:
 
 def run(config: Config) -> SegmentsReport:
     """Score all images, fuse at every weight, write and record the report, print the table."""
+    started = time.perf_counter()
+    plan = plan_segments(config)  # mistakes are told before what takes seconds to load
     from pipeline.work import segments
 
-    started = time.perf_counter()
-    plan = plan_segments(config)
     fused = segments.fuse_all(segments.score_all(config, plan), _weights(config))
     if len(plan.listing.class_names) == 1:
         log.warning("segments_mlr: of one class alone CLIP's share is always 1, so nothing is told")

@@ -478,7 +478,7 @@ for words in sys.argv[1:]:
 """
 
 
-def test_spaces_backbones_and_checkpoints_that_cannot_be_are_refused_before_torch_is_loaded(
+def test_settings_that_cannot_be_are_refused_before_torch_is_loaded(
     tmp_path: Path,
 ) -> None:
     missing = f"--checkpoint {tmp_path}/no.safetensors --dataset folder:{tmp_path}"
@@ -491,6 +491,12 @@ def test_spaces_backbones_and_checkpoints_that_cannot_be_are_refused_before_torc
         "run --backbone nosuch --dry-run": (2, "unknown backbone 'nosuch'"),
         "train --min-workers 3": (2, "--train.min-workers 3 is more than --train.workers 1"),
         "train --cache device --device cpu": (2, "use ram or none"),
+        "run --train.min-workers 3": (2, "--train.min-workers 3 is more than --train.workers 1"),
+        "extract --split nowhere": (2, "'nowhere'"),
+        "train --train-split nowhere": (2, "'nowhere'"),
+        "evaluate --test-split nowhere": (2, "'nowhere'"),
+        "segment --split nowhere": (2, "'nowhere'"),
+        "segments_mlr --split nowhere": (2, "'nowhere'"),
         f"evaluate {missing}": (1, "no checkpoint at"),
         f"segment {missing}": (1, "no checkpoint at"),
         f"segments_mlr {missing}": (1, "no checkpoint at"),
