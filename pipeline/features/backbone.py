@@ -12,9 +12,7 @@ from pydantic import TypeAdapter
 
 import dclip
 from dclip.store.paths import write_text
-from dclip.store.shards import (
-    digest,
-)
+from dclip.store.shards import digest
 from dclip.texts import context_length, too_long
 from pipeline.features.splits import tested_on_train
 from pipeline.settings.config import TOY_BACKBONE, TOY_DATASET, Config

@@ -68,7 +68,6 @@ class SegmentScorer(Maker[Sample]):
         return self._plan.listing.read(row)
 
     def _score(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-
         side = self._backbone.resolution
         masks = segment_images(
             self._backbone,

@@ -28,11 +28,7 @@ from pipeline.cluster.device import choose_device
 from pipeline.features.backbone import ClipSettings, describe_backbone
 from pipeline.features.opened import open_features
 from pipeline.features.plan import FeaturePlan
-from pipeline.records.checkpoints import (
-    export_refusal,
-    read_state,
-    write_checkpoint,
-)
+from pipeline.records.checkpoints import export_refusal, read_state, write_checkpoint
 from pipeline.records.origin import about_training
 from pipeline.records.tracking import Tracker
 from pipeline.settings.config import Config, bounds
