@@ -29,10 +29,11 @@ def run(config: Config) -> Report:
         seconds[stage] = round(time.perf_counter() - started, 2)
         return report
 
+    is_pending = _is_pending(config)  # splits are refused before a backbone is looked at
     listing = plan_features(config, config.train_split).listing
     require_prompts(config, listing.class_names)  # before features are made of what cannot train
     with ExitStack() as session:
-        if _is_pending(config):
+        if is_pending:
             require_cluster()
             # one start for all stages; where nothing is to be done, Ray is not even loaded
             from pipeline.cluster import session as cluster

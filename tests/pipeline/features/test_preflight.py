@@ -492,6 +492,7 @@ def test_settings_that_cannot_be_are_refused_before_torch_is_loaded(
         "train --min-workers 3": (2, "--train.min-workers 3 is more than --train.workers 1"),
         "train --cache device --device cpu": (2, "use ram or none"),
         "run --train.min-workers 3": (2, "--train.min-workers 3 is more than --train.workers 1"),
+        "run --test-split nowhere": (2, "'nowhere'"),
         "extract --split nowhere": (2, "'nowhere'"),
         "train --train-split nowhere": (2, "'nowhere'"),
         "evaluate --test-split nowhere": (2, "'nowhere'"),
