@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import TypeAdapter
 
 import dclip
+from dclip.methods.settings import MethodSettings
 from dclip.store.paths import write_text
 from dclip.store.shards import digest
 from dclip.texts import context_length, too_long
@@ -122,12 +123,15 @@ class ClipSettings(NamedTuple):
         )
 
 
-def require_prompts(config: Config, class_names: Sequence[str]) -> None:
+def require_prompts(
+    config: Config, class_names: Sequence[str], tried: Sequence[MethodSettings] = ()
+) -> None:
     """Refuse, before any work, a method that learns prompts where the backbone takes none.
 
     Args:
         config: Settings; they say which method.
         class_names: Have to fit behind its contexts.
+        tried: Settings of the method, where others than those are trained.
 
     Raises:
         UsageError: The backbone lets no vectors into its texts, or a name does not fit.
@@ -145,9 +149,9 @@ def require_prompts(config: Config, class_names: Sequence[str]) -> None:
     length = context_length(config.backbone)
     if length is None:  # only its own code tells
         return
-    place = own.prompt_template()
+    longest = max((one.prompt_template() for one in tried or [own]), key=len)
     names = [name.replace("_", " ") for name in class_names]
-    if found := too_long(names, [place], length):
+    if found := too_long(names, [longest], length):
         name, tokens = max(found, key=lambda one: one[1])
         raise UsageError(
             f"--method {config.method}: with its context, the text of {name!r} has {tokens} "

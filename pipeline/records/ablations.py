@@ -55,9 +55,10 @@ class Ablation:
     def __init__(self, config: Config) -> None:
         open_labelled(config, config.test_split)  # before a backbone is loaded
         self.train: FeaturePlan = plan_features(config, config.train_split)
-        require_prompts(config, self.train.listing.class_names)
         self.test: FeaturePlan = plan_features(config, config.test_split)
         self.rows = rows(config)
+        tried = [row.trained.own for row in self.rows]
+        require_prompts(config, self.train.listing.class_names, tried)
         self.seeds = range(config.seed, config.seed + config.ablate.seeds)
         shared: dict[str, Any] = {
             "features": [plan.fingerprint for plan in (self.train, *self.train.views, self.test)],

@@ -98,6 +98,20 @@ def checked_space(config: Config) -> dict[str, list[Any] | str]:
     return space
 
 
+def every_value(config: Config) -> list[Point]:
+    """Points of the space that between them have every value of every key, or both its ends.
+
+    Raises:
+        UsageError: See :func:`checked_space`.
+    """
+    ends = {
+        key: [*bounds(values)] if isinstance(values, str) else values
+        for key, values in checked_space(config).items()
+    }
+    most = max(map(len, ends.values()))
+    return [{key: v[number % len(v)] for key, v in ends.items()} for number in range(most)]
+
+
 def checked_point(config: Config, point: Mapping[str, Any]) -> Point:
     """A point with values of the types the settings have.
 

@@ -13,8 +13,8 @@ from pipeline.features.backbone import require_prompts
 from pipeline.features.plan import FeaturePlan, is_complete, plan_features
 from pipeline.records.trainings import of_features
 from pipeline.settings.config import Config
-from pipeline.settings.space import MOST_SHOWN, checked_space, entries, label, space_of
-from pipeline.settings.training import check_trained, identity_of
+from pipeline.settings.space import MOST_SHOWN, checked_space, entries, every_value, label, space_of
+from pipeline.settings.training import at, check_trained, identity_of
 from pipeline.terminal.cli import Report
 from pipeline.terminal.errors import UsageError
 
@@ -55,7 +55,8 @@ def run(config: Config) -> Report:
     check(config)  # before anything is loaded, which takes seconds
     require_cluster()
     plan = plan_features(config, config.train_split)
-    require_prompts(config, plan.listing.class_names)
+    tried = [at(config, point).own for point in every_value(config)]
+    require_prompts(config, plan.listing.class_names, tried)
     from pipeline.work import sweeping
 
     return sweeping.run(config, plan, sweep_name(config, plan))
@@ -91,7 +92,8 @@ def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
     check(config)
     plan = plan_features(config, config.train_split)
-    require_prompts(config, plan.listing.class_names)
+    tried = [at(config, point).own for point in every_value(config)]
+    require_prompts(config, plan.listing.class_names, tried)
     sweep = config.sweep
     lines = [f"features {plan.folder} ({'complete' if is_complete(plan) else 'not extracted yet'})"]
     if sweep.search == "optuna":

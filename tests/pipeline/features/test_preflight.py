@@ -515,6 +515,20 @@ def test_settings_that_cannot_be_are_refused_before_torch_is_loaded(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_context_that_is_too_long_in_one_trial_or_row_is_refused_before_any_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--method", "dualcoop", "--output", str(tmp_path), "--dry-run"]
+    key = "dualcoop.context_length"
+    # what the settings say is tried nowhere, where it is varied
+    for stage, flag in {"sweep": "--space", "ablate": "--vary"}.items():
+        fits = [*base, "--dualcoop.context-length", "80", flag, f"{key}=4,8"]
+        assert cli.main(stage, fits) == 0, capsys.readouterr().err
+        assert cli.main(stage, [*base, flag, f"{key}=4,80,8"]) == 2
+        assert "of which tiny reads 32; lower the context_length by" in capsys.readouterr().err
+    assert cli.main("sweep", [*base, "--search", "optuna", "--space", f"{key}=4..80"]) == 2
+
+
 def test_a_place_that_cannot_be_written_to_is_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
