@@ -10,10 +10,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from dclip.backbones import load_backbone
 from dclip.fitting.batches import Batch
 from dclip.methods.dclip import DCLIPMethod, build_model
+from dclip.methods.dualcoop import DualCoOp
 from dclip.methods.method import Task, initial
-from dclip.methods.settings import DCLIPSettings
+from dclip.methods.settings import DCLIPSettings, DualCoOpSettings
 from dclip.store.shards import read_manifest
 from dclip.training import Recipe
 from pipeline.features.plan import plan_features
@@ -35,7 +37,7 @@ from ...dclip.store.test_shards import (
 )
 
 
-def write(path: Path, **changes: object) -> About:
+def about_of(**changes: object) -> About:
     fields = {
         "format": FORMAT,
         "method": "dclip",
@@ -52,7 +54,11 @@ def write(path: Path, **changes: object) -> About:
         "history": [{"epoch": 1.0, "loss": 0.5}],
         "commit": None,
     }
-    about = About.model_validate({**fields, **changes})
+    return About.model_validate({**fields, **changes})
+
+
+def write(path: Path, **changes: object) -> About:
+    about = about_of(**changes)
     task = Task.of_features(CLASSES, torch.ones(6, DIM), torch.full((3, DIM), 2.0))
     write_checkpoint(path, initial(DCLIPMethod, about.settings, task, seed=3), about)
     return about
@@ -95,6 +101,37 @@ def test_a_checkpoint_of_format_2_is_read(tmp_path: Path) -> None:
     assert isinstance(method, DCLIPMethod)
     for name, value in method.model.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("contexts", ["per_class", "shared"])
+def test_a_checkpoint_of_contexts_scores_without_a_backbone(contexts: str, tmp_path: Path) -> None:
+    settings = DualCoOpSettings(context_length=4, contexts=contexts)
+    backbone = load_backbone("tiny")
+    task = Task.of(backbone, [[name] for name in CLASSES])
+    method = initial(DualCoOp, settings, task, seed=3)
+    method.kept.copy_(method.derived()["kept"])
+    path = tmp_path / "a.safetensors"
+    about = about_of(
+        method="dualcoop", name="dualcoop", settings=settings, embed_dim=128, text_width=32
+    )
+    write_checkpoint(path, method, about)
+    read, _ = load_checkpoint(path)
+    assert read.task.backbone is None
+    local = torch.randn(2, 5, 128)
+    batch = Batch(local, torch.zeros(2, 3))
+    torch.testing.assert_close(read.scores(batch), method.scores(batch))
+    assert export_refusal(read) == ""
+    asked = Task.of(backbone, [["a word that is new"]])
+    if contexts == "shared":  # the contexts are kept, too
+        expected = method.for_classes(asked).scores(batch)
+        torch.testing.assert_close(read.for_classes(asked).scores(batch), expected)
+    # of weights of another width it says so, before any is made
+    write_checkpoint(path, method, about.model_copy(update={"text_width": 31}))
+    with pytest.raises(StageError, match=r"weights\.negative is .* its training makes"):
+        load_checkpoint(path)
+    write_checkpoint(path, method, about.model_copy(update={"text_width": None}))
+    with pytest.raises(StageError, match="no weights have the widths that it tells of"):
+        load_checkpoint(path)
 
 
 def test_a_scorer_moves_as_a_whole_and_can_be_exported(tmp_path: Path) -> None:
