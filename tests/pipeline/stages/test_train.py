@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlflow
 import psutil
@@ -301,6 +302,14 @@ def test_a_worker_has_as_many_cpus_as_all_can_have(
 CPU = torch.device("cpu")
 
 
+@pytest.fixture
+def ram(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A RAM disk of its own: that of the machine is shared with other files of tests."""
+    with TemporaryDirectory(dir=cache.RAM_DISK) as folder:
+        monkeypatch.setattr(cache, "RAM_DISK", Path(folder))
+        yield Path(folder)
+
+
 def folders(config: Config) -> list[str]:
     return plan_features(config, "train").folders
 
@@ -310,6 +319,7 @@ def copies(config: Config) -> list[Path]:
     return list(cache.RAM_DISK.glob(f"dclip-{os.getuid()}/*/{name}"))
 
 
+@pytest.mark.usefixtures("ram")
 def test_all_who_train_share_one_copy_in_ram_and_the_last_removes_it(
     tmp_path: Path, features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,24 +341,27 @@ def test_all_who_train_share_one_copy_in_ram_and_the_last_removes_it(
 
 
 def test_a_copy_that_a_killed_process_left_is_removed_by_the_next(
-    tmp_path: Path, features: Path
+    tmp_path: Path, features: Path, ram: Path
 ) -> None:
     config = slow(tmp_path, features)
     code = (
         "import os, sys, torch\n"
         "from pathlib import Path\n"
-        "from pipeline.features.cache import cached_features\n"
+        "from pipeline.features import cache\n"
+        "output, cache.RAM_DISK = map(Path, sys.argv[1:3])\n"
         "cpu = torch.device('cpu')\n"
-        "with cached_features(sys.argv[2:], Path(sys.argv[1]), cache='ram', device=cpu):\n"
+        "with cache.cached_features(sys.argv[3:], output, cache='ram', device=cpu):\n"
         "    os.kill(os.getpid(), 9)\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), *folders(config)], check=False)
+    words = [str(tmp_path), str(ram), *folders(config)]
+    subprocess.run([sys.executable, "-c", code, *words], check=False)
     assert copies(config)
     shutil.copytree(folders(config)[0], other := tmp_path / "shapes" / "other")
     with cached_features([str(other)], tmp_path, cache="ram", device=CPU):
         assert not copies(config)
 
 
+@pytest.mark.usefixtures("ram")
 def test_a_copy_that_does_not_fit_is_an_error_only_if_it_was_asked_for(
     tmp_path: Path, features: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
