@@ -104,7 +104,7 @@ class Prompts:
         ids = self._ids.repeat(len(contexts), 1)
         keep = torch.is_grad_enabled()
         features: Tensor = _Encode.apply(embeddings, ids, backbone, keep, _Tape())
-        return features
+        return features.to(device)  # weights may be made before they are moved to the backbone
 
 
 class _Tape:
