@@ -71,7 +71,7 @@ class Prompts:
         self._ids = torch.cat([ids[:, :1].expand(-1, length + 1), ids[:, 1:]], dim=1)[:, :room]
         self._start, self._name = words[:, :1], words[:, 1 : room - length]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Prompts":
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Itself: it is frozen, and large."""
         del memo
         return self

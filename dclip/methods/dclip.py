@@ -95,7 +95,7 @@ class DCLIPMethod(Method[DCLIPSettings]):
             self.register_buffer(name, value, persistent=False)
 
     @classmethod
-    def around(cls, model: DCLIP, task: Task) -> "DCLIPMethod":
+    def around(cls, model: DCLIP, task: Task) -> Method[DCLIPSettings]:
         """Trained projectors as a method that is asked of some classes."""
         settings = DCLIPSettings(
             hidden_dim=model.sizes.hidden_dim,

@@ -84,7 +84,7 @@ class PairMethod(Method[P]):
         """Probability that each class is present, in the form of ASL that it was trained by."""
         return presence_logit(self.pair_logits(batch), form=self.settings.asl_form).sigmoid()
 
-    def for_classes(self, task: Task) -> "Method[P]":
+    def for_classes(self, task: Task) -> Method[P]:
         """Its own classes, or some of them.
 
         Raises:
@@ -100,7 +100,7 @@ class PairMethod(Method[P]):
         own = len(self.task.class_names)
         return self._of_rows(task, [*places, *(own + place for place in places)])
 
-    def _of_rows(self, task: Task, rows: Sequence[int]) -> "Method[P]":
+    def _of_rows(self, task: Task, rows: Sequence[int]) -> Method[P]:
         """The same, asked of the classes that these rows of its pairs are of."""
         raise NotImplementedError
 

@@ -117,7 +117,7 @@ class PositiveCoOpBaseline(PairMethod[PositiveCoOpBaselineSettings]):
         pairs = self.settings.pooled_scale * pairs
         return presence_logit(pairs, form=self.settings.asl_form).mT
 
-    def _of_rows(self, task: Task, rows: Sequence[int]) -> "Method[PositiveCoOpBaselineSettings]":
+    def _of_rows(self, task: Task, rows: Sequence[int]) -> Method[PositiveCoOpBaselineSettings]:
         other = self.with_task(task)
         assert isinstance(other, PositiveCoOpBaseline)
         linear = nn.Linear(self.task.dim, len(rows), device="meta")

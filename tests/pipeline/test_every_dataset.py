@@ -14,7 +14,6 @@ from PIL import Image
 
 from dclip.data import registry
 from pipeline import datasets
-from pipeline.pictures import figures
 from pipeline.terminal import cli
 
 from .conftest import IMAGE_SETS, TOY, WITH_RAY, write_tree
@@ -48,7 +47,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     scaling = training.ScalingConfig
     monkeypatch.setattr(training, "ScalingConfig", lambda **_: scaling(num_workers=0))
     if name != DRAWN:
-        monkeypatch.setattr(figures, "save", lambda _, path: path.touch())
+        monkeypatch.setattr("pipeline.work.evaluation.save", lambda _, path: path.touch())
 
 
 def tree_and_words(trees: ModuleType, name: str, root: Path) -> list[str]:
