@@ -109,6 +109,27 @@ def _positives(pairs: Float[Tensor, "pairs dim"]) -> Float[Tensor, "classes dim"
     return pairs[len(pairs) // 2 :]
 
 
+def with_classes(task: Task, columns: Sequence[int]) -> Task:
+    """The task of some of its classes, in the order given.
+
+    Args:
+        task: All classes.
+        columns: Positions of those that are left, ascending.
+    """
+    chosen = torch.tensor([*columns], device=task.pairs.device)
+    place = torch.full((len(task.class_names),), -1, device=task.pairs.device)
+    place[chosen] = torch.arange(len(chosen), device=place.device)
+    owners = place[task.texts.classes]
+    is_left = owners >= 0
+    negatives = task.pairs[: len(task.class_names)]
+    return replace(
+        task,
+        class_names=tuple(task.class_names[column] for column in columns),
+        pairs=torch.cat([negatives[chosen], task.positives[chosen]]),
+        texts=ClassTexts(task.texts.features[is_left], owners[is_left]),
+    )
+
+
 S = TypeVar("S", bound=MethodSettings)
 
 

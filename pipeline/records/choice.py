@@ -43,9 +43,11 @@ def described(about: About) -> str:
         f"{fields[name].title or name} {shown(getattr(settings, name))}, "
         for name in settings.bold[:1]
     )
+    said = about.subset.identity() if about.subset else {}
+    part = "".join(f", {name} {value}" for name, value in said.items())
     return (
         f"{about.name}, preset {loop.preset}, {own}epoch {about.epoch} of {loop.epochs}, seed "
-        f"{about.seed}"
+        f"{about.seed}{part}"
     )
 
 

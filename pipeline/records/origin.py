@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from dclip.fitting.loop import Loop
+from dclip.fitting.subset import Subset
 from dclip.methods.registry import find_settings, is_known
 from dclip.methods.settings import MethodSettings
 from dclip.store.shards import Manifest, digest
@@ -91,6 +92,7 @@ class About(BaseModel):
         commit: Of the code that trained it.
         encoder: None for checkpoints of before it was kept.
         text_width: Numbers in a token of its text tower, where contexts can enter it.
+        subset: Which part of the data it was trained on; None for all of it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -111,6 +113,7 @@ class About(BaseModel):
     commit: str | None
     encoder: Encoder | None = None
     text_width: int | None = Field(None, ge=1)
+    subset: Subset | None = None
 
     @field_validator("settings", mode="before")
     @classmethod
@@ -135,7 +138,8 @@ class About(BaseModel):
 
     def metadata(self) -> dict[str, str]:
         """What a file says of it."""
-        return {"dclip": self.model_dump_json()}
+        whole = {"subset"} if self.subset is None else None
+        return {"dclip": self.model_dump_json(exclude=whole)}
 
 
 def about_training(
@@ -174,6 +178,7 @@ def about_training(
         commit=git_commit(),
         encoder=Encoder.of(config, manifest.spec),
         text_width=describe_backbone(config).text_width if config.own.needs_gradients else None,
+        subset=config.subset if config.subset.identity() else None,
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dclip.fitting.subset import Subset
 from dclip.methods.settings import of_preset
 from dclip.store.shards import digest
 from pipeline.features.plan import FeaturePlan
@@ -34,6 +35,7 @@ def run_name(config: Config, plan: FeaturePlan) -> str:
             "settings": identity_of(config.method, config.own),
             "loop": loop,
             "seed": config.seed,
+            **of_subset(config.subset),
         }
     )
     return f"{config.trained_name}-{identity[:12]}"
@@ -57,6 +59,12 @@ def of_features(plan: FeaturePlan) -> dict[str, Any]:
     return {"features": plan.fingerprint, **({"views": views} if views else {})}
 
 
+def of_subset(subset: Subset) -> dict[str, Any]:
+    """What a part of the data is in hashes that name results; all of it is nothing."""
+    said = subset.identity()
+    return {"subset": said} if said else {}
+
+
 def shown_name(config: Config, name: str) -> str:
     """How MLflow shows a training: the method, what differs from its preset, and the short hash."""
     own, loop = config.own, config.train
@@ -70,6 +78,7 @@ def shown_name(config: Config, name: str) -> str:
         if getattr(mine, key) != getattr(theirs, key)
         and not (mine is own and key in said and config.trained_name == variant)
     ]
+    words += [f"{key}={value}" for key, value in config.subset.identity().items()]
     if config.seed:
         words.append(f"seed={config.seed}")
     preset_words = [loop.preset] if loop.preset != "robust" else []
@@ -85,6 +94,7 @@ def run_params(config: Config, plan: FeaturePlan) -> dict[str, Any]:
         "method": config.method,
         **flat(config.train.model_dump(exclude={*PLACEMENT}), "train."),
         **flat(config.own.model_dump(), f"{config.own.name}."),
+        **flat(config.subset.identity(), "subset."),
         "features": plan.fingerprint[:12],
     }
 

@@ -37,6 +37,7 @@ from pydantic_settings import (
 from typing_extensions import TypeAliasType
 
 from dclip.fitting.loop import Loop
+from dclip.fitting.subset import Subset
 from dclip.methods.registry import METHODS, find_settings, own_methods
 from dclip.methods.settings import MethodSettings, of_preset
 from dclip.store.paths import AnyPath, RemotePath, as_path
@@ -566,6 +567,9 @@ class Config(BaseSettings):
     )
     extract: ExtractConfig = Field(ExtractConfig(), description="python -m pipeline.extract")
     train: TrainConfig = Field(TrainConfig(), description="python -m pipeline.train")
+    subset: Subset = Field(
+        Subset(), description="which part of the training data is used; left out: all"
+    )
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="python -m pipeline.evaluate")
     segment: SegmentConfig = Field(SegmentConfig(), description="python -m pipeline.segment")
     segments_mlr: SegmentsMlrConfig = Field(

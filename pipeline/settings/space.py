@@ -7,12 +7,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from dclip.fitting.loop import Loop
+from dclip.fitting.subset import Subset
 from dclip.methods.settings import MethodSettings
 from pipeline.settings.config import Config, TrainConfig, bounds
-from pipeline.settings.training import LOOP, alike, at
+from pipeline.settings.training import LOOP, SUBSET, Trained, alike, at
 from pipeline.terminal.errors import UsageError
 
 SEED = "seed"
@@ -40,6 +41,7 @@ def keys_of(config: Config) -> list[str]:
     return [
         *(f"{own.name}.{name}" for name in type(own).model_fields),
         *(f"{LOOP}{name}" for name in Loop.model_fields if name != "preset"),
+        *(f"{SUBSET}{name}" for name in Subset.model_fields),
         SEED,
     ]
 
@@ -145,19 +147,25 @@ def _checked(config: Config, key: str, value: Any, where: str = "") -> Any:
     try:
         if key == SEED:
             return TypeAdapter(Annotated[int, Field(ge=0, le=_LARGEST_SEED)]).validate_python(value)
-        found = at(config, {key: value})
-        own = found.loop if key.startswith(LOOP) else found.own
-        return own.model_dump(mode="json")[leaf(key)]
+        found = section_of(at(config, {key: value}), key)
+        return found.model_dump(mode="json")[leaf(key)]
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         text = f"{message[:1].lower()}{message[1:]}"
         raise UsageError(f"{where}{key}: {text}, got {value!r}") from None
 
 
+def section_of(trained: Trained, key: str) -> BaseModel:
+    """The section of the settings of a training that a key is of."""
+    if key.startswith(LOOP):
+        return trained.loop
+    return trained.subset if key.startswith(SUBSET) else trained.own
+
+
 def _is_integer(config: Config, key: str) -> bool:
     if key == SEED:
         return True
-    model = TrainConfig if key.startswith(LOOP) else type(config.own)
+    model = type(section_of(at(config, {}), key))
     return model.model_fields[leaf(key)].annotation in (int, int | None)
 
 

@@ -4,16 +4,17 @@ Pure reading: no file is looked at, and neither numpy nor torch is loaded.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dclip.fitting.subset import Subset
 from dclip.methods.registry import METHODS, find_settings
 from dclip.methods.settings import MethodSettings
 from pipeline.settings.config import Config, TrainConfig
 from pipeline.terminal.errors import UsageError
 
-LOOP = "train."
-"""Before the keys of the training loop, in a sweep and in an ablation."""
+LOOP, SUBSET = "train.", "subset."
+"""Before the keys of the training loop, and of the data, in a sweep and in an ablation."""
 
 PLACEMENT = frozenset({"workers", "min_workers", "max_failures", "checkpoint_seconds", "cache"})
 """Of the section ``train``: where and how often, not what; the trained weights stay the same."""
@@ -25,14 +26,20 @@ class Trained(NamedTuple):
     Attributes:
         loop: Those of the section ``train``.
         own: Those of the method.
+        subset: Which part of the data it is trained on.
     """
 
     loop: TrainConfig
     own: MethodSettings
+    subset: Subset = Subset()
 
 
 def trained_at(
-    loop: Mapping[str, Any], method: str, own: Mapping[str, Any], point: Mapping[str, Any]
+    loop: Mapping[str, Any],
+    method: str,
+    own: Mapping[str, Any],
+    subset: Mapping[str, Any],
+    point: Mapping[str, Any],
 ) -> Trained:
     """Settings of the training at a point.
 
@@ -40,6 +47,7 @@ def trained_at(
         loop: Values of the section ``train``, outside the point.
         method: Name of the method.
         own: Values of its own section.
+        subset: Values of the section ``subset``.
         point: Values of the keys that are changed.
     """
     settings = find_settings(method)
@@ -47,6 +55,7 @@ def trained_at(
     return Trained(
         TrainConfig.model_validate({**loop, **_below(point, LOOP)}),
         settings.model_validate({**own, **_below(point, prefix)}),
+        Subset.model_validate({**subset, **_below(point, SUBSET)}),
     )
 
 
@@ -56,14 +65,20 @@ def _below(point: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def at(config: Config, point: Mapping[str, Any]) -> Trained:
     """Settings of the training at a point of these settings."""
-    return trained_at(config.train.model_dump(), config.method, config.own.model_dump(), point)
+    return trained_at(
+        config.train.model_dump(),
+        config.method,
+        config.own.model_dump(),
+        config.subset.model_dump(),
+        point,
+    )
 
 
 def alike(trained: Sequence[Trained]) -> list[list[int]]:
     """Numbers of trainings that can share passes over the features, group by group."""
     groups: dict[str, list[int]] = {}
-    for number, (loop, own) in enumerate(trained):
-        common = loop.model_dump_json() + json.dumps(own.common())
+    for number, (loop, own, subset) in enumerate(trained):
+        common = loop.model_dump_json() + json.dumps(own.common()) + subset.model_dump_json()
         groups.setdefault(common, []).append(number)
     return list(groups.values())
 
@@ -88,6 +103,19 @@ def compared(config: Config) -> list[Config]:
         for name, variant in own.variants.items()
     ]
     return [*plain, config]
+
+
+def require_all_classes(trained: Iterable[Trained]) -> None:
+    """Refuse trainings on some of the classes where others are scored, or a checkpoint is kept.
+
+    Raises:
+        UsageError: There is one.
+    """
+    if any(one.subset.classes is not None for one in trained):
+        raise UsageError(
+            "subset.classes is for pipeline.ablate and pipeline.compare, which score the classes "
+            "that they train on; take it out here"
+        )
 
 
 def check_trained(config: Config) -> None:

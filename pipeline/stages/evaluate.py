@@ -41,7 +41,9 @@ from pipeline.records.report import (
     standing,
     write,
 )
+from pipeline.records.trainings import of_subset
 from pipeline.settings.config import Config
+from pipeline.settings.training import at, require_all_classes
 from pipeline.terminal.errors import StageError
 from pipeline.terminal.pages import page
 from pipeline.terminal.table import Column, aligned
@@ -124,6 +126,7 @@ def baselines(config: Config) -> dict[str, MethodSettings]:
 
 def run(config: Config) -> EvaluateReport:
     """Score the given checkpoints, or the one that these settings train."""
+    require_all_classes([at(config, {})])
     plan_features(config, config.test_split)  # what cannot be scored is refused before all else
     return publish(config, given_files(config.evaluate.checkpoint) or [take_checkpoint(config)])
 
@@ -275,6 +278,7 @@ def identity(config: Config, files: Mapping[str, Path], plan: FeaturePlan) -> st
             "seed": config.seed,
             "data_seed": config.data_seed,
             "val_fraction": config.train.val_fraction,
+            **of_subset(config.subset),
         }
     return digest(content)
 

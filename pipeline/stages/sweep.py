@@ -11,10 +11,10 @@ from dclip.words import counted
 from pipeline.cluster.address import require_cluster
 from pipeline.features.backbone import require_prompts
 from pipeline.features.plan import FeaturePlan, is_complete, plan_features
-from pipeline.records.trainings import of_features
+from pipeline.records.trainings import of_features, of_subset
 from pipeline.settings.config import Config
-from pipeline.settings.space import MOST_SHOWN, checked_space, entries, every_value, label, space_of
-from pipeline.settings.training import at, check_trained, identity_of
+from pipeline.settings.space import MOST_SHOWN, entries, every_value, label, space_of
+from pipeline.settings.training import at, check_trained, identity_of, require_all_classes
 from pipeline.terminal.cli import Report
 from pipeline.terminal.errors import UsageError
 
@@ -45,6 +45,7 @@ def sweep_name(config: Config, plan: FeaturePlan) -> str:
             "sweep": config.sweep.model_dump(exclude={"concurrency", "gpus_per_trial", "space"}),
             "seed": config.seed,
             "data_seed": config.data_seed,
+            **of_subset(config.subset),
         }
     )
     return f"sweep-{identity[:12]}"
@@ -70,7 +71,7 @@ def check(config: Config) -> None:
             rank trials by, or several workers for each trial.
     """
     check_trained(config)
-    checked_space(config)
+    require_all_classes(at(config, point) for point in every_value(config))
     if config.sweep.search != "optuna":
         entries(config)
     if config.train.val_fraction == 0:

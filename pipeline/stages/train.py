@@ -17,7 +17,7 @@ from pipeline.features.plan import FeaturePlan, plan_features
 from pipeline.records.origin import read_about
 from pipeline.records.trainings import STATE, checkpoint_path, pack_folder, run_name
 from pipeline.settings.config import Config
-from pipeline.settings.training import Trained, alike, check_trained
+from pipeline.settings.training import alike, at, check_trained, require_all_classes
 from pipeline.terminal.cli import Report
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ def run_together(configs: Sequence[Config]) -> list[Report]:
     started = time.perf_counter()
     for config in configs:
         check_trained(config)
+        require_all_classes([at(config, {})])
     plan = plan_features(configs[0], configs[0].train_split)
     for config in configs:
         require_prompts(config, plan.listing.class_names)
@@ -87,7 +88,7 @@ def _groups(
     if len(plan.listing.class_names) > _MOST_CLASSES_TOGETHER:
         return [[number] for number in missing]
     groups = []
-    for kind in alike([Trained(config.train, config.own) for config in configs]):
+    for kind in alike([at(config, {}) for config in configs]):
         own = [number for number in kind if number in missing]
         names = [run_name(configs[number], plan) for number in kind]
         if own and (pack_folder(configs[0], names) / STATE).is_file():
@@ -105,6 +106,7 @@ def describe(config: Config) -> str:
     from pipeline.work.packs import num_parameters, placeholder  # a method's weights take torch
 
     check_trained(config)
+    require_all_classes([at(config, {})])
     plan = plan_features(config, config.train_split)
     path = checkpoint_path(config, plan)
     names = plan.listing.class_names

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dclip.data.images import ImageError
 from dclip.fitting.batches import hold_out
+from dclip.fitting.drawn import part_of
 from dclip.fitting.fit import scores_of
 from dclip.logits import similarity_maps
 from dclip.methods.method import Method, Task, initial
@@ -118,8 +119,12 @@ def baseline(
     method = initial(find_method(name), settings, task, seed=config.seed)
     if settings.trained_by == "itself":
         train = open_features(plan_features(config, config.train_split).folders[:1], config.output)
-        rows, _ = hold_out(len(train), config.train.val_fraction, seed=config.data_seed)
-        method.fit(train, rows, seed=config.seed)
+        every = np.arange(len(train))
+        left, kept, _ = part_of(
+            config.subset, train, every, train.class_names, seed=config.data_seed
+        )
+        rows, _ = hold_out(len(kept), config.train.val_fraction, seed=config.data_seed)
+        method.fit(left, kept[rows], seed=config.seed)
     return method.eval()
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dclip.fitting.batches import hold_out
+from dclip.fitting.batches import FeatureSource, hold_out
+from dclip.fitting.drawn import columns_of, part_of, with_labels
 from dclip.fitting.fit import DivergenceError, EpochReport, fit, share_state
 from dclip.fitting.pack import Pack
-from dclip.methods.method import Method, Task, initial
+from dclip.methods.method import Method, Task, initial, with_classes
 from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
 from dclip.store.reader import FeatureReader
@@ -39,6 +40,7 @@ class Job:
         features: Folder of the clean features, then those of their views.
         output: The output folder.
         clip: The frozen CLIP, for methods that train through it.
+        draw_seed: Seed of the part of the data that is drawn; ``data_seed`` where none is given.
     """
 
     method: str
@@ -48,10 +50,28 @@ class Job:
     features: tuple[str, ...]
     output: Path
     clip: ClipSettings | None = None
+    draw_seed: int | None = None
 
-    def held_out(self, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows to train on, and rows to validate on."""
-        return hold_out(num_images, self.trained[0].loop.val_fraction, seed=self.data_seed)
+    def data(
+        self, features: FeatureSource, class_names: Sequence[str]
+    ) -> tuple[FeatureSource, np.ndarray, np.ndarray]:
+        """Features with the labels that are left, rows to train on, and rows to validate on.
+
+        Both are of the subset: who has 50 images holds some of these 50 out.
+
+        Raises:
+            ValueError: See :func:`dclip.fitting.drawn.part_of`.
+        """
+        one = self.trained[0]
+        seed = self.data_seed if self.draw_seed is None else self.draw_seed
+        every = np.arange(len(features.labels))
+        left, kept, _ = part_of(one.subset, features, every, class_names, seed=seed)
+        rows, held = hold_out(len(kept), one.loop.val_fraction, seed=self.data_seed)
+        return left, kept[rows], kept[held]
+
+    def columns(self, class_names: Sequence[str]) -> list[int] | None:
+        """Columns of the classes that are trained and scored; None for all."""
+        return columns_of(self.trained[0].subset, class_names)
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,9 @@ def begin(
     train = job.trained[0].loop
     use_precision(train.precision, torch.device(device))
     task = Task.of_features(reader.class_names, *reader.text_features())
+    columns = job.columns(reader.class_names)
+    if columns is not None:
+        task = with_classes(task, columns)
     own = [one.own for one in job.trained]
     kind = find_method(job.method)
     if kind.Settings.needs_gradients:
@@ -147,11 +170,11 @@ def fit_pack(
             share_state(pack, rank)
         if begun is not None:
             begun(pack)
-        rows, val_rows = job.held_out(len(reader))
+        left, rows, val_rows = job.data(features, reader.class_names)
         try:
             fit(
                 pack,
-                features,
+                left,
                 rows,
                 seed=job.data_seed,
                 val_rows=val_rows,
@@ -164,8 +187,11 @@ def fit_pack(
             diverged = str(error)
     if not test:
         return Fitted(pack, diverged)
-    source = open_features(test, job.output, verify=False)
-    return Fitted(pack, diverged, pack.predict(source, np.arange(len(source))), source.labels)
+    scored = open_features(test, job.output, verify=False)
+    columns = job.columns(scored.class_names)
+    labels = scored.labels if columns is None else scored.labels[:, columns]
+    source = with_labels(scored, labels)
+    return Fitted(pack, diverged, pack.predict(source, np.arange(len(labels))), labels)
 
 
 def num_parameters(method: Method[Any]) -> int:

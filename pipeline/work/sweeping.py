@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import ray
 from ray import tune
@@ -20,6 +21,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from dclip.fitting.batches import hold_out
+from dclip.fitting.drawn import part_of
 from dclip.fitting.fit import check_loop, check_source
 from dclip.store.paths import write_text
 from dclip.store.reader import FeatureReader
@@ -37,6 +39,7 @@ from pipeline.settings.space import (
     Entry,
     checked_space,
     entries,
+    every_value,
     packs,
     shown,
     space_of,
@@ -170,16 +173,22 @@ def check_points(config: Config, reader: FeatureReader) -> None:
     Raises:
         UsageError: No held-out image has a class, or a value does not suit the features.
     """
-    rows, val_rows = hold_out(len(reader), config.train.val_fraction, seed=config.data_seed)
-    try:
-        check_source(len(reader.class_names), reader, rows)
-    except ValueError as error:
-        raise UsageError(f"cannot sweep: {told(error)}") from None
-    if not (reader.labels[val_rows] == 1).any():
-        raise UsageError(
-            "none of the held-out images has a class to compare trials by; raise "
-            "--train.val-fraction"
-        )
+    subsets = {one.subset.model_dump_json(): one.subset
+               for one in (at(config, point) for point in every_value(config))}  # fmt: skip
+    for subset in subsets.values():
+        try:
+            every, names = np.arange(len(reader)), reader.class_names
+            left, kept, _ = part_of(subset, reader, every, names, seed=config.data_seed)
+            parts = hold_out(len(kept), config.train.val_fraction, seed=config.data_seed)
+            rows, val_rows = (kept[part] for part in parts)
+            check_source(len(names), left, rows)
+        except ValueError as error:
+            raise UsageError(f"cannot sweep: {told(error)}") from None
+        if not (left.labels[val_rows] == 1).any():
+            raise UsageError(
+                "none of the held-out images has a class to compare trials by; raise "
+                "--train.val-fraction"
+            )
     space = checked_space(config)
     for key, values in space.items():
         if key not in _SUIT_FEATURES:
@@ -312,6 +321,7 @@ def shared(
         config.method,
         config.train.model_copy(update={"epochs": config.sweep.epochs}),
         config.own,
+        config.subset,
         seed=config.seed,
         data_seed=config.data_seed,
         num_classes=len(plan.listing.class_names),

@@ -34,7 +34,7 @@ from pipeline.records.trainings import (
     shown_name,
 )
 from pipeline.settings.config import Config
-from pipeline.settings.training import Trained
+from pipeline.settings.training import at
 from pipeline.terminal.errors import StageError, told
 from pipeline.terminal.progress import progress
 from pipeline.work.packs import Job, begin
@@ -61,7 +61,7 @@ def train(configs: Sequence[Config], plan: FeaturePlan, paths: Sequence[Path]) -
     name = folder.name
     job = Job(
         config.method,
-        tuple(Trained(one.train, one.own) for one in configs),
+        tuple(at(one, {}) for one in configs),
         seeds=tuple(one.seed for one in configs),
         data_seed=config.data_seed,
         features=tuple(plan.folders),
@@ -69,7 +69,7 @@ def train(configs: Sequence[Config], plan: FeaturePlan, paths: Sequence[Path]) -
         clip=ClipSettings.of(config),
     )
     pack = begin(job, reader, fresh=False)  # the workers make the weights
-    check_training(pack, reader, *job.held_out(len(reader)))
+    check_training(pack, *job.data(reader, reader.class_names))
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / STATE).is_file():
         read_state(folder / STATE, pack)

@@ -12,6 +12,7 @@ from ray import tune
 
 from dclip.fitting.fit import EpochReport, divergence
 from dclip.fitting.pack import Pack
+from dclip.fitting.subset import Subset
 from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
 from dclip.store.paths import write_text
@@ -36,6 +37,7 @@ class Sweep:
         method: Name of the method.
         train: Settings of the loop, outside the points.
         own: Those of the method, outside the points.
+        subset: Which part of the data is trained on, outside the points.
         seed: Of the initial weights, where points have none.
         data_seed: Seed of the shuffle and of the held-out images.
         num_classes: Number of classes.
@@ -51,6 +53,7 @@ class Sweep:
     method: str
     train: TrainConfig
     own: MethodSettings
+    subset: Subset
     seed: int
     data_seed: int
     num_classes: int
@@ -64,7 +67,13 @@ class Sweep:
 
     def trained_as(self, entry: Entry) -> Trained:
         """Settings of a trial."""
-        return trained_at(self.train.model_dump(), self.method, self.own.model_dump(), entry.point)
+        return trained_at(
+            self.train.model_dump(),
+            self.method,
+            self.own.model_dump(),
+            self.subset.model_dump(),
+            entry.point,
+        )
 
     def refusal(self, entry: Entry) -> str:
         """Why a trial is not trained: it is bound to diverge; empty if it is not."""

@@ -38,6 +38,14 @@ def test_the_names_of_what_stands_stay() -> None:
     assert run_name(plain, PLAN) == "asl_only-f65a3813ce24"
 
 
+def test_a_part_of_the_data_names_another_training() -> None:
+    part = of(subset={"label_fraction": 0.5})
+    assert run_name(part, PLAN) != run_name(of(), PLAN)
+    assert run_name(of(subset={"label_fraction": 1.0}), PLAN) == run_name(of(), PLAN)
+    for stage in ("train", "sweep", "evaluate"):
+        assert main(stage, ["--subset.classes", "2"]) == 2
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"lr": 0.5}, {"mfi_weight": 0.2}, {"local_scale": 10.0}, {"val_fraction": 0.3},
