@@ -1,13 +1,13 @@
 """The house keeps its rooms: who imports whom, and what a start loads."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 import pytest
+
+from .processes import in_a_new_process
 
 ROOT = Path(__file__).parents[1]
 FILES = {
@@ -120,8 +120,7 @@ def test_planning_loads_neither_torch_nor_ray() -> None:
         "    heavy = {'torch', 'ray', 'mlflow', 'matplotlib', 'open_clip'} & set(sys.modules)\n"
         "    assert not heavy, (name, heavy)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    in_a_new_process(code)
 
 
 def test_what_ray_reads_of_the_environment_is_there_before_ray_is_imported() -> None:
@@ -158,8 +157,7 @@ def test_what_ray_reads_of_the_environment_is_there_before_ray_is_imported() -> 
         "    else:\n"
         "        raise AssertionError(f'{name} does not import ray')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    in_a_new_process(code)
 
 
 def test_imports_stand_at_the_top_and_annotations_are_not_quoted() -> None:

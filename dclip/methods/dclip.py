@@ -1,6 +1,5 @@
 """DCLIP as a method: its two losses, its scores, and what it says of each location."""
 
-import math
 from typing import ClassVar
 
 import torch
@@ -10,11 +9,10 @@ from torch import Tensor
 from dclip.fitting.batches import Batch
 from dclip.fitting.loop import Loop
 from dclip.logits import presence_probability, similarity_maps
-from dclip.losses import check_mfi_stability, mfi_loss
-from dclip.losses.asymmetric import summed_asymmetric_loss
 from dclip.methods.method import Method, Task
+from dclip.methods.objective import asl_of, check_mfi, keep_mfi_weights, watched_cosine, with_mfi
 from dclip.methods.settings import DCLIPSettings, MethodSettings
-from dclip.metrics import inter_class_cosine, similarity_report
+from dclip.metrics import similarity_report
 from dclip.model import DCLIP
 from dclip.precision import at_least_float32
 from dclip.projectors import ProjectorSizes
@@ -87,12 +85,7 @@ class DCLIPMethod(Method[DCLIPSettings]):
     def __init__(self, settings: DCLIPSettings, task: Task, *, model: DCLIP | None = None) -> None:
         super().__init__(settings, task)
         self.model = build_model(settings, task.dim) if model is None else model
-        # buffers, as members of a pack may differ in them
-        self.mfi_weight: Tensor
-        self.redundancy_weight: Tensor
-        for name in ("mfi_weight", "redundancy_weight"):
-            value = torch.tensor(float(getattr(settings, name)))
-            self.register_buffer(name, value, persistent=False)
+        keep_mfi_weights(self)
 
     @classmethod
     def around(cls, model: DCLIP, task: Task) -> Method[DCLIPSettings]:
@@ -120,39 +113,16 @@ class DCLIPMethod(Method[DCLIPSettings]):
         Raises:
             ValueError: See :func:`dclip.losses.check_mfi_stability`.
         """
-        if loop.optimizer == "sgd" and settings.mfi_reduction == "sum":
-            check_mfi_stability(
-                alpha=settings.mfi_weight,
-                num_classes=num_classes,
-                learning_rate=loop.lr,
-                redundancy_weight=settings.redundancy_weight,
-            )
+        check_mfi(settings, loop, num_classes)
 
     def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         r""":math:`w\, L_{ASL} + \alpha\, L_{MFI}`, and both terms.
 
         MFI, which every worker computes, is divided by their number.
         """
-        own = self.settings
         output = self.model(batch.local, self.task.pairs, batch.dropped)
-        asl = summed_asymmetric_loss(
-            output.pair_logits,
-            batch.labels,
-            gamma_neg=own.gamma_neg,
-            gamma_pos=own.gamma_pos,
-            clip=own.clip,
-        )
-        if own.asl_reduction == "mean":
-            asl = asl / max(1, batch.known)
-        mfi = mfi_loss(
-            output.text_features,
-            redundancy_weight=self.redundancy_weight,
-            scope=own.mfi_scope,
-            gram=own.mfi_gram,
-            reduction=own.mfi_reduction,
-        )
-        mfi = mfi / batch.workers
-        return {"loss": own.asl_weight * asl + self.mfi_weight * mfi, "asl": asl, "mfi": mfi}
+        asl = asl_of(self.settings, output.pair_logits, batch)
+        return with_mfi(self, asl, output.text_features, batch)
 
     def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
         """Probability that each class is present."""
@@ -187,9 +157,7 @@ class DCLIPMethod(Method[DCLIPSettings]):
 
     def watch(self) -> dict[str, float]:
         """Mean cosine between the projected positive prompts of different classes."""
-        features = self.class_features().cpu()
-        cosine = inter_class_cosine(features) if len(features) > 1 else math.nan
-        return {"inter_class_cosine": cosine}
+        return watched_cosine(self.class_features())
 
     def similarity(self) -> dict[str, float]:
         """Every reading of :func:`dclip.metrics.similarity_report`."""

@@ -43,11 +43,7 @@ class DualCoOp(ContextMethod[DualCoOpSettings]):
             ValueError: There are other classes, and contexts are of each class or there is no
                 backbone.
         """
-        unknown = [
-            name
-            for name, place in zip(task.class_names, self._places(task.class_names), strict=True)
-            if place < 0
-        ]
+        unknown = self._unknown(task)
         if not unknown or self.settings.contexts == "per_class":
             return super().for_classes(task)
         if task.backbone is None:

@@ -4,7 +4,6 @@ The rows may be encoded texts, free vectors or the rows of a linear map; ASL tra
 where they are texts.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -16,12 +15,11 @@ from dclip.backbones import require
 from dclip.fitting.batches import Batch
 from dclip.fitting.loop import Loop
 from dclip.logits import positive_pair_logits, similarity_maps
-from dclip.losses import check_mfi_stability, mfi_loss
-from dclip.losses.asymmetric import check_exponents, presence_logit, summed_asymmetric_loss
+from dclip.losses.asymmetric import check_exponents, presence_logit
 from dclip.methods.contexts import Prompts, token_width
 from dclip.methods.method import Method, Task
+from dclip.methods.objective import asl_of, check_mfi, keep_mfi_weights, watched_cosine, with_mfi
 from dclip.methods.settings import ContextSettings, PairSettings
-from dclip.metrics import inter_class_cosine
 
 P = TypeVar("P", bound=PairSettings)
 C = TypeVar("C", bound=ContextSettings)
@@ -69,16 +67,13 @@ class PairMethod(Method[P]):
 
     def _asl(self, batch: Batch, rows: Tensor | None) -> Float[Tensor, ""]:
         own = self.settings
-        asl = summed_asymmetric_loss(
+        return asl_of(
+            own,
             self.pair_logits(batch, rows),
-            batch.labels,
-            gamma_neg=own.gamma_neg,
-            gamma_pos=own.gamma_pos,
-            clip=own.clip,
+            batch,
             form=own.asl_form,
             weight_gradient=own.asl_weight_gradient,
         )
-        return asl / max(1, batch.known) if own.asl_reduction == "mean" else asl
 
     def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
         """Probability that each class is present, in the form of ASL that it was trained by."""
@@ -90,24 +85,23 @@ class PairMethod(Method[P]):
         Raises:
             ValueError: One is none of those it was trained on.
         """
-        places = self._places(task.class_names)
-        unknown = [name for name, place in zip(task.class_names, places, strict=True) if place < 0]
-        if unknown:
+        if unknown := self._unknown(task):
             raise ValueError(
                 f"{self.settings.title} is bound to the {len(self.task.class_names)} classes it "
                 f"was trained on, and {unknown[0]!r} is none of them"
             )
-        own = len(self.task.class_names)
-        return self._of_rows(task, [*places, *(own + place for place in places)])
+        columns = {name: column for column, name in enumerate(self.task.class_names)}
+        own = [columns[name] for name in task.class_names]
+        return self._of_rows(task, [*own, *(len(columns) + column for column in own)])
 
     def _of_rows(self, task: Task, rows: Sequence[int]) -> Method[P]:
         """The same, asked of the classes that these rows of its pairs are of."""
         raise NotImplementedError
 
-    def _places(self, class_names: Sequence[str]) -> list[int]:
-        """Place of each name among its own classes; -1 where it is none of them."""
-        own = {name: place for place, name in enumerate(self.task.class_names)}
-        return [own.get(name, -1) for name in class_names]
+    def _unknown(self, task: Task) -> list[str]:
+        """Classes of a task that it was not trained on."""
+        own = set(self.task.class_names)
+        return [name for name in task.class_names if name not in own]
 
 
 class ContextMethod(PairMethod[C]):
@@ -128,12 +122,7 @@ class ContextMethod(PairMethod[C]):
         super().__init__(settings, task)
         self.kept: Tensor
         self.register_buffer("kept", torch.zeros(2 * len(task.class_names), task.dim))
-        # buffers, as members of a pack may differ in them
-        self.mfi_weight: Tensor
-        self.redundancy_weight: Tensor
-        for name in ("mfi_weight", "redundancy_weight"):
-            value = torch.tensor(float(getattr(settings, name)))
-            self.register_buffer(name, value, persistent=False)
+        keep_mfi_weights(self)
         self._prompts = self._put_together(task) if task.backbone is not None else None
 
     @classmethod
@@ -144,13 +133,7 @@ class ContextMethod(PairMethod[C]):
             ValueError: See :func:`dclip.losses.check_mfi_stability`.
         """
         super().check(settings, loop, num_classes)
-        if loop.optimizer == "sgd" and settings.mfi_reduction == "sum":
-            check_mfi_stability(
-                alpha=settings.mfi_weight,
-                num_classes=num_classes,
-                learning_rate=loop.lr,
-                redundancy_weight=settings.redundancy_weight,
-            )
+        check_mfi(settings, loop, num_classes)
 
     def new_context(self) -> torch.nn.Parameter:
         """A context, or one for each class, in small random vectors."""
@@ -198,18 +181,9 @@ class ContextMethod(PairMethod[C]):
 
         MFI, which every worker computes, is divided by their number.
         """
-        own, rows = self.settings, self.rows()
+        rows = self.rows()
         assert rows is not None
-        asl = self._asl(batch, rows)
-        mfi = mfi_loss(
-            rows,
-            redundancy_weight=self.redundancy_weight,
-            scope=own.mfi_scope,
-            gram=own.mfi_gram,
-            reduction=own.mfi_reduction,
-        )
-        mfi = mfi / batch.workers
-        return {"loss": own.asl_weight * asl + self.mfi_weight * mfi, "asl": asl, "mfi": mfi}
+        return with_mfi(self, self._asl(batch, rows), rows, batch)
 
     def location_scores(
         self, local: Float[Tensor, "images locations dim"]
@@ -231,9 +205,7 @@ class ContextMethod(PairMethod[C]):
 
     def watch(self) -> dict[str, float]:
         """Mean cosine between the presence texts of different classes."""
-        features = self.class_features().cpu()
-        cosine = inter_class_cosine(features) if len(features) > 1 else math.nan
-        return {"inter_class_cosine": cosine}
+        return watched_cosine(self.class_features())
 
     def _of_rows(self, task: Task, rows: Sequence[int]) -> Method[C]:
         return self._with_kept(task, self.kept[list(rows)])

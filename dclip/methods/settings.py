@@ -7,7 +7,7 @@ YAML files and of sweeps, and part of the checkpoint. What else the stages have 
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -121,6 +121,47 @@ def of_preset(kind: type[MethodSettings], name: object) -> tuple[Loop, MethodSet
     return Loop.model_validate(found.loop), kind.model_validate(found.own)
 
 
+# settings that several methods have, with a default of each method's own
+_GammaNeg = Annotated[float, Field(ge=0, description="focusing exponent of negatives in ASL")]
+_GammaPos = Annotated[float, Field(ge=0, description="focusing exponent of positives in ASL")]
+_Clip = Annotated[float, Field(ge=0, lt=1, description="probability margin c of negatives in ASL")]
+_AslWeight = Annotated[float, Field(ge=0, description="weight of ASL (the authors' loss_w)")]
+_AslReduction = Annotated[
+    Literal["sum", "mean"],
+    Field(description="sum over images and classes, or mean over known labels"),
+]
+_LocalScale = Annotated[
+    float,
+    Field(gt=0, description="multiplier of the cosine at each location; sharpness of pooling"),
+]
+_RedundancyWeight = Annotated[
+    float,
+    Field(ge=0, title="lambda", description="weight lambda of the off-diagonal terms in MFI"),
+]
+_MfiGram = Annotated[
+    Literal["feature", "class"],
+    Field(description="matrix MFI regulates: feature by feature, or class by class"),
+]
+_MfiReduction = Annotated[
+    Literal["sum", "mean"], Field(description="sum or mean over the matrix' entries")
+]
+
+# what makes no difference without MFI
+_OF_MFI = frozenset({"redundancy_weight", "mfi_scope", "mfi_gram", "mfi_reduction"})
+
+# the loops of the authors' runs; those of PositiveCoOp decay no weight and begin with a fast epoch
+_AUTHOR_LOOP: Mapping[str, Any] = {
+    "epochs": 50,
+    "batch_size": 32,
+    "optimizer": "sgd",
+    "lr": 0.002,
+    "weight_decay": 5e-4,
+    "warmup_epochs": 1,
+    "warmup_lr": 1e-5,
+}
+_POSITIVECOOP_LOOP = {**_AUTHOR_LOOP, "weight_decay": 0.0, "warmup_lr": 5e-3}
+
+
 class DCLIPSettings(MethodSettings):
     """Hyper-parameters of DCLIP: sizes and start of the projectors, ASL and MFI.
 
@@ -133,15 +174,7 @@ class DCLIPSettings(MethodSettings):
     presets: ClassVar[Mapping[str, Preset]] = {
         "robust": Preset(),
         "author": Preset(
-            loop={
-                "epochs": 50,
-                "batch_size": 32,
-                "optimizer": "sgd",
-                "lr": 0.002,
-                "weight_decay": 5e-4,
-                "warmup_epochs": 1,
-                "warmup_lr": 1e-5,
-            },
+            loop=_AUTHOR_LOOP,
             own={
                 "initial": "random",
                 "asl_reduction": "sum",
@@ -177,55 +210,41 @@ class DCLIPSettings(MethodSettings):
     aggregation: Literal["project_then_pool", "pool_then_project"] = Field(
         "project_then_pool", description="order of image projection and spatial pooling"
     )
-    local_scale: float = Field(
-        20.0, gt=0, description="multiplier of the cosine at each location; sharpness of pooling"
-    )
+    local_scale: _LocalScale = 20.0
     pooled_scale: float = Field(5.0, gt=0, description="multiplier of the pooled cosine")
     initial: Literal["aligned", "random"] = Field(
         "aligned",
         description="initial weights: random, or aligned, which lets the two projectors agree on "
         "the texts",
     )
-    gamma_neg: float = Field(2.0, ge=0, description="focusing exponent of negatives in ASL")
-    gamma_pos: float = Field(1.0, ge=0, description="focusing exponent of positives in ASL")
-    clip: float = Field(0.05, ge=0, lt=1, description="probability margin c of negatives in ASL")
-    asl_weight: float = Field(1.0, ge=0, description="weight of ASL (the authors' loss_w)")
-    asl_reduction: Literal["sum", "mean"] = Field(
-        "mean", description="sum over images and classes, or mean over known labels"
-    )
+    gamma_neg: _GammaNeg = 2.0
+    gamma_pos: _GammaPos = 1.0
+    clip: _Clip = 0.05
+    asl_weight: _AslWeight = 1.0
+    asl_reduction: _AslReduction = "mean"
     mfi_weight: float = Field(
         0.1, ge=0, title="alpha", description="weight alpha of MFI; 0 trains with ASL only"
     )
-    redundancy_weight: float = Field(
-        1.0, ge=0, title="lambda", description="weight lambda of the off-diagonal terms in MFI"
-    )
+    redundancy_weight: _RedundancyWeight = 1.0
     mfi_scope: Literal["both", "split", "positive"] = Field(
         "both", description="prompts MFI looks at: both polarities as one set, split, or positive"
     )
-    mfi_gram: Literal["feature", "class"] = Field(
-        "class", description="matrix MFI regulates: feature by feature, or class by class"
-    )
-    mfi_reduction: Literal["sum", "mean"] = Field(
-        "mean", description="sum or mean over the matrix' entries"
-    )
+    mfi_gram: _MfiGram = "class"
+    mfi_reduction: _MfiReduction = "mean"
 
     def idle(self) -> frozenset[str]:
         """Without MFI its other settings make no difference."""
-        if self.mfi_weight > 0:
-            return frozenset()
-        return frozenset({"redundancy_weight", "mfi_scope", "mfi_gram", "mfi_reduction"})
+        return frozenset() if self.mfi_weight > 0 else _OF_MFI
 
 
 class PairSettings(MethodSettings):
     """What is common to methods that train a pair of logits for every class by ASL."""
 
-    gamma_neg: float = Field(2.0, ge=0, description="focusing exponent of negatives in ASL")
-    gamma_pos: float = Field(1.0, ge=0, description="focusing exponent of positives in ASL")
-    clip: float = Field(0.05, ge=0, lt=1, description="probability margin c of negatives in ASL")
-    asl_weight: float = Field(1.0, ge=0, description="weight of ASL (the authors' loss_w)")
-    asl_reduction: Literal["sum", "mean"] = Field(
-        "mean", description="sum over images and classes, or mean over known labels"
-    )
+    gamma_neg: _GammaNeg = 2.0
+    gamma_pos: _GammaPos = 1.0
+    clip: _Clip = 0.05
+    asl_weight: _AslWeight = 1.0
+    asl_reduction: _AslReduction = "mean"
     asl_form: Literal["pair", "sigmoid_positive", "sigmoid_negative", "optimised"] = Field(
         "pair",
         description="what says that a class is there: the softmax over its pair, the sigmoid of "
@@ -258,24 +277,16 @@ class ContextSettings(PairSettings):
         description="a context for each class, which binds to these classes, or one for all",
     )
     context_std: float = Field(0.02, ge=0, description="deviation of the initial contexts")
-    local_scale: float = Field(
-        20.0, gt=0, description="multiplier of the cosine at each location; sharpness of pooling"
-    )
+    local_scale: _LocalScale = 20.0
     mfi_weight: float = Field(
         0.0, ge=0, title="alpha", description="weight alpha of MFI on the encoded texts; 0: none"
     )
-    redundancy_weight: float = Field(
-        1.0, ge=0, title="lambda", description="weight lambda of the off-diagonal terms in MFI"
-    )
+    redundancy_weight: _RedundancyWeight = 1.0
     mfi_scope: Literal["both", "split", "positive"] = Field(
         "positive", description="texts MFI looks at: both polarities as one set, split, or positive"
     )
-    mfi_gram: Literal["feature", "class"] = Field(
-        "class", description="matrix MFI regulates: feature by feature, or class by class"
-    )
-    mfi_reduction: Literal["sum", "mean"] = Field(
-        "mean", description="sum or mean over the matrix' entries"
-    )
+    mfi_gram: _MfiGram = "class"
+    mfi_reduction: _MfiReduction = "mean"
 
     def prompt_template(self) -> str:
         """A word of one token for each vector of the context, then the name with a full stop."""
@@ -283,10 +294,7 @@ class ContextSettings(PairSettings):
 
     def idle(self) -> frozenset[str]:
         """Without MFI its other settings make no difference."""
-        if self.mfi_weight > 0:
-            return super().idle()
-        mfi = {"redundancy_weight", "mfi_scope", "mfi_gram", "mfi_reduction"}
-        return super().idle() | mfi
+        return super().idle() if self.mfi_weight > 0 else super().idle() | _OF_MFI
 
 
 class DualCoOpSettings(ContextSettings):
@@ -301,15 +309,7 @@ class DualCoOpSettings(ContextSettings):
     presets: ClassVar[Mapping[str, Preset]] = {
         "robust": Preset(),
         "author": Preset(
-            loop={
-                "epochs": 50,
-                "batch_size": 32,
-                "optimizer": "sgd",
-                "lr": 0.002,
-                "weight_decay": 5e-4,
-                "warmup_epochs": 1,
-                "warmup_lr": 1e-5,
-            },
+            loop=_AUTHOR_LOOP,
             own={"asl_reduction": "sum", "asl_weight": 0.03},
         ),
     }
@@ -326,15 +326,7 @@ class PositiveCoOpSettings(ContextSettings):
     presets: ClassVar[Mapping[str, Preset]] = {
         "robust": Preset(loop={"lr": 0.01}),
         "author": Preset(
-            loop={
-                "epochs": 50,
-                "batch_size": 32,
-                "optimizer": "sgd",
-                "lr": 0.002,
-                "weight_decay": 0.0,
-                "warmup_epochs": 1,
-                "warmup_lr": 5e-3,
-            },
+            loop=_POSITIVECOOP_LOOP,
             own={
                 "asl_reduction": "sum",
                 "asl_weight": 0.03,
@@ -369,15 +361,7 @@ class PositiveCoOpBaselineSettings(PairSettings):
     presets: ClassVar[Mapping[str, Preset]] = {
         "robust": Preset(loop={"lr": 1e-4}),
         "author": Preset(
-            loop={
-                "epochs": 50,
-                "batch_size": 32,
-                "optimizer": "sgd",
-                "lr": 0.002,
-                "weight_decay": 0.0,
-                "warmup_epochs": 1,
-                "warmup_lr": 5e-3,
-            },
+            loop=_POSITIVECOOP_LOOP,
             own={"asl_reduction": "sum", "asl_weight": 0.03, "initial": "random"},
         ),
     }

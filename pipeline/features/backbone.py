@@ -84,17 +84,25 @@ class BackboneInfo:
         """Local features of an image, the mean token included."""
         return self.grid[0] * self.grid[1] + int(self.include_global_token)
 
-    def space(self, kind: str) -> dict[str, Any]:
-        """What gives the numbers of its features of a kind their meaning.
+    def require_kind(self, kind: str) -> None:
+        """Refuse a kind of local features that it does not have.
 
         Raises:
-            UsageError: It has no such kind.
+            UsageError: It does not.
         """
         if kind not in self.paths:
             raise UsageError(
                 f"backbone {self.name} has no features of kind {kind!r}; it has "
                 + ", ".join(self.paths)
             )
+
+    def space(self, kind: str) -> dict[str, Any]:
+        """What gives the numbers of its features of a kind their meaning.
+
+        Raises:
+            UsageError: It has no such kind.
+        """
+        self.require_kind(kind)
         return {
             "backbone": self.fingerprint,
             "kind": kind,
@@ -172,33 +180,23 @@ def describe_backbone(config: Config) -> BackboneInfo:
             _warn_once(warning)
     weights = config.pretrained if config.pretrained and Path(config.pretrained).is_file() else None
     return _describe_backbone(
-        config.backbone,
-        config.pretrained,
-        config.resolution,
-        config.include_global_token,
+        ClipSettings.of(config),
         _stamp(Path(weights)) if weights else "",
         config.output.absolute() / "backbones",
     )
 
 
 @lru_cache(maxsize=8)
-def _describe_backbone(
-    name: str,
-    pretrained: str | None,
-    resolution: int | None,
-    include_global_token: bool | None,
-    stamp: str,
-    cache: Path,
-) -> BackboneInfo:
+def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneInfo:
     package = Path(dclip.__file__).parent
     code = sorted([*package.glob("backbones/*.*"), *package.glob("world/tiny_clip.*")])
     about = {
-        "settings": [name, pretrained, resolution, include_global_token, stamp],
+        "settings": [*clip, stamp],
         "code": [_stamp(path) for path in code],
         "open_clip": version("open_clip_torch"),
     }
     path = cache / f"{digest(about)[:24]}.json"
-    is_own = ":" in name  # code that cannot be told from a changed one
+    is_own = ":" in clip.name  # code that cannot be told from a changed one
     facts = TypeAdapter(BackboneInfo)
     if not is_own:
         try:
@@ -209,7 +207,7 @@ def _describe_backbone(
     from dclip.backbones import require
     from pipeline.features.opened import frozen_clip
 
-    backbone = frozen_clip(name, pretrained, resolution, include_global_token, "cpu")
+    backbone = frozen_clip(clip, "cpu")
     offers = tuple(getattr(backbone, "offers", ()))
     info = BackboneInfo(
         name=backbone.name,

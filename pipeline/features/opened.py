@@ -23,24 +23,18 @@ def open_backbone(config: Config, *, device: str = "cpu") -> Backbone:
         UsageError: An unknown name, or an unusable resolution.
         OSError: Weights that are not here and cannot be fetched.
     """
-    return frozen_clip(*ClipSettings.of(config), device)
+    return frozen_clip(ClipSettings.of(config), device)
 
 
 @lru_cache(maxsize=2)
-def frozen_clip(
-    name: str,
-    pretrained: str | None,
-    resolution: int | None,
-    include_global_token: bool | None,
-    device: str,
-) -> Backbone:
+def frozen_clip(clip: ClipSettings, device: str) -> Backbone:
     """As `open_backbone`, from the settings that tell one from another; the last two are kept."""
     try:
         return load_backbone(
-            name,
-            pretrained=pretrained,
-            resolution=resolution,
-            include_global_token=include_global_token,
+            clip.name,
+            pretrained=clip.pretrained,
+            resolution=clip.resolution,
+            include_global_token=clip.include_global_token,
             device=device,
         )
     except ValueError as error:

@@ -275,15 +275,21 @@ def _standing(plan: PredictPlan, names: Sequence[str]) -> dict[str, dict[str, An
     except (OSError, UnicodeDecodeError):
         return {}
     stamps = {name: stamp_of(source) for name, source in zip(names, plan.sources, strict=True)}
-    standing = {}
+    columns, standing = set(_columns(plan)), {}
     for line in lines:
         try:
             image = json.loads(line)
             name, pictures = image["name"], image["pictures"]
-        except (ValueError, KeyError, TypeError):
+            is_told = all(columns <= row.keys() for row in image["scores"])
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue  # the line at which a run was stopped
         is_same = stamps.get(name) is not None and image.get("stamp") == stamps[name]
-        if is_same and pictures and all(Path(path).is_file() for path in pictures.values()):
+        if (
+            is_told
+            and is_same
+            and pictures
+            and all(Path(path).is_file() for path in pictures.values())
+        ):
             standing[name] = image
     return standing
 
@@ -446,8 +452,8 @@ def table(report: PredictReport) -> str:
     return "\n".join(lines)
 
 
-def csv_table(plan: PredictPlan, images: Iterable[Mapping[str, Any]], *, head: bool = True) -> str:
-    """One row an image and class."""
+def _columns(plan: PredictPlan) -> list[str]:
+    """What is told of each class."""
     columns = [
         "class", "trained", "scored_by", "probability", "clip_cosine", "clip_share", "pixel_share",
     ]  # fmt: skip
@@ -455,6 +461,12 @@ def csv_table(plan: PredictPlan, images: Iterable[Mapping[str, Any]], *, head: b
         columns.append("untrained_probability")
     if plan.checkpoint is not None and not plan.gives_probabilities:
         columns.append("score")
+    return columns
+
+
+def csv_table(plan: PredictPlan, images: Iterable[Mapping[str, Any]], *, head: bool = True) -> str:
+    """One row an image and class."""
+    columns = _columns(plan)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if head:

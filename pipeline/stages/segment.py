@@ -246,11 +246,7 @@ def plan_systems(config: Config, backbone: BackboneInfo) -> list[SystemPlan]:
 def _plan_checkpoints(config: Config, backbone: BackboneInfo) -> list[SystemPlan]:
     """Plans of the checkpoints; several of one method are called by their files."""
     kind = config.segment.kind
-    if kind not in backbone.paths:
-        raise UsageError(
-            f"backbone {backbone.name} has no features of kind {kind!r}; it has "
-            + ", ".join(backbone.paths)
-        )
+    backbone.require_kind(kind)
     try:
         files = given_files(config.segment.checkpoint) or take_checkpoints(config, compared(config))
     except NoCheckpointError as error:

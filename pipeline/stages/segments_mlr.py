@@ -99,11 +99,7 @@ def plan_segments(config: Config) -> SegmentsPlan:
     num_images = min(len(listing), wanted.limit or len(listing))
     require_labels(listing, num_images)
     backbone = describe_backbone(config)
-    if wanted.kind not in backbone.paths:
-        raise UsageError(
-            f"backbone {backbone.name} has no features of kind {wanted.kind!r}; it has "
-            + ", ".join(backbone.paths)
-        )
+    backbone.require_kind(wanted.kind)
     checkpoint = wanted.checkpoint or take_checkpoint(config)
     about = read_about(checkpoint)
     system = plan_system(about.name, wanted.kind, checkpoint, about, backbone)

@@ -113,7 +113,7 @@ def begin(
     kind = find_method(job.method)
     if kind.Settings.needs_gradients:
         assert job.clip is not None
-        task = replace(task, backbone=frozen_clip(*job.clip, str(device)))
+        task = replace(task, backbone=frozen_clip(job.clip, str(device)))
     return Pack(kind, own, train.loop, task, seeds=job.seeds, device=device, fresh=fresh)
 
 

@@ -1,8 +1,5 @@
 """Class names as CLIP reads them, against open_clip's own tokenizer and configurations."""
 
-import subprocess
-import sys
-
 import open_clip
 import pytest
 from hypothesis import given, settings
@@ -21,6 +18,8 @@ from dclip.texts import (
     same_text,
     too_long,
 )
+
+from ..processes import in_a_new_process
 
 TOKENIZER = SimpleTokenizer()
 TEMPLATES = (NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE)
@@ -73,8 +72,7 @@ def test_counting_tokens_loads_no_torch() -> None:
         "assert context_length('RN101') == 77\n"
         "assert not {'torch', 'open_clip', 'numpy'} & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    in_a_new_process(code)
 
 
 def test_names_that_differ_in_case_and_joints_only_are_one_text() -> None:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
@@ -26,6 +24,7 @@ from pipeline.terminal import cli
 from pipeline.terminal.errors import StageError, UsageError
 from pipeline.work import training
 
+from ..processes import in_a_new_process
 from .conftest import TOY, WITH_RAY, settings, with_train
 
 pytestmark = WITH_RAY
@@ -128,8 +127,7 @@ def test_a_finished_run_loads_neither_ray_nor_mlflow(  # type: ignore[no-untyped
         "loaded = {'ray', 'mlflow'} & set(sys.modules); "
         "assert code == 0 and not loaded, (code, loaded)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = in_a_new_process(code)
     assert "nothing to do" in done.stderr
 
 

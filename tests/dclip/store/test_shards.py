@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pickle
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterable
@@ -22,6 +21,8 @@ from dclip.store import shards
 from dclip.store.paths import atomic_write, write_text
 from dclip.store.reader import FeatureReader, dequantise, quantise, write_text_features
 from dclip.store.shards import ImageRecord, ShardError
+
+from ...processes import in_a_new_process
 
 CLASSES = ("cat", "dog", "cow")
 LOCATIONS, DIM = 5, 8
@@ -325,8 +326,7 @@ def test_opening_does_not_load_pandas(tmp_path: Path) -> None:
         f"reader = FeatureReader(Path({str(tmp_path)!r})); "
         "assert len(reader.keys) == 7; assert 'pandas' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    in_a_new_process(code)
 
 
 def test_a_view_of_other_images_is_refused(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from pipeline.terminal import cli
 from pipeline.terminal.checks import require_output
 from pipeline.terminal.errors import UsageError
 
+from ...processes import in_a_new_process
 from ..conftest import TOY
 
 pytestmark = pytest.mark.usefixtures("_toy_on_path")
@@ -461,8 +462,7 @@ def test_a_look_takes_no_torch_and_less_than_a_second_beyond_the_listing(tmp_pat
         "assert time.process_time() - started < 2, time.process_time() - started\n"
         "assert not {'torch', 'ray', 'open_clip'} & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    in_a_new_process(code)
     shutil.rmtree(tmp_path / "d")
 
 

@@ -4,8 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from PIL import Image
 from dclip.data import registry
 from pipeline import datasets
 
+from ...processes import in_a_new_process
 from ..conftest import write_tree
 
 DOCS = Path(__file__).parents[3] / "docs" / "datasets.md"
@@ -90,8 +89,7 @@ def test_help_teaches_and_imports_nothing_heavy() -> None:
         "heavy = {'torch', 'ray', 'mlflow', 'numpy', 'pydantic', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = in_a_new_process(code)
     assert "examples:" in done.stdout
 
 

@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from pipeline.terminal import cli
 from pipeline.terminal.errors import StageError, UsageError
 from pipeline.work import evaluation
 
+from ...processes import in_a_new_process
 from ..conftest import settings, with_train
 from .test_extract import make_here
 
@@ -175,8 +174,7 @@ def test_a_report_that_stands_is_shown_again_and_nothing_else_happens(
         "assert cli.main('evaluate') == 0\n"
         "assert not {'mlflow', 'ray', 'matplotlib'} & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = in_a_new_process(code)
     assert done.stdout == shown
     assert "nothing to do" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in folder_of(first).iterdir()} == before

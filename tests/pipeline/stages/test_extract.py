@@ -38,6 +38,7 @@ from pipeline.terminal.errors import StageError, UsageError
 from pipeline.work import extraction
 from pipeline.work.shard_maker import make_shard
 
+from ...processes import in_a_new_process
 from ..conftest import TOY, WITH_RAY, settings, workers_below
 from ..toy_backbone import ToyBackbone
 
@@ -711,6 +712,5 @@ def test_a_thousand_finished_shards_need_no_torch(tmp_path: Path) -> None:
         "loaded = {'torch', 'ray', 'open_clip', 'mlflow'} & set(sys.modules); "
         "assert code == 0 and not loaded, (code, loaded)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = in_a_new_process(code)
     assert "nothing to do" in done.stderr

@@ -389,6 +389,10 @@ def test_results_are_written_as_they_come_and_the_same_command_goes_on(
     os.utime(first, ns=(1, 1))  # a file that changed is looked at again
     predict.run(config)
     assert len(seen) == 4
+    of_another_version = [{**line, "scores": [{"class": "dog"}]} for line in kept]
+    text = "".join(f"{json.dumps(line)}\n" for line in of_another_version)
+    (folder / "predictions.jsonl").write_text(text)
+    assert set(predict.run(config).images[0]["scores"][0]) == set(kept[0]["scores"][0])
 
 
 def test_names_that_are_no_utf8_are_written_all_the_same(tmp_path: Path, scene: Path) -> None:

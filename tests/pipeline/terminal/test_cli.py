@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,8 @@ from dclip.store.paths import RemotePath
 from pipeline.settings.config import Config, conf_folder, config_class, known_keys
 from pipeline.terminal import cli
 from pipeline.terminal.errors import UsageError
+
+from ...processes import in_a_new_process
 
 STAGES = (
     "extract", "train", "evaluate", "segment", "segments_mlr", "predict", "sweep", "ablate", "run",
@@ -37,8 +37,7 @@ def test_help_teaches_and_imports_nothing_heavy(stage: str) -> None:
         "heavy = {'torch', 'ray', 'mlflow', 'numpy', 'open_clip', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = in_a_new_process(code)
     assert f"python -m pipeline.{stage}" in done.stdout
     assert "examples:" in done.stdout
 
