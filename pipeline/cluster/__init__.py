@@ -14,6 +14,7 @@ import os
 # On a busy machine Ray's parts find each other later than the 30 or 60 s it gives them (what is
 # no setting: _patience).
 START_SECONDS = 180
+_IS_LOCAL = os.environ.get("RAY_ADDRESS", "").strip() in ("", "local")
 _ENVIRONMENT = {
     "RAY_agent_register_timeout_ms": str(1000 * START_SECONDS),
     "RAY_gcs_server_port_wait_time_s": str(START_SECONDS),
@@ -28,6 +29,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # it looks out for nodes that are about to be taken away, in a process of its own
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0" if _IS_LOCAL else "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",

@@ -7,14 +7,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from dclip.fitting.fit import check_training, divergence
 from dclip.words import counted, percent
 from pipeline.cluster import session as cluster
+from pipeline.cluster.address import cluster_address
 from pipeline.cluster.device import choose_device
 from pipeline.cluster.watch import watched
 from pipeline.features.backbone import ClipSettings
@@ -136,6 +140,20 @@ def _interruption_told(config: Config, folder: Path) -> Iterator[None]:
         raise
 
 
+class Trainer(TorchTrainer):  # type: ignore[misc]  # Any to mypy
+    """Ray Train without those of its actors that have nothing to do here.
+
+    Each is a process that loads for seconds. One hands out Ray's data sets, of which there are
+    none; one outlives the driver to give its CPUs back, but a local session ends with the driver.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        idle: tuple[type, ...] = (DatasetsCallback,)
+        if not cluster_address():
+            idle = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, idle)]
+
+
 def _fit_on_ray(config: Config, job: Job, folder: Path) -> None:
     """Run the workers until the last epoch's state is written."""
     device, why = choose_device(config.device)
@@ -156,7 +174,7 @@ def _fit_on_ray(config: Config, job: Job, folder: Path) -> None:
     log.info("train: %s: %s on %s (%s)", folder.name, workers, device, why)
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     each = 1 if device == "cuda" else cpus_each(cpus, train.workers)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         fit_and_keep,
         train_loop_config={"job": job, "folder": folder},
         scaling_config=ScalingConfig(

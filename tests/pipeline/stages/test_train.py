@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from dclip.fitting.batches import hold_out
@@ -293,6 +295,24 @@ def test_a_worker_has_as_many_cpus_as_all_can_have(
     nodes: list[int], workers: int, expected: int
 ) -> None:
     assert training.cpus_each(nodes, workers) == expected
+
+
+@pytest.mark.parametrize(("address", "cleaners"), [("", 0), ("local", 0), ("head.example:6379", 1)])
+def test_processes_that_would_idle_are_not_started(
+    address: str, cleaners: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    trainer = training.Trainer(
+        print,
+        scaling_config=ScalingConfig(num_workers=1),
+        run_config=RunConfig(name="ray", storage_path=str(tmp_path)),
+    )
+    names = [type(one).__name__ for one in trainer._create_default_callbacks()]
+    assert "BackendSetupCallback" in names  # torch's process group
+    assert names.count("DatasetsCallback") == 0
+    assert names.count("PlacementGroupCleanerCallback") == cleaners
+    theirs = [type(one).__name__ for one in TorchTrainer._create_default_callbacks(trainer)]
+    assert {"DatasetsCallback", "PlacementGroupCleanerCallback"} < {*theirs}
 
 
 # ---------------------------------------------------------------------------------------------
