@@ -70,7 +70,7 @@ def measured(name: str, features: MemoryFeatures, task: Task) -> dict[str, float
 
     def step() -> None:
         losses = alone.losses(batch)
-        alone.optimizer.zero_grad(set_to_none=True)
+        alone.optimizer.zero_grad()
         losses[:, 0].sum().backward()
         alone.optimizer.step()
 

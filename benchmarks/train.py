@@ -167,7 +167,7 @@ def step_work(
 
     def step() -> None:
         losses = training.losses(Batch(local.float(), labels, known=labels.numel()))
-        training.optimizer.zero_grad(set_to_none=True)
+        training.optimizer.zero_grad()
         losses[:, 0].sum().backward()
         training.optimizer.step()
 

@@ -210,7 +210,7 @@ def fit(
                 batch._replace(local=batch.local.float()),
                 seed=step_seed(seed, pack.epoch, pack.step, rank),
             )
-            pack.optimizer.zero_grad(set_to_none=True)
+            pack.optimizer.zero_grad()
             losses[:, 0].sum().backward()  # type: ignore[no-untyped-call]
             values = losses.detach()
             if workers > 1:

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.optim import SGD, AdamW, Optimizer
 from torch.utils._pytree import tree_map
 
 from dclip.fitting.batches import Batch, FeatureSource, clean_batches
 from dclip.fitting.loop import Loop
+from dclip.fitting.optimizer import SGD, AdamW, Optimizer, WeightGroup
 from dclip.methods.method import Method, Task, initial
 from dclip.methods.settings import MethodSettings
 from dclip.words import counted
@@ -151,8 +151,8 @@ class Pack:
             lr: Learning rate.
             is_warmup: The rate is the same for all.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr if is_warmup else lr * group["lr_factor"]
+        for group in self.optimizer.groups:
+            group.lr = lr if is_warmup else lr * group.lr_factor
 
     @torch.no_grad()
     def derive(self) -> None:
@@ -306,10 +306,8 @@ class Pack:
             tensors["averaged"] = torch.tensor(self._averaged)
         for kind, values in self._kept().items():
             tensors |= {f"{kind}.{number}": value for number, value in enumerate(values)}
-        for number, slots in self.optimizer.state_dict()["state"].items():
-            for slot, value in slots.items():
-                if value is not None:
-                    tensors[f"optimizer.{number}.{slot}"] = torch.as_tensor(value)
+        for number, slots in self.optimizer.state.items():
+            tensors |= {f"optimizer.{number}.{slot}": value for slot, value in slots.items()}
         return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
 
     def _kept(self) -> dict[str, Sequence[Tensor]]:
@@ -355,7 +353,7 @@ class Pack:
             self._best_epoch.copy_(tensors["best_epoch"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"the state is that of another training: {error}") from None
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.optimizer.load(state)
 
 
 @contextmanager
@@ -455,9 +453,9 @@ def _build_optimizer(weights: Mapping[float, Sequence[Tensor]], loop: Loop) -> O
         weights: By the factor of their learning rate, which their group keeps.
         loop: Settings.
     """
-    groups = [{"params": list(own), "lr_factor": factor} for factor, own in weights.items()]
+    groups = [
+        WeightGroup(own, loop.lr, loop.weight_decay, factor) for factor, own in weights.items()
+    ]
     if loop.optimizer == "sgd":
-        return SGD(
-            groups, lr=loop.lr, momentum=loop.momentum, weight_decay=loop.weight_decay, fused=True
-        )
-    return AdamW(groups, lr=loop.lr, weight_decay=loop.weight_decay, fused=True)
+        return SGD(groups, momentum=loop.momentum)
+    return AdamW(groups, fused=True)

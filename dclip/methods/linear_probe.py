@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dclip.fitting.batches import Batch, FeatureSource
+from dclip.fitting.optimizer import AdamW, WeightGroup
 from dclip.methods.method import Method, Task
 from dclip.methods.settings import LinearProbeSettings, MethodSettings
 
@@ -96,12 +97,16 @@ def fit_linear_probe(
     weight = torch.empty(num_classes, embed_dim).uniform_(-bound, bound, generator=generator)
     weight = weight.to(device).requires_grad_()
     bias = torch.zeros(num_classes, device=device, requires_grad=True)
-    optimizer = torch.optim.AdamW(
-        [{"params": [weight], "weight_decay": weight_decay}, {"params": [bias], "weight_decay": 0}],
-        lr=learning_rate,
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    for _ in range(epochs):
+    groups = [
+        WeightGroup([weight], learning_rate, weight_decay),
+        WeightGroup([bias], learning_rate, 0.0),
+    ]
+    optimizer = AdamW(groups, fused=False)
+    for epoch in range(epochs):
+        if epoch > 0:  # a cosine from the first epoch's rate to zero, each from the one before
+            before, now = (1 + math.cos(math.pi * n / epochs) for n in (epoch - 1, epoch))
+            for group in groups:
+                group.lr = now / before * group.lr
         for local, labels in batches():
             is_known = labels != -1
             # Standardise the weights instead of the many features; the logits are the same.
@@ -113,7 +118,6 @@ def fit_linear_probe(
             loss = losses / is_known.sum().clamp(min=1)
             weight.grad, bias.grad = torch.autograd.grad(loss, (weight, bias))
             optimizer.step()
-        schedule.step()
 
     with torch.no_grad():
         probe.weight.copy_(weight / std)

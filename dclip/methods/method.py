@@ -85,7 +85,7 @@ class Task:
         cls, class_names: Sequence[str], dim: int, text_width: int | None = None
     ) -> "Task":
         """Classes whose texts are not encoded, to count a method's parameters by."""
-        task = cls.of_features(class_names, torch.eye(2 * len(class_names), dim))
+        task = cls.of_features(class_names, torch.ones(2 * len(class_names), dim))
         return replace(task, text_width=text_width)
 
     @property
