@@ -83,6 +83,7 @@ class Batch(NamedTuple):
         dropped: Locations that take no part, or None if all do.
         known: Number of known labels in the shares of all workers.
         workers: How many workers share the batch.
+        epoch: Number of the epoch, from 0.
         embedding: Global embeddings, for methods that are fed them.
         captions: Captions of each image, for methods that are fed them.
         pixels: The images, for methods that are fed them.
@@ -93,6 +94,7 @@ class Batch(NamedTuple):
     dropped: Bool[Tensor, "images locations"] | None = None
     known: int = 0
     workers: int = 1
+    epoch: int = 0
     embedding: Float[Tensor, "images dim"] | None = None
     captions: Sequence[tuple[str, ...]] | None = None
     pixels: UInt8[Tensor, "images height width 3"] | None = None
@@ -177,7 +179,7 @@ def epoch_batches(
             boxes = location_boxes(centres[mine], features.grid, fraction=loop.feature_cutout)
             dropped = _after_mean_token(boxes, read.local.shape[1], features.grid)
         known = int((features.labels[batch] >= 0).sum())
-        yield read._replace(dropped=dropped, known=known, workers=workers)
+        yield read._replace(dropped=dropped, known=known, workers=workers, epoch=epoch)
 
 
 def read_batch(
@@ -339,6 +341,7 @@ class MemoryFeatures:
         labels: 1 (present), 0 (absent) or -1 (unknown), of any dtype.
         grid: Rows and columns of the locations, as `dclip.backbones.Backbone.grid` gives them.
         embeddings: Global embeddings of the images, for methods that are fed them.
+        captions: Captions of each image, for methods that are fed them.
 
     Raises:
         ValueError: If there is no image, numbers of images differ, labels have other values, or
@@ -363,6 +366,7 @@ class MemoryFeatures:
         *,
         grid: tuple[int, int],
         embeddings: Float[Tensor, "images dim"] | None = None,
+        captions: Sequence[tuple[str, ...]] | None = None,
     ) -> None:
         if local.ndim not in (3, 4) or labels.ndim != 2 or not local.is_floating_point():
             raise ValueError(
@@ -384,6 +388,9 @@ class MemoryFeatures:
         self._embeddings: Callable[[np.ndarray], Tensor] | None = None
         if embeddings is not None:
             self._embeddings = lambda rows: embeddings[torch.from_numpy(rows)]
+        self._captions: Callable[[np.ndarray], list[tuple[str, ...]]] | None = None
+        if captions is not None:
+            self._captions = lambda rows: [captions[row] for row in rows]
 
     @classmethod
     def copy_of(
@@ -392,7 +399,8 @@ class MemoryFeatures:
         """All of another source, views included, as one tensor on a device.
 
         Args:
-            source: What to copy; global embeddings are read from it where they are asked for.
+            source: What to copy; global embeddings and captions are read from it where they are
+                asked for.
             device: Where the copy lies.
             rows_per_read: Rows read at a time.
 
@@ -413,9 +421,12 @@ class MemoryFeatures:
             raise ValueError("there are no images")
         copy = cls(values, source.labels, grid=source.grid)
         if isinstance(source, MemoryFeatures):
-            copy._embeddings = source._embeddings
-        elif isinstance(source, EmbeddingSource):
+            copy._embeddings, copy._captions = source._embeddings, source._captions
+            return copy
+        if isinstance(source, EmbeddingSource):
             copy._embeddings = source.embeddings  # read where they are asked for
+        if isinstance(source, CaptionSource):
+            copy._captions = source.captions
         return copy
 
     def __len__(self) -> int:
@@ -444,6 +455,16 @@ class MemoryFeatures:
         if self._embeddings is None:
             raise ValueError("these features were made without global embeddings")
         return self._embeddings(rows)
+
+    def captions(self, rows: Int64[np.ndarray, " rows"]) -> list[tuple[str, ...]]:
+        """Captions of some rows.
+
+        Raises:
+            ValueError: They are not held.
+        """
+        if self._captions is None:
+            raise ValueError("these features were made without captions")
+        return self._captions(rows)
 
     def local(
         self,

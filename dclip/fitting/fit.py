@@ -203,7 +203,7 @@ def fit(
             first_step=first,
             rank=rank,
             workers=workers,
-            feeds=pack.kind.Settings.feeds,
+            feeds=pack.settings[0].training_feeds(),
         )
         for batch in prefetch(batches, pack.device):
             losses = pack.losses(

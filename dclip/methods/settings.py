@@ -48,7 +48,7 @@ class MethodSettings(BaseModel):
     Attributes:
         name: Of the method, and of its section of the settings: letters, digits, ``_``.
         title: What tables call it.
-        feeds: What it is fed of each image.
+        feeds: What it is fed of each image, to score it.
         trained_by: ``"loop"``: by :func:`dclip.fitting.fit.fit`; ``"itself"``: it has a ``fit`` of
             its own, which takes seconds; None: there is nothing to train.
         needs_gradients: Whether it trains through the backbone, which has to offer it.
@@ -91,9 +91,17 @@ class MethodSettings(BaseModel):
         """Values in which trainings that share passes over the features agree, as JSON has them."""
         return self.model_dump(mode="json", exclude=set(self.may_differ))
 
+    def training_feeds(self) -> frozenset[Feed]:
+        """What it is fed of each image in training."""
+        return self.feeds
+
     def idle(self) -> frozenset[str]:
         """Settings that make no difference, as others are."""
         return frozenset()
+
+    def own_texts(self) -> tuple[str, ...]:
+        """Texts beside those of the classes that the backbone encodes when training begins."""
+        return ()
 
     def prompt_template(self) -> str:
         """A template whose text is as long as what the method gives the text encoder of a class."""

@@ -134,7 +134,7 @@ class ClipSettings(NamedTuple):
 def require_prompts(
     config: Config, class_names: Sequence[str], tried: Sequence[MethodSettings] = ()
 ) -> None:
-    """Refuse, before any work, a method that learns prompts where the backbone takes none.
+    """Refuse, before any work, texts of a method's own that the backbone does not take.
 
     Args:
         config: Settings; they say which method.
@@ -142,28 +142,36 @@ def require_prompts(
         tried: Settings of the method, where others than those are trained.
 
     Raises:
-        UsageError: The backbone lets no vectors into its texts, or a name does not fit.
+        UsageError: The backbone lets no vectors into its texts, or a name or text does not fit.
     """
-    own = config.own
-    if not own.needs_gradients:
-        return
-    backbone = describe_backbone(config)
-    if _TEXTS not in backbone.offers:
-        raise UsageError(
-            f"--method {config.method} needs {_TEXTS}, which the backbone {backbone.name} does not "
-            f"offer (it offers {', '.join(backbone.offers) or 'features only'}); take a CLIP of "
-            "open_clip, such as --backbone ViT-B-16"
-        )
+    own, every = config.own, tried or [config.own]
+    if own.needs_gradients:
+        backbone = describe_backbone(config)
+        if _TEXTS not in backbone.offers:
+            raise UsageError(
+                f"--method {config.method} needs {_TEXTS}, which the backbone {backbone.name} does "
+                f"not offer (it offers {', '.join(backbone.offers) or 'features only'}); take a "
+                "CLIP of open_clip, such as --backbone ViT-B-16"
+            )
     length = context_length(config.backbone)
     if length is None:  # only its own code tells
         return
-    longest = max((one.prompt_template() for one in tried or [own]), key=len)
+    texts = sorted({text for one in every for text in one.own_texts()})
+    if found := too_long(texts, ["{}"], length):
+        text, tokens = max(found, key=lambda one: one[1])
+        raise UsageError(
+            f"--method {config.method}: its text {text!r} has {tokens} tokens, of which "
+            f"{config.backbone} reads {length}; give a shorter one"
+        )
+    if not own.needs_gradients:
+        return
+    longest = max((one.prompt_template() for one in every), key=len)
     names = [name.replace("_", " ") for name in class_names]
     if found := too_long(names, [longest], length):
         name, tokens = max(found, key=lambda one: one[1])
         raise UsageError(
             f"--method {config.method}: with its context, the text of {name!r} has {tokens} "
-            f"tokens, of which {backbone.name} reads {length}; lower the context_length by "
+            f"tokens, of which {config.backbone} reads {length}; lower the context_length by "
             f"{tokens - length}, or give a shorter name"
         )
 

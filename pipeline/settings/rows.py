@@ -16,7 +16,7 @@ from pipeline.settings.config import (
     read_layer,
 )
 from pipeline.settings.space import SEED, checked_point, leaf
-from pipeline.settings.training import LOOP, Trained, at, check_trained
+from pipeline.settings.training import LOOP, Trained, at, check_trained, require_fed
 from pipeline.terminal.errors import UsageError
 
 AS_IT_IS = "as it is"
@@ -55,12 +55,14 @@ def rows(config: Config) -> list[Row]:
     for study in wanted:
         if study not in studies:
             raise UsageError(f"ablate.studies: there is no {study!r}; {', '.join(studies)}")
-    return [
+    found = [
         Row(row.study, row.label, _trained(config, row))
         for study in dict.fromkeys(wanted)
         for row in given
         if row.study == study
     ]
+    require_fed(config, [row.trained.own for row in found])
+    return found
 
 
 def _given_rows(config: Config) -> list[AblateRow]:

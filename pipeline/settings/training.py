@@ -118,6 +118,20 @@ def require_all_classes(trained: Iterable[Trained]) -> None:
         )
 
 
+def require_fed(config: Config, tried: Iterable[MethodSettings]) -> None:
+    """Refuse settings of the method that train on what features do not hold.
+
+    Raises:
+        UsageError: One of them does.
+    """
+    for own in tried:
+        if lacking := sorted(own.training_feeds() - {"local", "embedding"}):
+            raise UsageError(
+                f"--method {config.method} is fed {' and '.join(lacking)}, which features on disk "
+                "do not hold"
+            )
+
+
 def check_trained(config: Config) -> None:
     """Refuse settings that contradict each other, before any file is read.
 
@@ -131,12 +145,7 @@ def check_trained(config: Config) -> None:
             f"--method {config.method} is not trained here: pipeline.evaluate has it beside every "
             "checkpoint"
         )
-    lacking = sorted(config.own.feeds - {"local", "embedding"})
-    if lacking:
-        what = " and ".join(lacking)
-        raise UsageError(
-            f"--method {config.method} is fed {what}, which features on disk do not hold"
-        )
+    require_fed(config, [config.own])
     if train.min_workers is not None and train.min_workers > train.workers:
         raise UsageError(
             f"--train.min-workers {train.min_workers} is more than --train.workers {train.workers}"

@@ -14,7 +14,13 @@ from pipeline.features.plan import FeaturePlan, is_complete, plan_features
 from pipeline.records.trainings import of_features, of_subset
 from pipeline.settings.config import Config
 from pipeline.settings.space import MOST_SHOWN, entries, every_value, label, space_of
-from pipeline.settings.training import at, check_trained, identity_of, require_all_classes
+from pipeline.settings.training import (
+    at,
+    check_trained,
+    identity_of,
+    require_all_classes,
+    require_fed,
+)
 from pipeline.terminal.cli import Report
 from pipeline.terminal.errors import UsageError
 
@@ -71,7 +77,9 @@ def check(config: Config) -> None:
             rank trials by, or several workers for each trial.
     """
     check_trained(config)
-    require_all_classes(at(config, point) for point in every_value(config))
+    tried = [at(config, point) for point in every_value(config)]
+    require_all_classes(tried)
+    require_fed(config, [one.own for one in tried])
     if config.sweep.search != "optuna":
         entries(config)
     if config.train.val_fraction == 0:

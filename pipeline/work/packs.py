@@ -111,7 +111,7 @@ def begin(
         task = with_classes(task, columns)
     own = [one.own for one in job.trained]
     kind = find_method(job.method)
-    if kind.Settings.needs_gradients:
+    if kind.Settings.needs_gradients or any(one.own_texts() for one in own):
         assert job.clip is not None
         task = replace(task, backbone=frozen_clip(job.clip, str(device)))
     return Pack(kind, own, train.loop, task, seeds=job.seeds, device=device, fresh=fresh)
