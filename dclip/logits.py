@@ -20,6 +20,9 @@ LOCAL_SCALE = 20.0
 POOLED_SCALE = 5.0
 """Multiplier of the pooled cosine; with :data:`LOCAL_SCALE`, logits lie in [-100, 100]."""
 
+CLOSED = 1e-20
+"""Share of the square of a feature from which on a mask is open."""
+
 
 def pair_logits(
     image_features: Float[Tensor, "*members images locations dim"],
@@ -239,6 +242,75 @@ def similarity_maps(
         Cosines in [-1, 1], ready to be reshaped to the grid of locations.
     """
     return _unit(text_features) @ _unit(image_features).mT
+
+
+def masked_cosine(
+    image_features: Float[Tensor, "*axes dim"],
+    text_features: Float[Tensor, "texts dim"],
+    masks: Float[Tensor, "texts dim"],
+) -> Float[Tensor, "*axes texts"]:
+    r"""Cosine of image features, seen through the mask of each text, with that text.
+
+    .. math::
+        q_j = \frac{(v \odot m_j) \cdot \hat t_j}{|v \odot m_j|}
+            = \frac{v \cdot (m_j \odot \hat t_j)}{\sqrt{v^2 \cdot m_j^2}}
+
+    which takes two matrix products. The text is of unit length before it is masked, as in
+    SmartCLIP: what a mask leaves of the image is compared with all of the text.
+
+    Through a mask that is closed nothing is seen, and the cosine is 0. There, where the formula
+    has 0 / 0, its gradient is that of :math:`v \cdot (m_j \odot \hat t_j) / |v|`, which opens the
+    dimensions in which image and text agree.
+
+    Args:
+        image_features: Of any length.
+        text_features: Of any length.
+        masks: One for each text, entries at least 0.
+
+    Returns:
+        Cosines in [-1, 1]; without masks (all ones) those of the features.
+
+    Example:
+        >>> v, t = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+        >>> masked_cosine(v, t, torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]))
+        tensor([[0.6000, 1.0000, 0.0000]])
+    """
+    images = at_least_float32(image_features)
+    masked_texts = masks * _unit(text_features)
+    seen = images.square() @ masks.square().mT
+    whole = images.square().sum(-1, keepdim=True)
+    square = torch.where(seen <= CLOSED * whole, whole, seen)
+    return images @ masked_texts.mT / square.clamp_min(1e-24).sqrt()
+
+
+def pool_cosines(
+    cosines: Float[Tensor, "images classes locations"],
+    *,
+    dropped: Bool[Tensor, "images locations"] | None = None,
+    local_scale: float = LOCAL_SCALE,
+) -> Float[Tensor, "images classes"]:
+    """Mean cosine over the locations, weighted by the softmax of ``local_scale`` times itself.
+
+    Args:
+        cosines: Of every class with every location.
+        dropped: Locations left out, as in :func:`pair_logits`.
+        local_scale: Sharpness of the softmax.
+    """
+    weights = location_weights(cosines, dropped=dropped, local_scale=local_scale)
+    return (weights * cosines).sum(-1)
+
+
+def location_weights(
+    cosines: Float[Tensor, "images classes locations"],
+    *,
+    dropped: Bool[Tensor, "images locations"] | None = None,
+    local_scale: float = LOCAL_SCALE,
+) -> Float[Tensor, "images classes locations"]:
+    """Share of each location in what a class gathers: the softmax of :func:`pool_cosines`."""
+    seen = local_scale * cosines
+    if dropped is not None:
+        seen = seen.masked_fill(dropped[:, None, :], -math.inf)
+    return seen.softmax(-1)
 
 
 def _pooled_cosine(

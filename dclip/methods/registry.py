@@ -29,6 +29,13 @@ METHODS = {
         "dclip.methods.settings:PositiveCoOpBaselineSettings",
         "dclip.methods.positivecoop:PositiveCoOpBaseline",
     ),
+    "smartclip_adapter": _Entry(
+        "dclip.methods.adapter_settings:SmartCLIPAdapterSettings",
+        "dclip.methods.smartclip:SmartCLIPAdapter",
+    ),
+    "dapt_adapter": _Entry(
+        "dclip.methods.adapter_settings:DAPTAdapterSettings", "dclip.methods.dapt:DAPTAdapter"
+    ),
     "linear_probe": _Entry(
         "dclip.methods.settings:LinearProbeSettings", "dclip.methods.linear_probe:LinearProbeMethod"
     ),

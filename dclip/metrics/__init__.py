@@ -18,7 +18,12 @@ from dclip.metrics.iou import (
     miou,
     pixel_accuracy,
 )
-from dclip.metrics.similarity import cosine_matrix, inter_class_cosine, similarity_report
+from dclip.metrics.similarity import (
+    cosine_matrix,
+    inter_class_cosine,
+    mask_overlap,
+    similarity_report,
+)
 
 __all__ = [
     "Confusion",
@@ -35,6 +40,7 @@ __all__ = [
     "image_miou_paper",
     "inter_class_cosine",
     "leakage",
+    "mask_overlap",
     "mean_average_precision",
     "miou",
     "pixel_accuracy",

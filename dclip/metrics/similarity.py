@@ -65,6 +65,36 @@ def inter_class_cosine(
     return _mean(cosine_matrix(features), include_diagonal=include_diagonal)
 
 
+def mask_overlap(masks: Float[Tensor, "classes dim"]) -> float:
+    r"""Mean overlap of the masks of different classes: :math:`\sum \min / \sum \max`.
+
+    Of masks of 0 and 1 it is the Jaccard index, what two have in common of what either has.
+
+    Args:
+        masks: One for each class, entries in [0, 1].
+
+    Returns:
+        Mean over all pairs, in [0, 1]; two masks that are closed overlap in nothing.
+
+    Raises:
+        ValueError: If there are fewer than two masks.
+
+    Example:
+        >>> mask_overlap(torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]]))
+        0.5
+    """
+    count = len(masks)
+    if count < 2:
+        raise ValueError(f"overlap needs at least two masks, got {count}")
+    values = masks.double()
+    total = 0.0
+    for place in range(count - 1):  # a row at a time: pairs of all are large
+        own, others = values[place], values[place + 1 :]
+        common = torch.minimum(own, others).sum(1)
+        total += float((common / torch.maximum(own, others).sum(1).clamp_min(1e-12)).sum())
+    return total / (count * (count - 1) / 2)
+
+
 @torch.no_grad()
 def similarity_report(
     model: ProjectsTexts, text_pairs: Float[Tensor, "pairs embed_dim"]
