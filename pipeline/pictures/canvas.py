@@ -56,7 +56,12 @@ def save(figure: Figure, path: Path) -> None:
         atomic_write(path) as temporary,
     ):
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(temporary, format="png", dpi=dpi)
+        figure.set_dpi(dpi)
+        layout = figure.get_layout_engine()
+        if layout is not None:  # here, as savefig would draw all of it for that, and then again
+            layout.execute(figure)
+            figure.set_layout_engine("none")
+        figure.savefig(temporary, format="png", dpi=dpi, pil_kwargs={"compress_level": 2})
 
 
 def one_line(text: str, most: int = 24) -> str:

@@ -178,7 +178,9 @@ def activation_maps(lines: Sequence[MapLine], title: str = "") -> Figure:
     columns = 1 + max((len(line.names) for line in lines), default=0)
     count = max(1, len(lines))
     figure = Figure(figsize=(1.75 * columns + 1.0, 1.95 * count + 0.7), layout="constrained")
-    axes = figure.subplots(count, columns, squeeze=False)
+    # ticks that nobody sees take longer than all else of the picture
+    no_ticks: dict[str, list[float]] = {"xticks": [], "yticks": []}
+    axes = figure.subplots(count, columns, squeeze=False, subplot_kw=no_ticks)
     for axis in axes.flat:
         axis.axis("off")
     for line, row in zip(lines, axes, strict=False):

@@ -58,6 +58,22 @@ def test_no_side_of_a_picture_is_longer_than_4000_pixels(classes: int, tmp_path:
         assert ("of 203 classes" in texts(figure)) == (classes == 203 and number in (0, 2, 3, 4, 5))
 
 
+@pytest.mark.parametrize("layout", ["constrained", None])
+def test_a_picture_is_what_matplotlib_itself_would_save(layout: str | None, tmp_path: Path) -> None:
+    figure = Figure(figsize=(6, 3), layout=layout)
+    for axis in figure.subplots(1, 2):
+        axis.plot([0, 1000], [0, 1], label="a line")
+        axis.set_ylabel("what the layout makes room for")
+    canvas.save(figure, tmp_path / "ours.png")
+    again = Figure(figsize=(6, 3), layout=layout)
+    for axis in again.subplots(1, 2):
+        axis.plot([0, 1000], [0, 1], label="a line")
+        axis.set_ylabel("what the layout makes room for")
+    again.savefig(tmp_path / "theirs.png", dpi=120)
+    ours, theirs = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("ours", "theirs"))
+    assert np.array_equal(ours, theirs)
+
+
 def test_a_figure_of_any_size_is_bounded(tmp_path: Path) -> None:
     figure = Figure(figsize=(300, 10))
     figure.subplots()
