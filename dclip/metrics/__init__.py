@@ -5,6 +5,7 @@ from dclip.metrics.average_precision import (
     average_precision,
     mean_average_precision,
 )
+from dclip.metrics.calibration import expected_calibration_error
 from dclip.metrics.f1 import F1Scores, f1_scores
 from dclip.metrics.iou import (
     Confusion,
@@ -18,31 +19,5 @@ from dclip.metrics.iou import (
     miou,
     pixel_accuracy,
 )
-from dclip.metrics.similarity import (
-    cosine_matrix,
-    inter_class_cosine,
-    mask_overlap,
-    similarity_report,
-)
-
-__all__ = [
-    "Confusion",
-    "F1Scores",
-    "Leakage",
-    "PaperIoU",
-    "ap_11_point",
-    "average_precision",
-    "class_iou",
-    "confusion_matrix",
-    "confusion_pairs",
-    "cosine_matrix",
-    "f1_scores",
-    "image_miou_paper",
-    "inter_class_cosine",
-    "leakage",
-    "mask_overlap",
-    "mean_average_precision",
-    "miou",
-    "pixel_accuracy",
-    "similarity_report",
-]
+from dclip.metrics.paired import Interval, paired_interval
+from dclip.metrics.similarity import cosine_matrix, inter_class_cosine, similarity_report
