@@ -250,6 +250,11 @@ class Pack:
                 return stack.method(stack.members.index(member), own, self.settings[member])
         raise IndexError(f"there is no member {member} of {len(self)}")
 
+    def num_trained(self, member: int = 0) -> int:
+        """How many numbers of a member are trained."""
+        (own,) = (stack for stack in self._stacks if member in stack.members)
+        return sum(weight[0].numel() for weight in own.weights.values())
+
     def best_epoch(self, member: int = 0) -> int:
         """Epoch that :meth:`method` returns the weights of."""
         best = int(self._best_epoch[member]) if self._best is not None else 0

@@ -20,4 +20,34 @@ from dclip.metrics.iou import (
     pixel_accuracy,
 )
 from dclip.metrics.paired import Interval, paired_interval
-from dclip.metrics.similarity import cosine_matrix, inter_class_cosine, similarity_report
+from dclip.metrics.similarity import (
+    cosine_matrix,
+    inter_class_cosine,
+    mask_overlap,
+    similarity_report,
+)
+
+__all__ = [
+    "Confusion",
+    "F1Scores",
+    "Interval",
+    "Leakage",
+    "PaperIoU",
+    "ap_11_point",
+    "average_precision",
+    "class_iou",
+    "confusion_matrix",
+    "confusion_pairs",
+    "cosine_matrix",
+    "expected_calibration_error",
+    "f1_scores",
+    "image_miou_paper",
+    "inter_class_cosine",
+    "leakage",
+    "mask_overlap",
+    "mean_average_precision",
+    "miou",
+    "paired_interval",
+    "pixel_accuracy",
+    "similarity_report",
+]

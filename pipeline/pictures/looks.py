@@ -1,6 +1,6 @@
 """What tables and pictures call each system, and its colour; the same everywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from dclip.methods.registry import METHODS, find_settings
@@ -30,7 +30,7 @@ _COLORS = {
     "asl_only": "#e69f00",
     "dclip": "#0072b2",
 }
-_SPARE = ("#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+_SPARE = ("#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#6a3d9a", "#8c510a", "#01665e", "#b8860b")
 _PRESENT = "_present"  # with only those classes competing that it finds
 
 
@@ -67,3 +67,11 @@ def short_title_of(system: str) -> str:
 def color_of(system: str, number: int) -> str:
     """Colour of a system; others than the known ones take turns by their number."""
     return _COLORS.get(system, _SPARE[number % len(_SPARE)])
+
+
+def colors_of(systems: Sequence[str]) -> dict[str, str]:
+    """Colours of systems that are drawn together: no two alike before all are used."""
+    others = [system for system in systems if system not in _COLORS]
+    spare = [*_SPARE, *(color for name, color in _COLORS.items() if name not in systems)]
+    taken = {system: spare[n % len(spare)] for n, system in enumerate(others)}
+    return {system: _COLORS.get(system) or taken[system] for system in systems}

@@ -1,22 +1,24 @@
-"""Ablations on file: which trainings their rows take, and the small file that each comes to.
+"""Rows of a table on file: which trainings they take, and the small file that each comes to.
 
-An ablation that was stopped goes on from these files, and more seeds or rows train only what is
-new.
+An ablation or a comparison that was stopped goes on from these files, and more seeds or rows train
+only what is new. Both keep them in one place: what one has trained the other need not.
 """
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from dclip.fitting.subset import Subset
 from dclip.store.shards import digest
 from pipeline.features.backbone import require_prompts
 from pipeline.features.plan import FeaturePlan, plan_features
 from pipeline.features.splits import open_labelled
+from pipeline.records.trainings import of_subset
 from pipeline.settings.config import Config, EvaluateConfig
-from pipeline.settings.rows import rows
+from pipeline.settings.rows import Row, compared_rows, of_method, rows
 from pipeline.settings.training import Trained, alike, identity_of
 from pipeline.terminal.errors import StageError
 
@@ -26,21 +28,34 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Training:
-    """One training: its settings and a seed of initial weights.
+    """One training: a method, its settings and a seed of initial weights.
 
     Attributes:
+        method: Name of the method.
         trained: Settings.
-        seed: Seed of the initial weights.
+        seed: Seed of the initial weights and of the draw of the data; 0 where nothing is trained.
         name: Hash of these, of the features and of what else shapes the result.
     """
 
+    method: str
     trained: Trained
     seed: int
     name: str
 
+    @property
+    def is_looped(self) -> bool:
+        """Whether the loop trains it."""
+        return self.trained.own.trained_by == "loop"
 
-class Ablation:
-    """What an ablation trains, on what, and where results go.
+
+class RowPlan:
+    """What the rows of a table train, on what, and where results go.
+
+    Args:
+        config: Settings.
+        rows: Lines of the table.
+        seeds: Number of trainings of each.
+        kind: What the table is called.
 
     Attributes:
         train: Features that are trained on.
@@ -48,46 +63,53 @@ class Ablation:
         rows: Lines of the table.
         seeds: Seeds of each row.
         trainings: What is trained, by name; rows of the same settings share trainings.
-        name: Of the ablation.
+        name: Of the table.
         folder: Where table and picture go.
+        needed: What a result has to say, to be taken as it is.
     """
 
-    def __init__(self, config: Config) -> None:
+    needed: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, config: Config, rows: Sequence[Row], seeds: int, kind: str) -> None:
         open_labelled(config, config.test_split)  # before a backbone is loaded
         self.train: FeaturePlan = plan_features(config, config.train_split)
         self.test: FeaturePlan = plan_features(config, config.test_split)
-        self.rows = rows(config)
-        tried = [row.trained.own for row in self.rows]
-        require_prompts(config, self.train.listing.class_names, tried)
-        self.seeds = range(config.seed, config.seed + config.ablate.seeds)
-        shared: dict[str, Any] = {
-            "features": [plan.fingerprint for plan in (self.train, *self.train.views, self.test)],
-            "data_seed": config.data_seed,
-            "val_fraction": config.train.val_fraction,
-            "precision": config.train.precision,
-        }
-        threshold = config.evaluate.threshold
-        if threshold != EvaluateConfig.model_fields["threshold"].default:
-            shared["threshold"] = threshold
-        every = [
-            [
-                Training(row.trained, seed, _name(config.method, row.trained, seed, shared))
-                for seed in self.seeds
-            ]
-            for row in self.rows
-        ]
+        self.rows = list(rows)
+        for method in dict.fromkeys(row.method for row in rows):
+            tried = [row.trained.own for row in rows if row.method == method]
+            require_prompts(of_method(config, method), self.train.listing.class_names, tried)
+        self.seeds = range(config.seed, config.seed + seeds)
+        every = [[self._training(config, row, seed) for seed in self.seeds] for row in rows]
         self._names = [[training.name for training in own] for own in every]
         self.trainings: dict[str, Training] = {}
         for own in every:
             for training in own:
                 self.trainings.setdefault(training.name, training)
         table = [
-            [row.study, row.label, names[0]]
+            [*row.title, names[0], *([] if row.against is None else [row.against])]
             for row, names in zip(self.rows, self._names, strict=True)
         ]
-        self.name = f"ablation-{digest({'rows': table, 'seeds': len(self.seeds)})[:12]}"
-        home = config.output.absolute() / "ablations"
-        self.folder, self._results = home / self.name, home / "trainings"
+        self.name = f"{kind}-{digest({'rows': table, 'seeds': len(self.seeds)})[:12]}"
+        home = config.output.absolute()
+        self.folder = home / f"{kind}s" / self.name
+        self._results = home / "ablations" / "trainings"
+
+    def _training(self, config: Config, row: Row, seed: int) -> Training:
+        views = (self.train, *self.train.views, self.test)
+        features = [plan.fingerprint for plan in views]
+        threshold = config.evaluate.threshold
+        usual = EvaluateConfig.model_fields["threshold"].default
+        shared: dict[str, Any] = {"threshold": threshold} if threshold != usual else {}
+        trained = row.trained
+        if trained.own.trained_by is None:
+            seed, features = 0, features[-1:]
+            trained = trained._replace(subset=Subset(classes=trained.subset.classes))
+        shared["features"] = features
+        if trained.own.trained_by is not None:
+            shared |= {"data_seed": config.data_seed, "val_fraction": config.train.val_fraction}
+        if trained.own.trained_by == "loop":
+            shared["precision"] = config.train.precision
+        return Training(row.method, trained, seed, name_of(row.method, trained, seed, shared))
 
     def result_path(self, name: str) -> Path:
         """Where the result of a training is or goes."""
@@ -104,6 +126,8 @@ class Ablation:
                 continue
             except ValueError:
                 raise StageError(f"{path} is damaged; delete it to train this again") from None
+            if not self.needed <= result.keys():
+                continue  # of an earlier version
             if "threshold" not in result:  # of an earlier version: F1 of a threshold nobody knows
                 test = {key: result["test"][key] for key in ("map", "ap") if key in result["test"]}
                 result["test"] = test
@@ -117,25 +141,58 @@ class Ablation:
     def label_of(self, name: str) -> str:
         """What the first row of a training is called."""
         row = next(row for row, own in zip(self.rows, self._names, strict=True) if name in own)
-        return f"{row.study}: {row.label}"
+        return ": ".join(filter(None, row.title))
 
 
-def _name(method: str, trained: Trained, seed: int, shared: Mapping[str, Any]) -> str:
-    own = {
-        "loop": trained.loop.loop.model_dump(exclude={"preset"}, exclude_defaults=True),
-        "method": method,
-        "settings": identity_of(method, trained.own),
-        "seed": seed,
-    }
-    return digest({**shared, **own})[:16]
+class Ablation(RowPlan):
+    """The rows of an ablation."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, rows(config), config.ablate.seeds, "ablation")
+
+
+class Comparison(RowPlan):
+    """The rows of a comparison."""
+
+    needed = frozenset({"seconds", "peak", "class_cosine"})
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, compared_rows(config), config.compare.seeds, "comparison")
+
+
+def name_of(method: str, trained: Trained, seed: int, shared: Mapping[str, Any]) -> str:
+    """Name of the result of a training.
+
+    Args:
+        method: Name of the method.
+        trained: Its settings.
+        seed: Of the weights.
+        shared: What else shapes the result.
+    """
+    own: dict[str, Any] = {"method": method, "settings": identity_of(method, trained.own)}
+    if trained.own.trained_by is not None:
+        own["seed"] = seed
+    if trained.own.trained_by == "loop":
+        loop = trained.loop.loop
+        own["loop"] = loop.model_dump(exclude={"preset"}, exclude_defaults=True)
+    return digest({**shared, **own, **of_subset(trained.subset)})[:16]
 
 
 def packs(trainings: Iterable[Training], size: int) -> list[list[Training]]:
-    """Trainings that can run together, at most ``size`` each, all of about one size."""
-    everything = list(trainings)
-    groups = [[everything[n] for n in kind] for kind in alike([one.trained for one in everything])]
-    result = []
-    for group in groups:
-        parts = math.ceil(len(group) / size)
-        result += [group[part::parts] for part in range(parts)]
+    """Trainings that can run together, at most ``size`` each, all of about one size.
+
+    Those on data that is drawn share it: they have one seed. What the loop does not train is alone.
+    """
+    looped: dict[Any, list[Training]] = {}
+    result: list[list[Training]] = []
+    for training in trainings:
+        if training.is_looped:
+            draw = training.seed if training.trained.subset.is_drawn else None
+            looped.setdefault((training.method, draw), []).append(training)
+        else:
+            result.append([training])
+    for kind in looped.values():
+        for numbers in alike([one.trained for one in kind]):
+            parts = math.ceil(len(numbers) / size)
+            result += [[kind[n] for n in numbers[part::parts]] for part in range(parts)]
     return sorted(result, key=lambda pack: -len(pack) * pack[0].trained.loop.epochs)

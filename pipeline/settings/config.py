@@ -465,6 +465,66 @@ class AblateConfig(BaseModel):
     )
 
 
+class CompareRow(AblateRow):
+    """One line of a comparison: a method, and what it changes."""
+
+    study: str = Field("methods", min_length=1, description="which question it belongs to")
+    method: str = Field(min_length=1, description="name of the method, or package.module:Class")
+    against: str | None = Field(
+        None,
+        description="label of the row beside it that it is compared with, its own for none; left "
+        "out: the first",
+    )
+
+
+class CompareConfig(BaseModel):
+    """Which methods are compared, and over what."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    methods: list[str] = Field(
+        [],
+        description="methods, or variants such as asl_only, with commas between; the others are "
+        "compared with the first; left out: all that come with the package",
+    )
+    rows: list[CompareRow] = Field(
+        [],
+        description="instead of methods, in YAML: lines of the table, each with label, method and "
+        "what it sets; against: the label of the row it is compared with",
+    )
+    studies: list[str] = Field(
+        [],
+        description="only the rows of these studies, or the points of these keys; left out: all",
+    )
+    label_fraction: list[float] = Field(
+        [], description="a curve over the share of labels that are known: 0.1,0.5,1"
+    )
+    shots: list[int | Literal["all"]] = Field(
+        [], description="a curve over images per class: 1,2,4,8,16 (or all)"
+    )
+    num_images: list[int | Literal["all"]] = Field(
+        [], description="a curve over the number of training images: 20,50,100,all"
+    )
+    vary: Annotated[dict[str, list[Any] | str], NoDecode, BeforeValidator(_values_by_key)] = Field(
+        {},
+        description="curves over other keys, of subset, train or a method: "
+        "train.lr=x0.3,x1,x3 compares all rows at each value; repeat the flag for more keys, each "
+        "is a study",
+    )
+    seeds: int = Field(
+        5,
+        ge=1,
+        description="trainings of each row, of initial weights seed, seed + 1, ...; each draws its "
+        "own part of the data, where one is asked for",
+    )
+    epochs: int | None = Field(
+        None, ge=1, description="epochs of what the loop trains; left out: what its settings say"
+    )
+    pack: int = Field(
+        9, ge=1, description="trainings that share one pass over the features, at most"
+    )
+
+
 _NAME = re.compile(r"[^\W_](?:[\w. -]{0,62}[^\W_])?")
 
 DEFAULT_METHOD = "dclip"
@@ -578,6 +638,7 @@ class Config(BaseSettings):
     predict: PredictConfig = Field(PredictConfig(), description="python -m pipeline.predict")
     sweep: SweepConfig = Field(SweepConfig(), description="python -m pipeline.sweep")
     ablate: AblateConfig = Field(AblateConfig(), description="python -m pipeline.ablate")
+    compare: CompareConfig = Field(CompareConfig(), description="python -m pipeline.compare")
 
     @field_validator("name")
     @classmethod

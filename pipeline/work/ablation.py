@@ -1,42 +1,27 @@
-"""An ablation at work: packs as Ray tasks, the table of their results, its picture, MLflow."""
+"""An ablation at work: the table of its results, its picture, MLflow."""
 
 import csv
 import json
-import logging
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import ray
-
-from dclip.fitting.fit import check_loop, check_source
-from dclip.methods.registry import find_method
 from dclip.store.paths import atomic_write, write_text
 from dclip.words import counted
-from pipeline.cluster import session as cluster
-from pipeline.cluster.device import choose_device
-from pipeline.features.backbone import ClipSettings, warnings_of
-from pipeline.features.opened import open_features
+from pipeline.features.backbone import warnings_of
 from pipeline.pictures import figures
 from pipeline.pictures.canvas import save
-from pipeline.records.ablations import Ablation, Result, Training, packs
+from pipeline.records.ablations import Ablation, Result
 from pipeline.records.provenance import git_commit
 from pipeline.records.tracking import Tracker
-from pipeline.records.trainings import flat, metric_names
 from pipeline.settings.config import Config
 from pipeline.settings.rows import Row
 from pipeline.terminal.cli import Report
-from pipeline.terminal.errors import StageError, told
-from pipeline.terminal.progress import progress
 from pipeline.terminal.table import Column, aligned
-from pipeline.work.packs import Job
-from pipeline.work.workers import fit_and_score
-
-log = logging.getLogger(__name__)
+from pipeline.work.row_trainings import check_rows, complete
 
 
 def run(config: Config, plan: Ablation) -> Report:
@@ -50,36 +35,13 @@ def run(config: Config, plan: Ablation) -> Report:
         StageError: The splits have other classes, a row is bound to fail, or a process fails.
     """
     started = time.perf_counter()
-    reader = open_features(plan.train.folders, config.output)
-    test = open_features(plan.test.folders, config.output)
-    if test.class_names != reader.class_names:
-        raise StageError(
-            f"splits {config.train_split} and {config.test_split} have other classes; an ablation "
-            "is scored on the classes it is trained on"
-        )
-    for row in plan.rows:
-        try:
-            find_method(config.method).check(
-                row.trained.own, row.trained.loop, len(reader.class_names)
-            )
-            check_loop(row.trained.loop, reader, None)
-        except ValueError as error:
-            raise StageError(f"row {row.label!r}: {error}") from None
-    check_source(len(reader.class_names), reader, np.arange(len(reader)))
+    check_rows(config, plan, "ablate")
     tracker = Tracker(config)
     with tracker.run(plan.name, key=plan.name, tags={"dclip.stage": "ablate"}) as tracked:
         tracked.params({f"ablate.{k}": v for k, v in config.ablate.model_dump().items()})
         source = f"{config.dataset_slug}-{config.train_split}"
         tracked.dataset(source, plan.train.folder, plan.train.fingerprint, "training")
-        results = plan.done()
-        left = [one for name, one in plan.trainings.items() if name not in results]
-        for name, result in results.items():
-            _record(plan, tracker, plan.trainings[name], result)
-        if left:
-            with cluster.ray_session(config):
-                for training, result in _fit_all(config, plan, left):
-                    results[training.name] = result
-                    _record(plan, tracker, training, result)
+        results, trained_now = complete(config, plan, tracker, "ablate", config.ablate.pack)
         table = summary(plan.rows, plan.by_row(results), plan.seeds)
         files = _write(config, plan, table)
         for path in files:
@@ -91,55 +53,10 @@ def run(config: Config, plan: Ablation) -> Report:
         "stage": "ablate",
         "name": plan.name,
         "rows": table,
-        "trained_now": len(left),
+        "trained_now": trained_now,
         "files": [str(path) for path in files],
         "seconds": round(time.perf_counter() - started, 2),
     }
-
-
-def _fit_all(
-    config: Config, plan: Ablation, left: Sequence[Training]
-) -> Iterator[tuple[Training, Result]]:
-    """Run packs as Ray tasks, one a CPU or GPU; each result is kept, then given, as it comes."""
-    device, why = choose_device(config.device)
-    todo = packs(left, config.ablate.pack)
-    log.info(
-        "ablate: %s: %d trainings in %d packs on %s (%s)",
-        plan.name, len(left), len(todo), device, why,
-    )  # fmt: skip
-    need = {"num_cpus": 1, "num_gpus": 1} if device == "cuda" else {"num_cpus": 1}
-    task = ray.remote(**need)(fit_and_score)
-    running = {}
-    for pack in todo:
-        job = Job(
-            config.method,
-            tuple(one.trained for one in pack),
-            seeds=tuple(one.seed for one in pack),
-            data_seed=config.data_seed,
-            features=tuple(plan.train.folders),
-            output=config.output.absolute(),
-            clip=ClipSettings.of(config),
-        )
-        running[task.remote(job, device, plan.test.folders, config.evaluate.threshold)] = pack
-    with progress(
-        "ablate", len(plan.trainings), "trainings", len(plan.trainings) - len(left)
-    ) as bar:
-        while running:
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            pack = running.pop(ready)
-            try:
-                results = ray.get(ready)
-            except ray.exceptions.RayError as error:
-                raise StageError(
-                    f"ablation {plan.name} failed: {told(cluster.cause(error))}; the same command "
-                    "goes on"
-                ) from None
-            for training, result in zip(pack, results, strict=True):
-                path = plan.result_path(training.name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(path, json.dumps(result, indent=1))
-                yield training, result
-            bar.advance(len(pack))
 
 
 def summary(
@@ -252,33 +169,3 @@ def _write(config: Config, plan: Ablation, table: Sequence[Mapping[str, Any]]) -
     picture = plan.folder / "ablation.png"
     save(figures.ablation(table, config.own.watched), picture)
     return [sheet, data, picture]
-
-
-def _record(
-    plan: Ablation,
-    tracker: Tracker,
-    training: Training,
-    result: Result,
-) -> None:
-    """The MLflow child run of one training; what it holds already is left as it is."""
-    label = plan.label_of(training.name)
-    tags = {"dclip.stage": "ablate", "dclip.study": label.split(":")[0]}
-    child = tracker.open(
-        f"{label}, seed {training.seed}",
-        key=f"{plan.name}/{training.name}",
-        parent=plan.name,
-        tags=tags,
-    )
-    loop, own = training.trained.loop.loop.model_dump(), training.trained.own
-    child.params(
-        {**flat(loop, "train."), **flat(own.model_dump(), f"{own.name}."), "seed": training.seed}
-    )
-    for line in result["history"]:
-        child.metrics(metric_names(line), step=int(line["epoch"]))
-    final = {
-        f"test/{key}": value
-        for key, value in result["test"].items()
-        if key != "ap" and value is not None
-    }
-    child.metrics(final, step=len(result["history"]))
-    child.close("FAILED" if result["diverged"] else "FINISHED")

@@ -105,16 +105,23 @@ def begin(
     """
     train = job.trained[0].loop
     use_precision(train.precision, torch.device(device))
+    task = task_of(job, reader, device)
+    own = [one.own for one in job.trained]
+    kind = find_method(job.method)
+    return Pack(kind, own, train.loop, task, seeds=job.seeds, device=device, fresh=fresh)
+
+
+def task_of(job: Job, reader: FeatureReader, device: torch.device | str) -> Task:
+    """The classes that a job is about, with the frozen CLIP where the method needs it."""
     task = Task.of_features(reader.class_names, *reader.text_features())
     columns = job.columns(reader.class_names)
     if columns is not None:
         task = with_classes(task, columns)
-    own = [one.own for one in job.trained]
-    kind = find_method(job.method)
-    if kind.Settings.needs_gradients or any(one.own_texts() for one in own):
+    needs_texts = any(one.own.own_texts() for one in job.trained)
+    if find_method(job.method).Settings.needs_gradients or needs_texts:
         assert job.clip is not None
         task = replace(task, backbone=frozen_clip(job.clip, str(device)))
-    return Pack(kind, own, train.loop, task, seeds=job.seeds, device=device, fresh=fresh)
+    return task
 
 
 def use_precision(precision: str, device: torch.device) -> None:
@@ -187,11 +194,16 @@ def fit_pack(
             diverged = str(error)
     if not test:
         return Fitted(pack, diverged)
-    scored = open_features(test, job.output, verify=False)
-    columns = job.columns(scored.class_names)
-    labels = scored.labels if columns is None else scored.labels[:, columns]
-    source = with_labels(scored, labels)
-    return Fitted(pack, diverged, pack.predict(source, np.arange(len(labels))), labels)
+    source = scored_features(job, test)
+    rows = np.arange(len(source.labels))
+    return Fitted(pack, diverged, pack.predict(source, rows), source.labels)
+
+
+def scored_features(job: Job, test: Sequence[str]) -> FeatureSource:
+    """Features of the test split, with the labels of the classes that a job is about."""
+    reader = open_features(test, job.output, verify=False)
+    columns = job.columns(reader.class_names)
+    return reader if columns is None else with_labels(reader, reader.labels[:, columns])
 
 
 def num_parameters(method: Method[Any]) -> int:

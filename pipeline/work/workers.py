@@ -1,4 +1,4 @@
-"""What runs in other processes of a training and of an ablation; MLflow is the driver's alone."""
+"""What runs in other processes of a training and of a table of rows; MLflow is the driver's."""
 
 import json
 import time
@@ -6,18 +6,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 import ray.train.torch
 import torch
+from torch import Tensor
 
-from dclip.fitting.fit import EpochReport, divergence
+from dclip.fitting.fit import EpochReport, divergence, scores_of
 from dclip.fitting.pack import Pack
+from dclip.methods.method import Method, initial
 from dclip.methods.registry import find_method
+from dclip.metrics import expected_calibration_error, inter_class_cosine
 from dclip.store.paths import write_text
+from pipeline.features.cache import cached_features
 from pipeline.records.checkpoints import write_state
 from pipeline.records.provenance import git_commit
-from pipeline.records.trainings import HISTORY, STATE, read_history
-from pipeline.work.packs import Job, fit_pack, num_parameters
+from pipeline.records.trainings import HISTORY, STATE, of_subset, read_history
+from pipeline.settings.training import Trained
+from pipeline.work.memory import count_anew, peak
+from pipeline.work.packs import Job, fit_pack, scored_features, task_of
 from pipeline.work.scores import measure
 
 
@@ -72,7 +79,7 @@ def fit_and_keep(settings: Mapping[str, Any]) -> str:
 def fit_and_score(
     job: Job, device: str, test: Sequence[str], threshold: float
 ) -> list[dict[str, Any]]:
-    """A task of an ablation: train a pack to its last epoch and score that on the test split.
+    """A task of a table of rows: train a pack to its last epoch and score that on the test split.
 
     Args:
         job: The pack.
@@ -84,16 +91,23 @@ def fit_and_score(
         One result a training.
     """
     history: list[list[EpochReport]] = []
-    fitted = fit_pack(
-        job,
-        torch.device(device),
-        on_epoch=lambda _, reports: history.append(reports),
-        test=test,
-    )
+    begun = ended = 0.0
+    is_own = count_anew(torch.device(device))
+
+    def start(_: Pack) -> None:
+        nonlocal begun, ended
+        begun = ended = time.perf_counter()
+
+    def on_epoch(_: Pack, reports: list[EpochReport]) -> None:
+        nonlocal ended
+        history.append(reports)
+        ended = time.perf_counter()
+
+    fitted = fit_pack(job, torch.device(device), begun=start, on_epoch=on_epoch, test=test)
+    most = peak(torch.device(device), is_own=is_own)
     pack, scores, labels = fitted.pack, fitted.scores, fitted.labels
     assert scores is not None  # as there is a test split
     assert labels is not None
-    is_probability = find_method(job.method).gives_probabilities
     results = []
     for number, (trained, seed) in enumerate(zip(job.trained, job.seeds, strict=True)):
         diverged = divergence(pack, number) if number in pack.diverged else ""
@@ -102,16 +116,90 @@ def fit_and_score(
         results.append(
             {
                 "train": trained.loop.loop.model_dump(),
-                trained.own.name: trained.own.model_dump(mode="json"),
-                "seed": seed,
-                "parameters": num_parameters(pack.method(number)),
+                **_about(trained, seed, threshold),
+                "parameters": pack.num_trained(number),
                 "diverged": diverged,
                 "history": [reports[number].line() for reports in history],
-                "threshold": threshold,
-                "test": {}
-                if diverged
-                else measure(scores[number], labels, threshold if is_probability else None),
-                "commit": git_commit(),
+                "seconds": (ended - begun) / len(pack) if history else None,
+                "together": len(pack),
+                "peak": most._asdict(),
+                **_scored(pack.method(number), scores[number], labels, threshold, diverged),
             }
         )
     return results
+
+
+def score_alone(
+    job: Job, device: str, test: Sequence[str], threshold: float
+) -> list[dict[str, Any]]:
+    """A task of a table of rows: what the loop does not train, fitted if it trains itself.
+
+    Args:
+        job: Of one training.
+        device: ``"cpu"`` or ``"cuda"``.
+        test: Features of the test split.
+        threshold: Probability above which a class counts as predicted.
+
+    Returns:
+        Its result.
+    """
+    place = torch.device(device)
+    (trained,), (seed,) = job.trained, job.seeds
+    is_own = count_anew(place)
+    is_fitted = trained.own.trained_by is not None
+    seconds = None
+    with cached_features(
+        job.features, job.output, cache=trained.loop.cache if is_fitted else "none", device=place
+    ) as (reader, features):
+        task = task_of(job, reader, device)
+        method = initial(find_method(job.method), trained.own, task, seed=seed).on(device)
+        if is_fitted:
+            left, rows, _ = job.data(features, reader.class_names)
+            begun = time.perf_counter()
+            method.fit(left, rows, seed=seed)
+            seconds = time.perf_counter() - begun
+    source = scored_features(job, test)
+    scores = scores_of(method.eval(), source, np.arange(len(source.labels)))
+    most = peak(place, is_own=is_own)
+    diverged = "" if scores.isfinite().all() else "its scores are no numbers"
+    weights = [w.numel() for w in method.parameters() if w.requires_grad] if is_fitted else []
+    return [
+        {
+            **_about(trained, seed, threshold),
+            "parameters": sum(weights),
+            "diverged": diverged,
+            "history": [],
+            "seconds": seconds,
+            "together": 1,
+            "peak": most._asdict(),
+            **_scored(method, scores, source.labels, threshold, diverged),
+        }
+    ]
+
+
+def _about(trained: Trained, seed: int, threshold: float) -> dict[str, Any]:
+    """What a result says of its training."""
+    return {
+        trained.own.name: trained.own.model_dump(mode="json"),
+        **of_subset(trained.subset),
+        "seed": seed,
+        "threshold": threshold,
+        "commit": git_commit(),
+    }
+
+
+@torch.no_grad()
+def _scored(
+    method: Method[Any], scores: Tensor, labels: Tensor, threshold: float, diverged: str
+) -> dict[str, Any]:
+    """What a result says of scores on the test split, and of the texts they come from."""
+    if diverged:
+        return {"class_cosine": None, "test": {}}
+    texts = method.class_features()
+    cosine = None if texts is None or len(texts) < 2 else inter_class_cosine(texts.float().cpu())
+    is_probability = method.gives_probabilities
+    test = measure(scores, labels, threshold if is_probability else None)
+    if is_probability:
+        ece = expected_calibration_error(scores, labels)
+        test["ece"] = None if ece != ece else ece
+    return {"class_cosine": cosine, "test": test}

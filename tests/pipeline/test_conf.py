@@ -13,7 +13,10 @@ def test_a_shipped_file_loads_and_opens_with_its_command(name: str) -> None:
     assert Config(**yaml_layers(name, [])[0][1])
     heading = (conf_folder() / f"{name}.yaml").read_text().split("\n\n")[0].splitlines()
     command = next(line for line in heading if "python -m pipeline." in line)
-    assert name in ("shapes", "smoke", "ablate") or f" {name} " in f"{command} "
+    assert (
+        name in ("shapes", "smoke", "ablate", "compare", "study-mfi")
+        or f" {name} " in f"{command} "
+    )
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -100,7 +100,7 @@ def test_a_row_that_cannot_be_is_named(
 
 
 def test_packs_hold_every_training_once_and_only_such_as_train_together(tmp_path: Path) -> None:
-    trainings = [Training(row.trained, seed, f"{n}-{seed}")
+    trainings = [Training("dclip", row.trained, seed, f"{n}-{seed}")
                  for n, row in enumerate(rows(wanted(tmp_path))) for seed in range(3)]  # fmt: skip
     found = packs(trainings, 4)
     assert sorted(one.name for pack in found for one in pack) == sorted(t.name for t in trainings)

@@ -16,7 +16,8 @@ from pipeline.terminal.errors import UsageError
 from ...processes import in_a_new_process
 
 STAGES = (
-    "extract", "train", "evaluate", "segment", "segments_mlr", "predict", "sweep", "ablate", "run",
+    "extract", "train", "evaluate", "segment", "segments_mlr", "predict", "sweep", "ablate",
+    "compare", "run",
 )  # fmt: skip
 
 

@@ -1,0 +1,278 @@
+"""A comparison at work: one table of what methods reach and cost, its pictures, MLflow."""
+
+import csv
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dclip.metrics import paired_interval
+from dclip.store.paths import atomic_write, write_text
+from dclip.words import counted
+from pipeline.features.backbone import warnings_of
+from pipeline.pictures import comparison_figures as figures
+from pipeline.pictures.canvas import heading, save
+from pipeline.pictures.looks import title_of
+from pipeline.records.ablations import Comparison, Result
+from pipeline.records.provenance import git_commit
+from pipeline.records.report import remarks
+from pipeline.records.tracking import Tracker
+from pipeline.settings.config import Config
+from pipeline.settings.rows import Point, Row
+from pipeline.settings.space import leaf
+from pipeline.terminal.cli import Report
+from pipeline.terminal.table import Column, aligned
+from pipeline.work.row_trainings import check_rows, complete
+
+_TEST = {
+    "test_map": "map",
+    "cf1": "cf1",
+    "of1": "of1",
+    "class_precision": "class_precision",
+    "ece": "ece",
+}
+"""Scores of the table, with what results call them."""
+
+_MEASURED = (*_TEST, "class_cosine", "seconds")
+
+
+def run(config: Config, plan: Comparison) -> Report:
+    """Train what is missing, write table and pictures, record all in MLflow, print the table.
+
+    Args:
+        config: Settings.
+        plan: What they ask for.
+
+    Raises:
+        StageError: The splits have other classes, a row is bound to fail, or a process fails.
+    """
+    started = time.perf_counter()
+    check_rows(config, plan, "compare")
+    tracker = Tracker(config)
+    with tracker.run(plan.name, key=plan.name, tags={"dclip.stage": "compare"}) as tracked:
+        tracked.params({f"compare.{k}": v for k, v in config.compare.model_dump().items()})
+        source = f"{config.dataset_slug}-{config.train_split}"
+        tracked.dataset(source, plan.train.folder, plan.train.fingerprint, "training")
+        results, trained_now = complete(config, plan, tracker, "compare", config.compare.pack)
+        table = summary(plan.rows, plan.by_row(results), plan.seeds)
+        files = _write(config, plan, table)
+        for path in files:
+            tracked.artifact(path)
+        tracked.text(config.model_dump_json(indent=1), "config.json")
+    sys.stdout.write(f"{as_text(config, table)}\n" + "".join(f"{path}\n" for path in files))
+    sys.stdout.write(f"compare in MLflow: {tracker.ui_command}\n  {tracker.experiment_url()}\n")
+    return {
+        "stage": "compare",
+        "name": plan.name,
+        "rows": table,
+        "trained_now": trained_now,
+        "files": [str(path) for path in files],
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def summary(
+    rows: Sequence[Row], results: Sequence[Sequence[Result]], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Every row with its scores, seed by seed, their mean and deviation, and what it gains.
+
+    Args:
+        rows: Lines of the table.
+        results: Of each row, seed by seed; of what is not trained the same for each.
+        seeds: Seeds of each row.
+
+    Returns:
+        One line a row. ``<score>`` is the mean over the seeds that did not diverge, None if there
+        is none; ``<score>_std`` the sample standard deviation, None for fewer than two.
+        ``difference`` is the mean of what its mAP is above that of the row it is compared with, of
+        the same seeds; its 95 % interval is None for fewer than two seeds, and where neither is
+        trained.
+    """
+    scores = [
+        {
+            seed: result["test"]["map"]
+            for seed, result in zip(seeds, own, strict=True)
+            if not result["diverged"] and result["test"]["map"] is not None
+        }
+        for own in results
+    ]
+    place = {(str(row.point), row.study, row.label): n for n, row in enumerate(rows)}
+    lines = []
+    for number, (row, own) in enumerate(zip(rows, results, strict=True)):
+        is_trained = row.trained.own.trained_by is not None
+        count = len(own) if is_trained else 1
+        kept = [one for one in zip(seeds, own, strict=True) if not one[1]["diverged"]][:count]
+        point = None if row.point is None else str(row.point)
+        line: dict[str, Any] = {"study": row.study, "point": point, "row": row.label}
+        line |= {"method": row.method, "seeds": count, "diverged": count - len(kept)}
+        by_seed: dict[str, dict[int, float]] = {}
+        for name in _MEASURED:
+            values = {seed: _value(result, name) for seed, result in kept}
+            found = {seed: value for seed, value in values.items() if value is not None}
+            by_seed[name] = found
+            line[name] = statistics.fmean(found.values()) if found else None
+            line[f"{name}_std"] = statistics.stdev(found.values()) if len(found) > 1 else None
+        line["parameters"] = own[0]["parameters"]
+        line["together"] = max(result["together"] for result in own)
+        line["peak_bytes"] = max(result["peak"]["bytes"] for result in own)
+        line["peak_of"] = own[0]["peak"]["of"]
+        line |= {"against": row.against}
+        line |= dict.fromkeys(("difference", "difference_low", "difference_high"))
+        if row.against is not None:
+            other = place[str(row.point), row.study, row.against]
+            pairs = [
+                scores[number][seed] - scores[other][seed]
+                for seed in seeds
+                if seed in scores[number] and seed in scores[other]
+            ]
+            line["difference"] = statistics.fmean(pairs) if pairs else None
+            varies = is_trained or rows[other].trained.own.trained_by is not None
+            if len(pairs) > 1 and varies:
+                _, line["difference_low"], line["difference_high"] = paired_interval(pairs)
+        line["by_seed"] = by_seed
+        lines.append(line)
+    return lines
+
+
+def _value(result: Mapping[str, Any], name: str) -> float | None:
+    value: float | None
+    value = result["test"].get(_TEST[name]) if name in _TEST else result[name]
+    return value
+
+
+def as_text(config: Config, table: Sequence[Mapping[str, Any]]) -> str:
+    """The table for people; scores in percent."""
+    columns = [
+        Column("", width=26, is_left=True),
+        Column("mAP", width=12),
+        *(Column(title, width=11) for title in ("CF1", "OF1", "C-P", "ECE")),
+        Column("cosine", width=13),
+        Column("difference of mAP", width=22),
+        Column("parameters", ",", width=10),
+        Column("seconds", ".1f", width=7),
+        Column("MB", ",.0f", times=1e-6, width=6),
+        Column("", is_left=True),
+    ]
+    rows: list[list[Any]] = []
+    group = ""
+    for line in table:
+        own = line["point"] or line["study"]
+        if own != group:
+            group = own
+            rows.append([group, *[""] * (len(columns) - 1)])
+        note = f"{line['diverged']} of {line['seeds']} diverged" if line["diverged"] else ""
+        rows.append(
+            [
+                f"  {title_of(line['row'])}",
+                _spread(line, "test_map", 100, 2),
+                *(_spread(line, n, 100, 1) for n in ("cf1", "of1", "class_precision", "ece")),
+                _spread(line, "class_cosine", 1, 3),
+                _gain(line),
+                line["parameters"],
+                line["seconds"],
+                line["peak_bytes"],
+                note,
+            ]
+        )
+    seeds = counted(config.compare.seeds, "seed")
+    memory = ", ".join(dict.fromkeys(line["peak_of"] for line in table))
+    together = max(line["together"] for line in table)
+    partners = {line["against"] for line in table if line["against"] is not None}
+    partner = title_of(partners.pop()) if len(partners) == 1 else "the row each is compared with"
+    return "\n".join(
+        [
+            *aligned(columns, rows),
+            f"{config.dataset} {config.test_split}, weights of the last epoch; scores in percent; "
+            f"mean ± standard deviation over {seeds}; what is not trained has one value",
+            f"difference: mAP less that of {partner}, of the same seeds, with the 95 % interval "
+            "of the mean (Student's t)",
+            "CF1, OF1: F1 from means over classes and from pooled counts; C-P: mean precision of "
+            f"classes; predicted above {config.evaluate.threshold:g}",
+            "ECE: expected calibration error of all pairs of image and class, 15 bins; cosine: "
+            "mean between the texts of different classes",
+            f"seconds: of training, on one CPU or GPU, of up to {together} trainings together "
+            f"divided by their number; MB: the most memory of all seeds ({memory})",
+            *remarks(warnings_of(config)),
+        ]
+    )
+
+
+def _spread(line: Mapping[str, Any], name: str, scale: float, digits: int) -> str:
+    mean, std = line[name], line[f"{name}_std"]
+    if mean is None:
+        return "-"
+    text = f"{scale * mean:.{digits}f}"
+    return text if std is None else f"{text} ± {scale * std:.{digits}f}"
+
+
+def _gain(line: Mapping[str, Any]) -> str:
+    mean, low, high = (line[f"difference{end}"] for end in ("", "_low", "_high"))
+    if mean is None:
+        return "-"
+    text = f"{100 * mean:+.2f}"
+    return text if low is None else f"{text} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+def _write(config: Config, plan: Comparison, table: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Table as CSV and JSON, and its pictures."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    flat = [{key: value for key, value in line.items() if key != "by_seed"} for line in table]
+    sheet, data = plan.folder / "comparison.csv", plan.folder / "comparison.json"
+    with atomic_write(sheet) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(flat[0]))
+        writer.writeheader()
+        writer.writerows(flat)
+    about = {
+        "config": config.model_dump(mode="json"),
+        "commit": git_commit(),
+        "warnings": warnings_of(config),
+        "rows": table,
+    }
+    write_text(data, json.dumps(about, indent=1))
+    files = [sheet, data]
+    seeds = counted(config.compare.seeds, "seed")
+    title = f"{config.dataset} {config.test_split}, {plan.test.num_images:,} images, {seeds}"
+    title = heading(title, *warnings_of(config))
+    studies = dict.fromkeys((row.study, row.point and row.point.key) for row in plan.rows)
+    for study, key in studies:
+        own = [line for line in table if line["study"] == study]
+        if key is None:
+            figure = figures.costs(own, title)
+            words = "" if len(studies) == 1 else f"-{_slug(study)}"
+        else:
+            points = dict.fromkeys(
+                row.point for row in plan.rows if row.point is not None and row.point.key == key
+            )
+            places = [_place(point, plan.train.num_images) for point in points]
+            across = _across(key, [point.value for point in points])
+            figure, words = figures.curves(own, across, places, title), f"-{_slug(study)}"
+        picture = plan.folder / f"comparison{words}.png"
+        save(figure, picture)
+        files.append(picture)
+    return files
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in text)
+
+
+def _place(point: Point, images: int) -> Any:
+    """Where a point is on its axis: a number where it has one."""
+    value = point.value
+    if leaf(point.key) == "num_images" and value is None:
+        return images
+    words = str(value)
+    try:
+        return float(words.removeprefix("x"))
+    except ValueError:
+        return str(point).partition(" = ")[2]
+
+
+def _across(key: str, values: Sequence[Any]) -> str:
+    """What is varied, in words."""
+    name = leaf(key).replace("_", " ")
+    is_relative = any(isinstance(value, str) and value.startswith("x") for value in values)
+    return f"{name}, as a multiple of the row's own" if is_relative else name
