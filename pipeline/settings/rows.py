@@ -105,7 +105,8 @@ def compared_rows(config: Config) -> list[Row]:
     else:
         systems = _of_studies(systems, wanted, "compare")
     found = []
-    for point in points or [None]:
+    places: list[Point | None] = [*points] or [None]
+    for point in places:
         for row in systems:
             beside = [one.label for one in systems if point or one.study == row.study]
             if beside.count(row.label) > 1:
