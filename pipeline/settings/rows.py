@@ -97,6 +97,8 @@ def compared_rows(config: Config) -> list[Row]:
             have one name; a row is compared with one that is not there.
     """
     wanted, systems = config.compare.studies, _given_systems(config)
+    for row in systems:
+        config_class(row.method)  # which refuses what is no method
     points = _points(config, systems)
     if points:
         studies = list(dict.fromkeys(leaf(point.key) for point in points))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dclip.fitting.subset import Subset
 from pipeline.settings.config import Config
 from pipeline.settings.space import Entry, entries, packs
 from pipeline.settings.training import at
@@ -48,6 +49,15 @@ def test_any_key_of_the_recipe_and_the_seed_can_be_swept_as_text_or_yaml() -> No
     yaml = {"train.lr": ["1e-3", "3e-3"], "seed": [0, "1", 1], "train.optimizer": "sgd",
             "dclip.hidden_dim": [8]}  # fmt: skip
     assert values(config(yaml)) == found
+
+
+def test_the_part_of_the_data_can_be_swept() -> None:
+    space = {"subset.num_images": [20, 50], "subset.label_fraction": ["0.5"]}
+    asked = config(space)
+    assert values(asked) == [(20, 0.5), (50, 0.5)]
+    (_, second) = entries(asked)
+    assert at(asked, second.point).subset == Subset(num_images=50, label_fraction=0.5)
+    assert len(packs(asked, entries(asked), 1)) == 2  # each part has passes of its own
 
 
 def test_ranges_are_drawn_evenly_on_a_logarithmic_scale_and_lists_by_value() -> None:

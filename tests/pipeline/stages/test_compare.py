@@ -98,6 +98,7 @@ def test_all_rows_are_compared_at_every_point_and_a_row_names_its_partner(tmp_pa
     ("changes", "words"),
     [
         ({"methods": ["dclop"]}, "unknown method 'dclop'; did you mean 'dclip'"),
+        ({"rows": [{"label": "a", "method": "dclop"}]}, "unknown method 'dclop'"),
         ({"methods": ["dclip", "dclip"]}, "two rows are called 'dclip'"),
         ({"num_images": [5], "shots": [1]}, "--num-images and --shots: one curve at a time"),
         ({"shots": [1], "vary": {"train.lr": [1]}}, "short for --vary subset.shots"),
