@@ -259,7 +259,9 @@ class TestOnRay:
         more = wanted(tmp_path, methods=[*methods, "asl_only"], seeds=3)
         report = compare.run(more)
         assert report["trained_now"] == 2 + 3  # a seed of two rows, a row of three seeds
-        assert report["rows"][0]["by_seed"]["test_map"][0] == own["by_seed"]["test_map"][0]
+        # alone, the one that was lost is summed in another order, by which ranks may change
+        again = report["rows"][0]["by_seed"]["test_map"]
+        assert again[0] == pytest.approx(own["by_seed"]["test_map"][0], abs=1e-3)
 
         curve = wanted(tmp_path, methods=methods[:2], vary={"subset.classes": [2, "all"]})
         assert "2 done" not in compare.describe(curve)
