@@ -140,7 +140,7 @@ def scores_of(
     """
     was_training = method.training
     method.eval()
-    device, feeds = method.task.pairs.device, method.settings.feeds
+    device, feeds = method.task.pairs.device, method.settings.scoring_feeds()
     parts = [
         method.scores(batch).float().cpu()
         for batch in clean_batches(features, rows, device, batch_size, feeds)

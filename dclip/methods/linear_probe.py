@@ -135,8 +135,10 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
         super().__init__(settings, task)
         self.probe = LinearProbe(task.dim, len(task.class_names))
 
-    def fit(self, features: FeatureSource, rows: Int64[np.ndarray, " rows"], *, seed: int) -> None:
-        """Fit in place, on batches of 256 rows in one seeded order."""
+    def fit(
+        self, features: FeatureSource, rows: Int64[np.ndarray, " rows"], *, seed: int
+    ) -> dict[str, float]:
+        """Fit in place, on batches of 256 rows in one seeded order; how many passes it took."""
         device = self.task.pairs.device
         order = np.random.default_rng([seed, 2]).permutation(rows)
 
@@ -152,6 +154,7 @@ class LinearProbeMethod(Method[LinearProbeSettings]):
             epochs=self.settings.epochs,
             seed=seed,
         )
+        return {"passes": self.settings.epochs + 1}
 
     def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
         """Probability that each class is present."""

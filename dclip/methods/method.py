@@ -149,11 +149,13 @@ class Method(nn.Module, Generic[S]):
         gives_probabilities: Whether :meth:`scores` are probabilities, so that a threshold on them
             means something.
         scores_locations: Whether it has :meth:`location_scores`.
+        grows: Buffers of which :meth:`fit` says how many rows they have, the same number each.
     """
 
     Settings: ClassVar[type[MethodSettings]]
     gives_probabilities: ClassVar[bool] = True
     scores_locations: ClassVar[bool] = False
+    grows: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, settings: S, task: Task) -> None:
         super().__init__()
@@ -202,8 +204,17 @@ class Method(nn.Module, Generic[S]):
         rows: Int64[np.ndarray, " rows"],
         *,
         seed: int,
-    ) -> None:
-        """Train in place, for methods that are ``trained_by`` themselves."""
+    ) -> dict[str, float]:
+        """Train in place, for methods that are ``trained_by`` themselves.
+
+        Args:
+            features: Of the images; rows are read in their clean view.
+            rows: Rows to train on.
+            seed: Of all that is drawn.
+
+        Returns:
+            What it came to, by name: what was measured on the way, for its history.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not train itself")
 
     def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:

@@ -11,11 +11,12 @@ from dclip.fitting.batches import Batch
 from dclip.fitting.loop import Loop
 from dclip.losses import check_mfi_stability, mfi_loss
 from dclip.losses.asymmetric import Form, WeightGradient, summed_asymmetric_loss
+from dclip.methods.head_settings import CalibratedSettings
 from dclip.methods.method import Method
 from dclip.methods.settings import ContextSettings, DCLIPSettings, PairSettings
 from dclip.metrics import inter_class_cosine
 
-WithAsl: TypeAlias = DCLIPSettings | PairSettings
+WithAsl: TypeAlias = DCLIPSettings | PairSettings | CalibratedSettings
 WithMfi: TypeAlias = DCLIPSettings | ContextSettings
 
 

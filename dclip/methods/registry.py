@@ -39,11 +39,25 @@ METHODS = {
     "linear_probe": _Entry(
         "dclip.methods.settings:LinearProbeSettings", "dclip.methods.linear_probe:LinearProbeMethod"
     ),
+    "logistic_probe": _Entry(
+        "dclip.methods.head_settings:LogisticProbeSettings",
+        "dclip.methods.logistic_probe:LogisticProbe",
+    ),
+    "tip_adapter": _Entry(
+        "dclip.methods.head_settings:TipAdapterSettings", "dclip.methods.tip_adapter:TipAdapter"
+    ),
+    "calibrated": _Entry(
+        "dclip.methods.head_settings:CalibratedSettings", "dclip.methods.calibrated:Calibrated"
+    ),
     "zero_shot": _Entry(
         "dclip.methods.settings:ZeroShotSettings", "dclip.methods.zero_shot:ZeroShot"
     ),
     "zero_shot_local": _Entry(
         "dclip.methods.settings:ZeroShotLocalSettings", "dclip.methods.zero_shot:ZeroShotLocal"
+    ),
+    "zero_shot_pooled": _Entry(
+        "dclip.methods.head_settings:ZeroShotPooledSettings",
+        "dclip.methods.zero_shot:ZeroShotPooled",
     ),
 }
 """The methods that come with the package."""

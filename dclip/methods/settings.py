@@ -48,7 +48,7 @@ class MethodSettings(BaseModel):
     Attributes:
         name: Of the method, and of its section of the settings: letters, digits, ``_``.
         title: What tables call it.
-        feeds: What it is fed of each image, to score it.
+        feeds: What it may be fed of each image, to score it.
         trained_by: ``"loop"``: by :func:`dclip.fitting.fit.fit`; ``"itself"``: it has a ``fit`` of
             its own, which takes seconds; None: there is nothing to train.
         needs_gradients: Whether it trains through the backbone, which has to offer it.
@@ -103,6 +103,10 @@ class MethodSettings(BaseModel):
         """Texts beside those of the classes that the backbone encodes when training begins."""
         return ()
 
+    def scoring_feeds(self) -> frozenset[Feed]:
+        """What of ``feeds`` these settings need to score an image."""
+        return self.feeds
+
     def prompt_template(self) -> str:
         """A template whose text is as long as what the method gives the text encoder of a class."""
         return "{}"
@@ -130,15 +134,15 @@ def of_preset(kind: type[MethodSettings], name: object) -> tuple[Loop, MethodSet
 
 
 # settings that several methods have, with a default of each method's own
-_GammaNeg = Annotated[float, Field(ge=0, description="focusing exponent of negatives in ASL")]
-_GammaPos = Annotated[float, Field(ge=0, description="focusing exponent of positives in ASL")]
-_Clip = Annotated[float, Field(ge=0, lt=1, description="probability margin c of negatives in ASL")]
-_AslWeight = Annotated[float, Field(ge=0, description="weight of ASL (the authors' loss_w)")]
-_AslReduction = Annotated[
+GammaNeg = Annotated[float, Field(ge=0, description="focusing exponent of negatives in ASL")]
+GammaPos = Annotated[float, Field(ge=0, description="focusing exponent of positives in ASL")]
+Clip = Annotated[float, Field(ge=0, lt=1, description="probability margin c of negatives in ASL")]
+AslWeight = Annotated[float, Field(ge=0, description="weight of ASL (the authors' loss_w)")]
+AslReduction = Annotated[
     Literal["sum", "mean"],
     Field(description="sum over images and classes, or mean over known labels"),
 ]
-_LocalScale = Annotated[
+LocalScale = Annotated[
     float,
     Field(gt=0, description="multiplier of the cosine at each location; sharpness of pooling"),
 ]
@@ -218,18 +222,18 @@ class DCLIPSettings(MethodSettings):
     aggregation: Literal["project_then_pool", "pool_then_project"] = Field(
         "project_then_pool", description="order of image projection and spatial pooling"
     )
-    local_scale: _LocalScale = 20.0
+    local_scale: LocalScale = 20.0
     pooled_scale: float = Field(5.0, gt=0, description="multiplier of the pooled cosine")
     initial: Literal["aligned", "random"] = Field(
         "aligned",
         description="initial weights: random, or aligned, which lets the two projectors agree on "
         "the texts",
     )
-    gamma_neg: _GammaNeg = 2.0
-    gamma_pos: _GammaPos = 1.0
-    clip: _Clip = 0.05
-    asl_weight: _AslWeight = 1.0
-    asl_reduction: _AslReduction = "mean"
+    gamma_neg: GammaNeg = 2.0
+    gamma_pos: GammaPos = 1.0
+    clip: Clip = 0.05
+    asl_weight: AslWeight = 1.0
+    asl_reduction: AslReduction = "mean"
     mfi_weight: float = Field(
         0.1, ge=0, title="alpha", description="weight alpha of MFI; 0 trains with ASL only"
     )
@@ -248,11 +252,11 @@ class DCLIPSettings(MethodSettings):
 class PairSettings(MethodSettings):
     """What is common to methods that train a pair of logits for every class by ASL."""
 
-    gamma_neg: _GammaNeg = 2.0
-    gamma_pos: _GammaPos = 1.0
-    clip: _Clip = 0.05
-    asl_weight: _AslWeight = 1.0
-    asl_reduction: _AslReduction = "mean"
+    gamma_neg: GammaNeg = 2.0
+    gamma_pos: GammaPos = 1.0
+    clip: Clip = 0.05
+    asl_weight: AslWeight = 1.0
+    asl_reduction: AslReduction = "mean"
     asl_form: Literal["pair", "sigmoid_positive", "sigmoid_negative", "optimised"] = Field(
         "pair",
         description="what says that a class is there: the softmax over its pair, the sigmoid of "
@@ -285,7 +289,7 @@ class ContextSettings(PairSettings):
         description="a context for each class, which binds to these classes, or one for all",
     )
     context_std: float = Field(0.02, ge=0, description="deviation of the initial contexts")
-    local_scale: _LocalScale = 20.0
+    local_scale: LocalScale = 20.0
     mfi_weight: float = Field(
         0.0, ge=0, title="alpha", description="weight alpha of MFI on the encoded texts; 0: none"
     )

@@ -89,10 +89,13 @@ def load_checkpoint(path: Path) -> tuple[Method[Any], About]:
         raise bad_checkpoint(path, "no weights have the widths that it tells of") from None
     expected = {f"{_WEIGHTS}{name}": value for name, value in sizes.items()}
     expected |= {_PAIRS: task.pairs, _CLASSES: task.texts.features}
-    _require_alike(path, tensors, expected)
+    grown = _as_grown(kind, tensors, expected)
+    _require_alike(path, tensors, expected | grown)
     task = Task.of_features(names, tensors.pop(_PAIRS), tensors.pop(_CLASSES))
     task = replace(task, text_width=about.text_width)
     method = initial(kind, about.settings, task, seed=0, follow_task=False)
+    for name in grown:
+        setattr(method, name.removeprefix(_WEIGHTS), torch.empty_like(tensors[name]))
     weights = {name.removeprefix(_WEIGHTS): value for name, value in tensors.items()}
     method.load_state_dict(weights, strict=True)
     return method.eval(), about
@@ -106,6 +109,15 @@ def _as_now(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if _PAIRS in renamed:
         renamed[_CLASSES] = renamed[_PAIRS][len(renamed[_PAIRS]) // 2 :].clone()
     return renamed
+
+
+def _as_grown(
+    kind: type[Method[Any]], tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What is expected of buffers that a fit gives rows: as many each as the first one has."""
+    names = [f"{_WEIGHTS}{name}" for name in sorted(kind.grows)]
+    rows = next((len(tensors[name]) for name in names if name in tensors and tensors[name].ndim), 0)
+    return {name: expected[name].new_empty(rows, *expected[name].shape[1:]) for name in names}
 
 
 def _require_alike(
@@ -158,8 +170,8 @@ def export_refusal(method: Method[Any]) -> str:
     Args:
         method: With any weights.
     """
-    if method.settings.feeds != {"local"}:
-        fed = " and ".join(sorted(method.settings.feeds))
+    if method.settings.scoring_feeds() != {"local"}:
+        fed = " and ".join(sorted(method.settings.scoring_feeds()))
         return f"{method.settings.name} is fed {fed}, a registered model local features alone"
     example = torch.zeros(2, 3, method.task.dim)
     free = [{0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}]

@@ -45,6 +45,8 @@ def described(about: About) -> str:
     )
     said = about.subset.identity() if about.subset else {}
     part = "".join(f", {name} {value}" for name, value in said.items())
+    if settings.trained_by != "loop":
+        return f"{about.name}, fitted, {own}seed {about.seed}{part}"
     return (
         f"{about.name}, preset {loop.preset}, {own}epoch {about.epoch} of {loop.epochs}, seed "
         f"{about.seed}{part}"

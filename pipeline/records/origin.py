@@ -88,7 +88,7 @@ class About(BaseModel):
         epoch: Which one its weights are of: the last, or the best on held-out images, as the loop's
             ``selection`` says.
         features: Fingerprint of the features it was trained on.
-        history: One line an epoch.
+        history: One line an epoch; one line in all of a method that fits itself.
         commit: Of the code that trained it.
         encoder: None for checkpoints of before it was kept.
         text_width: Numbers in a token of its text tower, where contexts can enter it.
@@ -124,7 +124,8 @@ class About(BaseModel):
 
     @model_validator(mode="after")
     def _history_reaches_the_epoch(self) -> Self:
-        if "loss" not in dict(enumerate(self.history)).get(self.epoch - 1, {}):
+        line = dict(enumerate(self.history)).get(self.epoch - 1, {})
+        if ("loss" if self.settings.trained_by == "loop" else "epoch") not in line:
             raise ValueError(f"the history tells nothing of epoch {self.epoch}")
         return self
 
@@ -166,7 +167,7 @@ def about_training(
         method=config.method,
         name=config.trained_name,
         settings=config.own,
-        loop=config.train.loop,
+        loop=config.train.loop if config.own.trained_by == "loop" else Loop(),
         feature_space=plan.feature_space,
         backbone_name=str(manifest.spec["backbone_name"]),
         embed_dim=manifest.dim,

@@ -10,7 +10,7 @@ from dclip.methods.settings import of_preset
 from dclip.store.shards import digest
 from pipeline.features.plan import FeaturePlan
 from pipeline.settings.config import Config
-from pipeline.settings.training import PLACEMENT, identity_of
+from pipeline.settings.training import DATA, PLACEMENT, identity_of
 
 STATE, HISTORY = "state.safetensors", "history.jsonl"
 """In the folder of a pack: how far it is, and what each epoch did to each of its trainings."""
@@ -27,7 +27,9 @@ def run_name(config: Config, plan: FeaturePlan) -> str:
     Settings at their defaults are left out of the hash:
     :func:`pipeline.settings.training.identity_of`.
     """
-    loop = config.train.model_dump(exclude={*PLACEMENT, "preset"}, exclude_defaults=True)
+    loop = config.train.model_dump(
+        include=_counting(config), exclude={*PLACEMENT, "preset"}, exclude_defaults=True
+    )
     identity = digest(
         {
             **of_features(plan),
@@ -39,6 +41,11 @@ def run_name(config: Config, plan: FeaturePlan) -> str:
         }
     )
     return f"{config.trained_name}-{identity[:12]}"
+
+
+def _counting(config: Config) -> set[str] | None:
+    """Settings of the section ``train`` that count; None for all."""
+    return None if config.own.trained_by == "loop" else set(DATA)
 
 
 def pack_folder(config: Config, names: Sequence[str]) -> Path:
@@ -75,7 +82,8 @@ def shown_name(config: Config, name: str) -> str:
         f"{key}={getattr(mine, key)}"
         for mine, theirs in ((own, usual), (loop, usual_loop))
         for key in type(theirs).model_fields
-        if getattr(mine, key) != getattr(theirs, key)
+        if (mine is own or own.trained_by == "loop")
+        and getattr(mine, key) != getattr(theirs, key)
         and not (mine is own and key in said and config.trained_name == variant)
     ]
     words += [f"{key}={value}" for key, value in config.subset.identity().items()]
@@ -92,7 +100,7 @@ def run_params(config: Config, plan: FeaturePlan) -> dict[str, Any]:
     return {
         **flat(config.model_dump(include=keep)),
         "method": config.method,
-        **flat(config.train.model_dump(exclude={*PLACEMENT}), "train."),
+        **flat(config.train.model_dump(include=_counting(config), exclude={*PLACEMENT}), "train."),
         **flat(config.own.model_dump(), f"{config.own.name}."),
         **flat(config.subset.identity(), "subset."),
         "features": plan.fingerprint[:12],

@@ -212,6 +212,9 @@ class EvaluateConfig(BaseModel):
     )
     linear_probe: bool = Field(True, description="also fit a max-pooled linear probe")
     probe_epochs: int = Field(30, ge=1, description="passes of the linear probe")
+    zero_shot_pooled: bool = Field(
+        False, description="also score CLIP's local features pooled as DCLIP pools them"
+    )
     scenes: int = Field(4, ge=1, le=32, description="test images drawn with activation maps")
     anew: bool = Field(
         False, description="score again although a report of these settings and files stands"

@@ -19,7 +19,7 @@ from pipeline.settings.config import (
     read_layer,
 )
 from pipeline.settings.space import SEED, checked_point, leaf, section_of, shown
-from pipeline.settings.training import LOOP, SUBSET, Trained, at, check_trained, require_fed
+from pipeline.settings.training import LOOP, SUBSET, Trained, at, check_looped, require_fed
 from pipeline.terminal.errors import UsageError
 
 AS_IT_IS = "as it is"
@@ -79,7 +79,7 @@ def rows(config: Config) -> list[Row]:
     Raises:
         UsageError: There is no such study or setting, or a value that cannot be.
     """
-    check_trained(config)
+    check_looped(config)
     given = _given_rows(config)
     found = [
         Row(row.study, row.label, _trained(config, row, config.ablate.epochs), config.method)

@@ -19,6 +19,9 @@ LOOP, SUBSET = "train.", "subset."
 PLACEMENT = frozenset({"workers", "min_workers", "max_failures", "checkpoint_seconds", "cache"})
 """Of the section ``train``: where and how often, not what; the trained weights stay the same."""
 
+DATA = frozenset({"val_fraction", "data_seed"})
+"""Of the section ``train``: which images are trained on, which counts without a loop as well."""
+
 
 class Trained(NamedTuple):
     """Settings of one training.
@@ -137,13 +140,13 @@ def check_trained(config: Config) -> None:
 
     Raises:
         UsageError: There are fewer workers than the least number, none of their device's memory, or
-            the method is not trained by the loop.
+            the method is not trained, or fed what features do not hold.
     """
     train = config.train
-    if config.own.trained_by != "loop":
+    if config.own.trained_by is None:
         raise UsageError(
             f"--method {config.method} is not trained here: pipeline.evaluate has it beside every "
-            "checkpoint"
+            f"checkpoint{_IF_ASKED.get(config.method, '')}"
         )
     require_fed(config, [config.own])
     if train.min_workers is not None and train.min_workers > train.workers:
@@ -153,4 +156,22 @@ def check_trained(config: Config) -> None:
     if train.cache == "device" and config.device == "cpu":
         raise UsageError(
             "--train.cache device: the training runs on the CPU (as asked); use ram or none"
+        )
+
+
+# what pipeline.evaluate has where it is asked to
+_IF_ASKED = {"zero_shot_pooled": " by --evaluate.zero-shot-pooled"}
+
+
+def check_looped(config: Config) -> None:
+    """Refuse what :func:`check_trained` does, and methods that have no loop to vary.
+
+    Raises:
+        UsageError: See above.
+    """
+    check_trained(config)
+    if config.own.trained_by != "loop":
+        raise UsageError(
+            f"--method {config.method} fits itself, without the training loop: train it by "
+            "python -m pipeline.train"
         )

@@ -56,7 +56,7 @@ BASELINES = ("zero_shot", "zero_shot_local", "linear_probe")
 """Methods of a report that need no checkpoint."""
 
 # rows whose cosine is that of CLIP's own texts
-_CLIP = {"zero_shot": "clip", "zero_shot_local": "clip"}
+_CLIP = {"zero_shot": "clip", "zero_shot_local": "clip", "zero_shot_pooled": "clip"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,8 @@ class EvaluateReport(StageReport):
 
 def baselines(config: Config) -> dict[str, MethodSettings]:
     """Methods that stand beside every checkpoint: frozen CLIP, and the probe if it is asked for."""
-    names = BASELINES if config.evaluate.linear_probe else BASELINES[:-1]
+    frozen = ("zero_shot_pooled",) if config.evaluate.zero_shot_pooled else ()
+    names = (*BASELINES[:-1], *frozen, *(BASELINES[-1:] if config.evaluate.linear_probe else ()))
     own = {"linear_probe": {"epochs": config.evaluate.probe_epochs}}
     return {name: find_settings(name).model_validate(own.get(name, {})) for name in names}
 
@@ -271,6 +272,8 @@ def identity(config: Config, files: Mapping[str, Path], plan: FeaturePlan) -> st
         "threshold": own.threshold,
         "test_on_train": tested_on_train(config),
     }
+    if own.zero_shot_pooled:
+        content["zero_shot_pooled"] = True
     if own.linear_probe:
         content["probe"] = {
             "train": _content(config, plan_features(config, config.train_split)),

@@ -16,7 +16,7 @@ from pipeline.settings.config import Config
 from pipeline.settings.space import MOST_SHOWN, entries, every_value, label, space_of
 from pipeline.settings.training import (
     at,
-    check_trained,
+    check_looped,
     identity_of,
     require_all_classes,
     require_fed,
@@ -76,7 +76,7 @@ def check(config: Config) -> None:
         UsageError: See :func:`pipeline.settings.space.entries`; or there are no held-out images to
             rank trials by, or several workers for each trial.
     """
-    check_trained(config)
+    check_looped(config)
     tried = [at(config, point) for point in every_value(config)]
     require_all_classes(tried)
     require_fed(config, [one.own for one in tried])

@@ -7,14 +7,14 @@ Trainings that differ only in what the method lets differ are one pack, on one R
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dclip.store.shards import MANIFEST
 from dclip.words import counted, percent
 from pipeline.cluster.address import require_cluster
 from pipeline.features.backbone import describe_backbone, require_prompts
 from pipeline.features.plan import FeaturePlan, plan_features
-from pipeline.records.origin import read_about
+from pipeline.records.origin import About, read_about
 from pipeline.records.trainings import STATE, checkpoint_path, pack_folder, run_name
 from pipeline.settings.config import Config
 from pipeline.settings.training import alike, at, check_trained, require_all_classes
@@ -49,7 +49,12 @@ def run_together(configs: Sequence[Config]) -> list[Report]:
     for path in paths:
         if path.is_file():
             log.info("train: nothing to do, %s stands", path)
-    if missing:
+    if missing and configs[0].own.trained_by == "itself":
+        from pipeline.work import fitting  # which loads torch, and no Ray
+
+        for number in missing:
+            fitting.fit_alone(configs[number], plan, paths[number])
+    elif missing:
         require_cluster()  # what follows takes seconds to load
         from pipeline.work import training
 
@@ -60,14 +65,7 @@ def run_together(configs: Sequence[Config]) -> list[Report]:
     for number, path in enumerate(paths):
         about = read_about(path)
         kept = about.history[about.epoch - 1]
-        watched = "".join(
-            f", {name.replace('_', '-')} {_number(kept.get(name))}"
-            for name in about.settings.watched
-        )
-        sys.stdout.write(
-            f"{about.name}: epoch {about.epoch} ({about.loop.selection}), loss "
-            f"{kept['loss']:.4f}, val/map {percent(kept.get('val_map'))}{watched}, at {path}\n"
-        )
+        sys.stdout.write(f"{about.name}: {_came_to(about, kept)}, at {path}\n")
         reports.append(
             {
                 "stage": "train",
@@ -79,6 +77,21 @@ def run_together(configs: Sequence[Config]) -> list[Report]:
             }
         )
     return reports
+
+
+def _came_to(about: About, line: Mapping[str, float]) -> str:
+    """A line of a history in words."""
+    val_map = f"val/map {percent(line.get('val_map'))}"
+    if about.settings.trained_by != "loop":
+        said = {key: value for key, value in line.items() if key not in ("epoch", "val_map")}
+        words = [f"{name.replace('_', '-')} {value:.4g}" for name, value in said.items()]
+        return ", ".join(["fitted", val_map, *words])
+    watched = "".join(
+        f", {name.replace('_', '-')} {_number(line.get(name))}" for name in about.settings.watched
+    )
+    return (
+        f"epoch {about.epoch} ({about.loop.selection}), loss {line['loss']:.4f}, {val_map}{watched}"
+    )
 
 
 def _groups(
@@ -113,13 +126,18 @@ def describe(config: Config) -> str:
     require_prompts(config, names)
     method = placeholder(config.method, config.own, names, describe_backbone(config))
     held = round(plan.num_images * config.train.val_fraction)
+    how = (
+        f"{config.train.epochs} epochs, preset {config.train.preset}, "
+        f"{counted(config.train.workers, 'worker')}"
+        if config.own.trained_by == "loop"
+        else "fitted at once, in this process"
+    )
     features = "complete" if (plan.folder / MANIFEST).is_file() else "not extracted yet"
     return "\n".join(
         [
             f"features {plan.folder} ({features})",
             f"{plan.num_images - held} images to train on, {held} held out for val/*",
-            f"{num_parameters(method)} parameters, {config.train.epochs} epochs, "
-            f"preset {config.train.preset}, {counted(config.train.workers, 'worker')}",
+            f"{num_parameters(method)} parameters, {how}",
             f"checkpoint {path} ({'stands' if path.is_file() else 'to be made'})",
         ]
     )

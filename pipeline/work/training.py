@@ -24,7 +24,7 @@ from pipeline.cluster.watch import watched
 from pipeline.features.backbone import ClipSettings
 from pipeline.features.opened import open_features
 from pipeline.features.plan import FeaturePlan
-from pipeline.records.checkpoints import read_progress, read_state, write_checkpoint
+from pipeline.records.checkpoints import read_progress, read_state
 from pipeline.records.origin import about_training
 from pipeline.records.tracking import TrackedRun, Tracker
 from pipeline.records.trainings import (
@@ -34,13 +34,12 @@ from pipeline.records.trainings import (
     pack_folder,
     read_history,
     run_name,
-    run_params,
-    shown_name,
 )
 from pipeline.settings.config import Config
 from pipeline.settings.training import at
 from pipeline.terminal.errors import StageError, told
 from pipeline.terminal.progress import progress
+from pipeline.work.fitting import keep, tracked
 from pipeline.work.packs import Job, begin
 from pipeline.work.workers import fit_and_keep
 
@@ -82,17 +81,9 @@ def train(configs: Sequence[Config], plan: FeaturePlan, paths: Sequence[Path]) -
     tracker = Tracker(config)
     called = " + ".join(one.trained_name for one in configs)
     with ExitStack() as stack:
-        tracked = []
-        for one, own_name in zip(configs, names, strict=True):
-            run = stack.enter_context(
-                tracker.run(shown_name(one, own_name), key=own_name, tags={"dclip.stage": "train"})
-            )
-            run.params(run_params(one, plan))
-            source = f"{config.dataset_slug}-{config.train_split}"
-            run.dataset(source, plan.folder, plan.fingerprint, "training")
-            tracked.append(run)
+        runs = [stack.enter_context(tracked(tracker, one, plan)) for one in configs]
         with (
-            _follow(folder / HISTORY, config.train.epochs, pack.epoch, called, tracked),
+            _follow(folder / HISTORY, config.train.epochs, pack.epoch, called, runs),
             _interruption_told(config, folder),
         ):
             if pack.epoch < config.train.epochs:
@@ -105,17 +96,15 @@ def train(configs: Sequence[Config], plan: FeaturePlan, paths: Sequence[Path]) -
                 "another process wrote to it meanwhile; the same command goes on"
             )
         history = read_history(folder / HISTORY)
-        for number, (one, path, run) in enumerate(zip(configs, paths, tracked, strict=True)):
+        for number, (one, path, run) in enumerate(zip(configs, paths, runs, strict=True)):
             if number in pack.diverged or path.is_file():
                 continue
             about = about_training(
                 one, plan, reader.manifest, epoch=pack.best_epoch(number), seed=one.seed,
                 history=[lines[number] for lines in history],
             )  # fmt: skip
-            write_checkpoint(path, pack.method(number), about)
             run.tags({"dclip.selection": config.train.selection, "dclip.epoch": str(about.epoch)})
-            run.artifact(path, "checkpoint")
-            run.text(one.model_dump_json(indent=1), "config.json")
+            keep(run, one, path, pack.method(number), about)
         if pack.diverged:
             first = min(pack.diverged)
             raise StageError(f"training {names[first]} diverged: {divergence(pack, first)}")

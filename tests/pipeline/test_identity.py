@@ -95,9 +95,29 @@ def test_the_old_names_of_settings_are_told_the_new_ones() -> None:
         checked_space(config)
 
 
-@pytest.mark.parametrize("stage", ["train", "sweep", "ablate"])
-def test_a_method_that_is_not_trained_by_the_loop_is_told(stage: str, tmp_path: Path) -> None:
-    assert main(stage, ["--method", "linear_probe", "--output", str(tmp_path)]) == 2
+@pytest.mark.parametrize(
+    ("stage", "method", "told"),
+    [
+        ("sweep", "linear_probe", "fits itself, without the training loop"),
+        ("ablate", "tip_adapter", "fits itself, without the training loop"),
+        ("train", "zero_shot", "pipeline.evaluate has it beside every checkpoint"),
+        ("train", "zero_shot_pooled", "by --evaluate.zero-shot-pooled"),
+    ],
+)
+def test_a_method_without_the_loop_is_told(
+    stage: str, method: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(stage, ["--method", method, "--output", str(tmp_path)]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_settings_of_the_loop_do_not_name_what_a_method_fits_by_itself() -> None:
+    def named(**train: object) -> str:
+        return run_name(config_class("logistic_probe")(train=train), PLAN)
+
+    assert named(epochs=3, lr=0.5) == named()
+    assert named(val_fraction=0.2) != named()
+    assert named(data_seed=3) != named()
 
 
 def test_a_method_that_is_not_there_is_told() -> None:

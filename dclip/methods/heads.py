@@ -1,0 +1,76 @@
+"""What heads on frozen features share: the vector of an image, and classes they are bound to."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from dclip.fitting.batches import Batch, FeatureSource, clean_batches
+from dclip.methods.head_settings import Vector, VectorSettings
+from dclip.methods.method import Method, Task
+
+
+def image_vectors(batch: Batch, of: Vector) -> Float32[Tensor, "images dim"]:
+    """One vector an image, of unit length.
+
+    Length would tell which backbone it is (that of the small CLIP's mean is 279, that of ViT-B/32's
+    about 3), and little of what an image shows.
+
+    Args:
+        batch: Images.
+        of: ``"mean"`` of the local features, the mean token among them, or ``"embedding"``.
+    """
+    if of == "embedding":
+        assert batch.embedding is not None  # as it is what is fed
+        return F.normalize(batch.embedding.float(), dim=-1)
+    return F.normalize(batch.local.float().mean(1), dim=-1)
+
+
+def read_vectors(
+    settings: VectorSettings,
+    features: FeatureSource,
+    rows: Int64[np.ndarray, " rows"],
+    device: torch.device,
+) -> tuple[Float32[Tensor, "rows dim"], Int[Tensor, "rows classes"]]:
+    """Vectors and labels of some rows, on a device.
+
+    Args:
+        settings: Say which vectors.
+        features: Of the images, clean.
+        rows: One or more.
+        device: Where the vectors lie.
+
+    Raises:
+        ValueError: There are no rows, or the source lacks what is fed.
+    """
+    if not len(rows):
+        raise ValueError("there are no images to train on")
+
+    def parts() -> Iterator[Tensor]:
+        for batch in clean_batches(features, rows, device, 256, settings.scoring_feeds()):
+            yield image_vectors(batch, settings.of)
+
+    return torch.cat([*parts()]), features.labels[torch.from_numpy(rows)].to(device)
+
+
+def columns_for(method: Method, task: Task) -> list[int]:  # type: ignore[type-arg]
+    """Which of its classes a method is asked for, that is bound to those it was trained on.
+
+    Args:
+        method: Trained.
+        task: Classes, in any order.
+
+    Raises:
+        ValueError: One is none of those it was trained on.
+    """
+    known = {name: column for column, name in enumerate(method.task.class_names)}
+    unknown = [name for name in task.class_names if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{method.settings.title} is bound to the {len(known)} classes it was trained on, and "
+            f"{unknown[0]!r} is none of them"
+        )
+    return [known[name] for name in task.class_names]
