@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
-_MEMORY = 60  # pairs of steps from which L-BFGS knows curvature
+_MEMORY = 30  # pairs of steps from which L-BFGS knows curvature
+_RENEWED = 5  # steps after which curvature along the axes is looked at again
 _MOST_TRIALS = 60  # of the length of one step
 _STEEPEST, _RISING = -0.5, 0.1  # slope at the end of a step, as a share of that at its beginning
 _MOST_NUMBERS = 1 << 25  # in one array of all classes that are worked on together
@@ -47,9 +48,9 @@ def fit_logistic(
 
     Classes are independent problems, solved side by side in float64 by L-BFGS until the gradient
     of each is small. The search runs along the principal axes of the centred vectors, which leaves
-    the optimum where it is, and begins from the curvature that the objective has there at the
-    share of positives of the class. Steps are as long as makes the slope along them small, which
-    takes no further pass over the vectors; a convex objective needs no more to fall.
+    the optimum where it is, and scales each by the curvature of the objective along it, which is
+    what makes it short. Steps are as long as makes the slope along them small, which takes no
+    further pass over the vectors; a convex objective needs no more to fall.
 
     A class of which all known labels are alike has no optimum, as its bias would grow for ever. It
     gets no weights, and the bias of Laplace's rule of succession: the probability is
@@ -112,10 +113,12 @@ class _Axes:
     def __init__(self, vectors: Float64[Tensor, "images dim"]) -> None:
         self.mean = vectors.mean(0)
         centred = vectors - self.mean
-        squares, self._rotation = torch.linalg.eigh(centred.mT @ centred)
-        self.squares = squares.clamp(min=0)  # sums over the images, along each axis
+        squares, rotation = torch.linalg.eigh(centred.mT @ centred)
+        is_used = squares > 1e-14 * squares.amax()  # along the others no image differs
+        self._rotation = rotation[:, is_used]
         ones = vectors.new_ones(len(vectors), 1)
         self.rows = torch.cat([centred @ self._rotation, ones], dim=1)
+        self.squares = self.rows.square()
         self._rotated_mean = self.mean @ self._rotation
 
     def back(self, points: Float64[Tensor, "classes _"]) -> tuple[Tensor, Tensor]:
@@ -145,20 +148,21 @@ class _Problem:
         self._cost = c * (labels != -1).double()
         self.ridge = torch.ones_like(axes.rows[0])
         self.ridge[-1] = 0
-        known = (labels != -1).sum(0)
-        self.share = self._present.sum(0) / known
-        curvature = c * self.share * (1 - self.share)
-        by_axis = (curvature * known / len(labels))[:, None] * axes.squares
-        self.diagonal = torch.cat([by_axis + 1, (curvature * known)[:, None]], dim=1)
+        self.share = self._present.sum(0) / (labels != -1).sum(0)
 
     def only(self, keep: Tensor) -> None:
         """Leave all but these classes out."""
         self._present, self._cost = self._present[:, keep], self._cost[:, keep]
-        self.diagonal = self.diagonal[keep]
 
     def gradients(self, logits: Tensor, points: Tensor) -> Float64[Tensor, "classes _"]:
         """By the points, which have these logits."""
         return self._errors(logits).mT @ self.axes.rows + self.ridge * points
+
+    def curvatures(self, logits: Tensor) -> Float64[Tensor, "classes _"]:
+        """Second derivatives along each axis, at points which have these logits."""
+        shares = logits.sigmoid()
+        along = (self._cost * shares * (1 - shares)).mT @ self.axes.squares
+        return (along + self.ridge).clamp(min=torch.finfo(along.dtype).tiny)
 
     def slopes(self, logits: Tensor, along: Tensor) -> Float64[Tensor, " classes"]:
         """Of the losses, per length of a way along which logits change so."""
@@ -180,6 +184,7 @@ def _minimise(
     ended, norms = points.clone(), problem.axes.norms(gradients)
     open_ = torch.arange(len(points), device=rows.device)
     memory: list[tuple[Tensor, Tensor]] = []
+    diagonal = problem.curvatures(logits)
     for step in range(most_steps + 1):
         norms[open_], ended[open_] = problem.axes.norms(gradients), points
         keep = norms[open_] > tolerance
@@ -189,7 +194,10 @@ def _minimise(
             problem.only(keep)
             points, gradients, logits = points[keep], gradients[keep], logits[:, keep]
             memory, open_ = [(a[keep], b[keep]) for a, b in memory], open_[keep]
-        way = -_preconditioned(gradients, memory, problem.diagonal)
+            diagonal = diagonal[keep]
+        if step and step % _RENEWED == 0:
+            diagonal = problem.curvatures(logits)
+        way = -_preconditioned(gradients, memory, diagonal)
         along = rows @ way.mT
         length = _length(problem, logits, along, points, way, gradients)
         before, last = points, gradients

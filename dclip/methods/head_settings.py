@@ -46,7 +46,7 @@ class LogisticProbeSettings(VectorSettings):
     title = "logistic regression"
 
     c: float = Field(
-        10.0,
+        1000.0,
         gt=0,
         le=1e6,
         title="C",
