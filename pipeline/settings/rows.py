@@ -19,7 +19,15 @@ from pipeline.settings.config import (
     read_layer,
 )
 from pipeline.settings.space import SEED, checked_point, leaf, section_of, shown
-from pipeline.settings.training import LOOP, SUBSET, Trained, at, check_looped, require_fed
+from pipeline.settings.training import (
+    LOOP,
+    SUBSET,
+    Trained,
+    at,
+    check_looped,
+    check_trained,
+    require_fed,
+)
 from pipeline.terminal.errors import UsageError
 
 AS_IT_IS = "as it is"
