@@ -1,6 +1,7 @@
 """Pictures of a comparison: what each method costs, and curves over less or worse data."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -81,44 +82,42 @@ def curves(
     is_number = all(isinstance(value, int | float) for value in values)
     places = np.array(values if is_number else range(len(values)), float)
     order = np.argsort(places, kind="stable")
-    spread = places.max() - places.min()
     for number, row in enumerate(rows):
         own = {line["point"]: line for line in lines if line["row"] == row}
         kept = [n for n in order if points[n] in own and own[points[n]]["test_map"] is not None]
         color, marker = looks[row]
         means = np.array([100 * own[points[n]]["test_map"] for n in kept])
         stds = np.array([100 * (own[points[n]]["test_map_std"] or 0.0) for n in kept])
-        axes[0].plot(
-            places[kept], means, color=color, marker=marker, markersize=5, lw=1.6,
-            label=one_line(short_title_of(row), 40),
-        )  # fmt: skip
-        if stds.any():
-            axes[0].fill_between(
-                places[kept], means - stds, means + stds, color=color, alpha=0.15, lw=0
-            )
+        # beside each other, so that bars can be read
+        aside = 0.012 * (number - (len(rows) - 1) / 2)
+        if is_number and _is_wide(places):
+            moved = places * (places.max() / places.min()) ** aside
+        else:
+            moved = places + aside * (places.max() - places.min() or 1.0)
+        look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5}
+        label = one_line(short_title_of(row), 40)
+        if is_number:
+            axes[0].plot(places[kept], means, lw=1.6, label=label, **look)
+            ends = (means - stds, means + stds)
+            axes[0].fill_between(places[kept], *ends, color=color, alpha=0.15, lw=0)
+        else:  # nothing is between them
+            axes[0].errorbar(moved[kept], means, stds, ls="none", capsize=3, label=label, **look)
         pairs = [n for n in kept if own[points[n]]["difference"] is not None]
         if not pairs:
             continue
         gains = np.array([100 * own[points[n]]["difference"] for n in pairs])
-        ends = np.array(
+        limits = np.array(
             [
                 [100 * (own[points[n]][f"difference_{end}"] or 0.0) for n in pairs]
                 for end in ("low", "high")
             ]
         )
         has_ends = [own[points[n]]["difference_low"] is not None for n in pairs]
-        bars = np.where(has_ends, np.abs(ends - gains), 0.0)
-        # beside each other, so that their bars can be read
-        aside = 0.012 * (number - (len(rows) - 1) / 2)
-        moved = places[pairs]
-        if is_number and _is_wide(places):
-            moved = moved * (places.max() / places.min()) ** aside
-        else:
-            moved = moved + aside * (spread or 1.0)
-        partner = next(iter(own.values()))["against"]
+        bars = np.where(has_ends, np.abs(limits - gains), 0.0)
+        partner = short_title_of(next(iter(own.values()))["against"])
         axes[1].errorbar(
-            moved, gains, bars, color=color, marker=marker, markersize=5, lw=1.2, capsize=3,
-            label=one_line(f"{short_title_of(row)} - {short_title_of(partner)}", 46),
+            moved[pairs], gains, bars, lw=1.2, ls="-" if is_number else "none", capsize=3,
+            label=one_line(f"{short_title_of(row)} - {partner}", 46), **look,
         )  # fmt: skip
     if is_number:
         _scale(axes[-1], places.tolist())
@@ -126,7 +125,9 @@ def curves(
         axes[-1].xaxis.set_minor_locator(NullLocator())
         axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     else:
-        axes[-1].set_xticks(range(len(values)), [one_line(str(value)) for value in values])
+        names = [fill(one_line(str(value), 60), 18) for value in values]
+        axes[-1].set_xticks(range(len(values)), names, fontsize=8)
+        axes[-1].set_xlim(-0.5, len(values) - 0.5)
     axes[-1].set_xlabel(across)
     axes[0].set_ylabel("test mAP, %")
     for axis in axes:
@@ -136,8 +137,10 @@ def curves(
     if has_pairs:
         axes[1].axhline(0, color="black", lw=0.8)
         axes[1].set_ylabel("difference of mAP, points")
-    figure.suptitle(heading(title, "bands: standard deviation; bars: 95 % of paired differences"
-                            if has_pairs else "bands: standard deviation"), fontsize=9)  # fmt: skip
+    spread = f"{'bands' if is_number else 'bars above'}: standard deviation"
+    pairs_told = "bars below: 95 % intervals of paired differences" if has_pairs else ""
+    notes = "; ".join(filter(None, [spread, pairs_told]))
+    figure.suptitle(heading(title, notes), fontsize=9)
     return figure
 
 

@@ -243,10 +243,9 @@ def _write(config: Config, plan: Comparison, table: Sequence[Mapping[str, Any]])
             figure = figures.costs(own, title)
             words = "" if len(studies) == 1 else f"-{_slug(study)}"
         else:
-            points = dict.fromkeys(
-                row.point for row in plan.rows if row.point is not None and row.point.key == key
-            )
-            places = [_place(point, plan.train.num_images) for point in points]
+            of_key = (row.point for row in plan.rows if row.point and row.point.key == key)
+            points = list({str(point): point for point in of_key}.values())
+            places = _places(points, plan.train.num_images)
             across = _across(key, [point.value for point in points])
             figure, words = figures.curves(own, across, places, title), f"-{_slug(study)}"
         picture = plan.folder / f"comparison{words}.png"
@@ -259,20 +258,29 @@ def _slug(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in text)
 
 
-def _place(point: Point, images: int) -> Any:
-    """Where a point is on its axis: a number where it has one."""
-    value = point.value
-    if leaf(point.key) == "num_images" and value is None:
-        return images
-    words = str(value)
-    try:
-        return float(words.removeprefix("x"))
-    except ValueError:
-        return str(point).partition(" = ")[2]
+def _places(points: Sequence[Point], images: int) -> list[Any]:
+    """Where points are on their axis: numbers, or texts where one of them has none."""
+    found: list[Any] = []
+    for point in points:
+        is_all = leaf(point.key) == "num_images" and point.value is None
+        try:
+            found.append(images if is_all else float(str(point.value).removeprefix("x")))
+        except ValueError:
+            return [str(point).partition(" = ")[2] for point in points]
+    return found
+
+
+_AXES = {
+    "num_images": "training images",
+    "shots": "images per class",
+    "label_fraction": "share of labels that are known",
+    "label_noise": "share of labels that are wrong",
+    "lr": "learning rate",
+}
 
 
 def _across(key: str, values: Sequence[Any]) -> str:
     """What is varied, in words."""
-    name = leaf(key).replace("_", " ")
+    name = _AXES.get(leaf(key), leaf(key).replace("_", " "))
     is_relative = any(isinstance(value, str) and value.startswith("x") for value in values)
     return f"{name}, as a multiple of the row's own" if is_relative else name

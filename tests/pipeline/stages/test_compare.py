@@ -31,6 +31,8 @@ from pipeline.work.row_trainings import check_rows
 from ..conftest import WITH_RAY, settings
 from .test_extract import make_here
 
+PAIR = ["circle", "square"]
+
 
 def wanted(tmp_path: Path, **changes: object) -> Config:
     return settings(tmp_path, compare={"epochs": 2, "seeds": 2, **changes})
@@ -263,12 +265,12 @@ class TestOnRay:
         again = report["rows"][0]["by_seed"]["test_map"]
         assert again[0] == pytest.approx(own["by_seed"]["test_map"][0], abs=1e-3)
 
-        curve = wanted(tmp_path, methods=methods[:2], vary={"subset.classes": [2, "all"]})
+        curve = wanted(tmp_path, methods=methods[:2], vary={"subset.classes": [PAIR, "all"]})
         assert "2 done" not in compare.describe(curve)
         report = compare.run(curve)
         assert report["trained_now"] == 2 + 1  # on two classes, of which CLIP is asked anew
         two = json.loads(Path(report["files"][1]).read_text())["rows"][0]
-        assert (two["point"], two["seeds"]) == ("classes = 2", 2)
+        assert (two["point"], two["seeds"]) == ("classes = circle, square", 2)
         assert Path(report["files"][2]).name == "comparison-classes.png"
 
         few = wanted(tmp_path, methods=methods[:1], num_images=[49])
