@@ -88,8 +88,8 @@ def summary(
         One line a row. ``<score>`` is the mean over the seeds that did not diverge, None if there
         is none; ``<score>_std`` the sample standard deviation, None for fewer than two.
         ``difference`` is the mean of what its mAP is above that of the row it is compared with, of
-        the same seeds; its 95 % interval is None for fewer than two seeds, and where neither is
-        trained.
+        the same seeds; its 95 % interval is None for fewer than two seeds, and where all seeds
+        give the same.
     """
     scores = [
         {
@@ -129,8 +129,7 @@ def summary(
                 if seed in scores[number] and seed in scores[other]
             ]
             line["difference"] = statistics.fmean(pairs) if pairs else None
-            varies = is_trained or rows[other].trained.own.trained_by is not None
-            if len(pairs) > 1 and varies:
+            if len(set(pairs)) > 1:  # else seeds say nothing
                 _, line["difference_low"], line["difference_high"] = paired_interval(pairs)
         line["by_seed"] = by_seed
         lines.append(line)
@@ -188,7 +187,7 @@ def as_text(config: Config, table: Sequence[Mapping[str, Any]]) -> str:
             f"{config.dataset} {config.test_split}, weights of the last epoch; scores in percent; "
             f"mean ± standard deviation over {seeds}; what is not trained has one value",
             f"difference: mAP less that of {partner}, of the same seeds, with the 95 % interval "
-            "of the mean (Student's t)",
+            "of the mean (Student's t), unless all seeds give the same",
             "CF1, OF1: F1 from means over classes and from pooled counts; C-P: mean precision of "
             f"classes; predicted above {config.evaluate.threshold:g}",
             "ECE: expected calibration error of all pairs of image and class, 15 bins; cosine: "

@@ -187,6 +187,9 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     assert (own["difference"], own["test_map_std"]) == (None, pytest.approx(0.05))
     told = comparison.as_text(config, [own, plain, clip])
     assert "+4.00 [+1.52, +6.48]" in told
+    same = [result(0.5)] * 3
+    _, plain, _ = comparison.summary(compared_rows(config), [same, same, frozen], range(3))
+    assert (plain["difference"], plain["difference_low"]) == (0, None)  # not: sure to be nothing
     second[1] = result(0.9, diverged="inf")
     _, plain, _ = comparison.summary(compared_rows(config), [first, second, frozen], range(3))
     assert (plain["diverged"], plain["difference"]) == (1, pytest.approx(0.04))
