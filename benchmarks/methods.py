@@ -1,4 +1,4 @@
-"""Methods that learn contexts: members of a pack against one alone, and a step in parts.
+"""Methods: members of a pack against one alone, a step in parts, and two probes.
 
     python benchmarks/methods.py      on CPUs, without Ray: minutes
 
@@ -10,6 +10,13 @@ line of stdout is JSON; of each method that learns contexts:
     epoch_seconds          time of an epoch of one
     texts_share            time of the way of all texts through the tower and back, over that of a
                            step of one
+
+and of the probes, both fitted by themselves to the same features,
+
+    logistic_probe/over_linear_probe    time to the optimum of logistic regression, over that of the
+                                        30 passes of the max-pooled linear probe
+    logistic_probe/seconds              the first of the two
+    logistic_probe/gradient_norm        where it ended: the largest of all classes
 """
 
 import argparse
@@ -88,6 +95,25 @@ def measured(name: str, features: MemoryFeatures, task: Task) -> dict[str, float
     }
 
 
+def probes(features: MemoryFeatures, task: Task) -> dict[str, float]:
+    """What is said of logistic regression."""
+    said: dict[str, float] = {}
+
+    def fitted(name: str) -> dict[str, float]:
+        kind = find_method(name)
+        return kind(kind.Settings(), task).fit(features, np.arange(IMAGES), seed=0)
+
+    def logistic() -> None:
+        said.update(fitted("logistic_probe"))
+
+    to_optimum, pooled = turns([logistic, lambda: fitted("linear_probe")], repeats=7)
+    return {
+        "over_linear_probe": float(f"{to_optimum / pooled:.2g}"),
+        "seconds": float(f"{to_optimum:.2g}"),
+        "gradient_norm": float(f"{said['gradient_norm']:.2g}"),
+    }
+
+
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(
@@ -102,6 +128,7 @@ def main() -> None:
     for name in METHODS:
         result |= {f"{name}/{key}": value for key, value in measured(name, features, task).items()}
         print(result, flush=True)
+    result |= {f"logistic_probe/{key}": v for key, v in probes(features, task).items()}
     tell("methods-cpu", result, save=arguments.save)
 
 

@@ -10,6 +10,7 @@ _MEMORY = 30  # pairs of steps from which L-BFGS knows curvature
 _RENEWED = 5  # steps after which curvature along the axes is looked at again
 _MOST_TRIALS = 60  # of the length of one step
 _STEEPEST, _RISING = -0.5, 0.1  # slope at the end of a step, as a share of that at its beginning
+_CROWDED = 0.75  # share of the classes that are still searched for, below which the others go
 _MOST_NUMBERS = 1 << 25  # in one array of all classes that are worked on together
 
 
@@ -183,17 +184,17 @@ def _minimise(
     gradients = problem.gradients(logits, points)
     ended, norms = points.clone(), problem.axes.norms(gradients)
     open_ = torch.arange(len(points), device=rows.device)
-    memory: list[tuple[Tensor, Tensor]] = []
+    memory: list[_Step] = []
     diagonal = problem.curvatures(logits)
     for step in range(most_steps + 1):
         norms[open_], ended[open_] = problem.axes.norms(gradients), points
         keep = norms[open_] > tolerance
         if not keep.any() or step == most_steps:
             break
-        if not keep.all():
+        if keep.double().mean() < _CROWDED:  # leaving one out copies all others
             problem.only(keep)
             points, gradients, logits = points[keep], gradients[keep], logits[:, keep]
-            memory, open_ = [(a[keep], b[keep]) for a, b in memory], open_[keep]
+            memory, open_ = [_Step(*(part[keep] for part in one)) for one in memory], open_[keep]
             diagonal = diagonal[keep]
         if step and step % _RENEWED == 0:
             diagonal = problem.curvatures(logits)
@@ -203,27 +204,36 @@ def _minimise(
         before, last = points, gradients
         points, logits = points + length[:, None] * way, logits + length * along
         gradients = problem.gradients(logits, points)
-        memory = [*memory[1 - _MEMORY :], (points - before, gradients - last)]
+        memory = [*memory[1 - _MEMORY :], _step(points - before, gradients - last)]
     return ended, norms, step
 
 
-def _preconditioned(
-    gradients: Tensor, memory: list[tuple[Tensor, Tensor]], diagonal: Tensor
-) -> Tensor:
+class _Step(NamedTuple):
+    """A step that was taken: how far, what it did to the gradient, and one over their product."""
+
+    moved: Tensor
+    changed: Tensor
+    inverse: Tensor
+
+
+def _step(moved: Tensor, changed: Tensor) -> _Step:
+    product = _dot(moved, changed)  # above 0, unless it is lost in rounding
+    return _Step(moved, changed, torch.where(product > 0, 1 / product, 0))
+
+
+def _preconditioned(gradients: Tensor, memory: list[_Step], diagonal: Tensor) -> Tensor:
     """Gradients times the inverse curvature, as far as the last steps tell of it."""
     result, shares = gradients.clone(), []
-    for moved, changed in reversed(memory):
-        curved = _dot(moved, changed)
-        rho = torch.where(curved > 0, 1 / curved, 0)  # else the step is lost in rounding
-        shares.append((rho, rho * _dot(moved, result)))
-        result -= shares[-1][1] * changed
+    for one in reversed(memory):
+        shares.append(one.inverse * _dot(one.moved, result))
+        result -= shares[-1] * one.changed
     result /= diagonal
     if memory:
-        moved, changed = memory[-1]
-        curved = _dot(moved, changed)
-        result *= torch.where(curved > 0, curved / _dot(changed, changed / diagonal), 1)
-    for (moved, changed), (rho, share) in zip(memory, reversed(shares), strict=True):
-        result += moved * (share - rho * _dot(changed, result))
+        _, changed, inverse = memory[-1]
+        scale = inverse * _dot(changed, changed / diagonal)
+        result /= torch.where(scale > 0, scale, 1)
+    for one, share in zip(memory, reversed(shares), strict=True):
+        result += one.moved * (share - one.inverse * _dot(one.changed, result))
     return result
 
 

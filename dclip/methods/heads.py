@@ -8,9 +8,11 @@ from jaxtyping import Float32, Int, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from dclip.fitting.batches import Batch, FeatureSource, clean_batches
+from dclip.fitting.batches import Batch, FeatureSource, read_batch
 from dclip.methods.head_settings import Vector, VectorSettings
 from dclip.methods.method import Method, Task
+
+_ROWS_PER_READ = 256
 
 
 def image_vectors(batch: Batch, of: Vector) -> Float32[Tensor, "images dim"]:
@@ -26,7 +28,7 @@ def image_vectors(batch: Batch, of: Vector) -> Float32[Tensor, "images dim"]:
     if of == "embedding":
         assert batch.embedding is not None  # as it is what is fed
         return F.normalize(batch.embedding.float(), dim=-1)
-    return F.normalize(batch.local.float().mean(1), dim=-1)
+    return F.normalize(batch.local.mean(1, dtype=torch.float32), dim=-1)
 
 
 def read_vectors(
@@ -50,8 +52,9 @@ def read_vectors(
         raise ValueError("there are no images to train on")
 
     def parts() -> Iterator[Tensor]:
-        for batch in clean_batches(features, rows, device, 256, settings.scoring_feeds()):
-            yield image_vectors(batch, settings.of)
+        for some in np.array_split(rows, -(-len(rows) // _ROWS_PER_READ)):
+            batch = read_batch(features, some, settings.scoring_feeds())
+            yield image_vectors(batch.to(device), settings.of)
 
     return torch.cat([*parts()]), features.labels[torch.from_numpy(rows)].to(device)
 
