@@ -186,6 +186,8 @@ def fit(
             weights (see :func:`share_state`).
     """
     check_training(pack, features, rows, val_rows)
+    if pack.epoch == pack.step == 0:
+        pack.prepare(features, rows)  # every worker by itself, on the same images
     if workers > 1:
         _check_step(pack, workers)
     loop = pack.loop

@@ -125,6 +125,23 @@ class Pack:
         """Number of classes that are told apart."""
         return len(self.task.class_names)
 
+    @torch.no_grad()
+    def prepare(self, features: FeatureSource, rows: Int64[np.ndarray, " rows"]) -> None:
+        """Let every member look at the training images, if its method does so, before any step."""
+        if self.kind.prepare is Method.prepare:
+            return
+        for stack in self._stacks:
+            for position, member in enumerate(stack.members):
+                own = self.method(member, selected=False)
+                own.prepare(features, rows)
+                for name, value in [*own.named_parameters(), *own.named_buffers()]:
+                    kept = stack.weights.get(name, stack.buffers.get(name))
+                    assert kept is not None
+                    kept[position].copy_(value)
+        for copy_of_weights in (self._best, self._average):
+            if copy_of_weights is not None:
+                torch._foreach_copy_(copy_of_weights, self.weights)
+
     def losses(self, batch: Batch, *, seed: int = 0) -> Float[Tensor, "members terms"]:
         """Losses of every member on a batch, in the order of ``terms``.
 

@@ -173,6 +173,13 @@ class Method(nn.Module, Generic[S]):
     def initialise(self) -> None:
         """Give a fresh method the weights that follow from its task, where its own do not do."""
 
+    def prepare(
+        self,
+        features: FeatureSource,
+        rows: Int64[np.ndarray, " rows"],
+    ) -> None:
+        """Look at the training images before the first step; it may change weights and buffers."""
+
     def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """``"loss"``, which is minimised, then its terms by name, in the order they are shown.
 
