@@ -4,17 +4,24 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
-from dclip.fitting.batches import Batch
+from dclip.fitting.batches import Batch, FeatureSource, clean_batches
 from dclip.logits import pool_cosines
 from dclip.losses.asymmetric import summed_asymmetric_loss
 from dclip.methods.adapter_settings import AdapterSettings
 from dclip.methods.method import Method, Task
 from dclip.methods.objective import watched_cosine
 from dclip.prompts import best_phrasing
+
+SCALE = 10.0
+"""Scale of every class, before training images are seen."""
+
+MOST_COSINES = 4_000_000
+"""Images times classes by which scales and offsets begin."""
 
 A = TypeVar("A", bound=AdapterSettings)
 
@@ -30,7 +37,9 @@ class AdapterMethod(Method[A]):
 
     is the logit of its presence. Scale and offset of each class are trained: CLIP's cosines say
     which image is likelier to have a class, not where "likely" begins, and no text of absence is
-    needed. Before any training the order of the images is CLIP's own.
+    needed. They begin where the training images and their labels have them, so that nothing else
+    has to learn it: else whatever is trained first moves all cosines up or down, and away from what
+    CLIP knows. Before the first step the order of the images is CLIP's own.
 
     Args:
         settings: Hyper-parameters.
@@ -42,8 +51,23 @@ class AdapterMethod(Method[A]):
     def __init__(self, settings: A, task: Task) -> None:
         super().__init__(settings, task)
         classes = len(task.class_names)
-        self.log_scale = nn.Parameter(torch.full((classes,), math.log(settings.class_scale)))
+        self.log_scale = nn.Parameter(torch.full((classes,), math.log(SCALE)))
         self.offset = nn.Parameter(torch.zeros(classes))
+
+    @torch.no_grad()
+    def prepare(self, features: FeatureSource, rows: Int64[np.ndarray, " rows"]) -> None:
+        """Let the logits of each class have deviation 1 around its log-odds of being there."""
+        classes = len(self.task.class_names)
+        rows = rows[:: -(-len(rows) * classes // MOST_COSINES)]  # lie evenly among them
+        batches = clean_batches(features, rows, self.offset.device, 256)
+        cosines = torch.cat([self.pooled(batch) for batch in batches])
+        deviation = cosines.std(0, correction=0).clamp_min(0.001)
+        labels = features.labels[rows].to(cosines.device)
+        known, there = (labels != -1).sum(0), (labels == 1).sum(0)
+        mean = ((there.sum() + 1) / (known.sum() + 2)).to(cosines.dtype)  # of one more image each
+        odds = torch.logit((there + mean) / (known + 1))
+        self.log_scale.copy_(-deviation.log())
+        self.offset.copy_(cosines.mean(0) - odds * deviation)
 
     def compare(
         self,
@@ -105,7 +129,7 @@ class AdapterMethod(Method[A]):
         return self.logits(cosines.mT).mT
 
     def lr_factors(self) -> dict[str, float]:
-        """Scales and offsets step further: they start where nobody knows what is likely."""
+        """Scales and offsets step further: there are few."""
         return {"log_scale": 10.0, "offset": 10.0}
 
     def watch(self) -> dict[str, float]:

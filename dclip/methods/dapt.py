@@ -186,7 +186,8 @@ class DAPTAdapter(AdapterMethod[DAPTAdapterSettings]):
         batch: Batch,
     ) -> Float[Tensor, "images classes"]:
         """ASL of each class's foreground by itself, a mean over classes; texts alone are taught."""
-        logits = self.logits(similarity_maps(foreground.detach(), texts).mT)
+        cosines = similarity_maps(foreground.detach(), texts).mT
+        logits = self.log_scale.detach().exp() * (cosines - self.offset.detach())
         # its own class is there; of the image's others, nobody knows
         own = torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
         absent = (batch.labels == 0)[:, None, :]

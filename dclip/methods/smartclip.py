@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from dclip.fitting.batches import Batch
+from dclip.fitting.batches import Batch, FeatureSource
 from dclip.fitting.loop import Loop
 from dclip.logits import masked_cosine
 from dclip.losses.contrastive import dism_loss, sidm_loss, sparsity
@@ -110,6 +111,11 @@ class SmartCLIPAdapter(AdapterMethod[SmartCLIPAdapterSettings]):
         """Let the projectors agree on the texts, if there are any."""
         if self.model is not None:
             align(self.model, self.task.pairs.detach().cpu().double())
+
+    def prepare(self, features: FeatureSource, rows: Int64[np.ndarray, " rows"]) -> None:
+        """Let scales and offsets begin where the labels say, if these are what trains."""
+        if self.settings.objective == "labels":
+            super().prepare(features, rows)
 
     def compare(
         self,

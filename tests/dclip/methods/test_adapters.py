@@ -27,6 +27,7 @@ from dclip.losses.contrastive import (
 from dclip.methods.adapter_settings import DAPTAdapterSettings, SmartCLIPAdapterSettings
 from dclip.methods.dapt import DAPTAdapter, parts_of
 from dclip.methods.method import Method, Task, initial
+from dclip.methods.settings import of_preset
 from dclip.methods.smartclip import SmartCLIPAdapter, straight_through_mask
 from dclip.metrics import mask_overlap
 
@@ -34,14 +35,14 @@ NAMES = ("dog", "traffic light", "two white horses")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 SMARTCLIP: list[dict[str, Any]] = [
     {},
-    {"masks": "from_text"},
+    {"masks": "free"},
     {"mask_form": "soft"},
     {"projectors": "train", "output_dim": 32},
-    {"projectors": "train", "masks": "from_text"},
+    {"projectors": "train", "masks": "free"},
 ]
 CASES = [
     *((SmartCLIPAdapter, own) for own in SMARTCLIP),
-    (SmartCLIPAdapter, {"objective": "captions", "masks": "from_text"}),
+    (SmartCLIPAdapter, {"objective": "captions"}),
     (DAPTAdapter, {}),
     (DAPTAdapter, {"first_phase": 1}),
 ]
@@ -146,7 +147,8 @@ def test_losses_of_dapt_are_the_authors(dtype: torch.dtype, golden: Path) -> Non
         assert_close(value, arrays[f"out.{name}"], name)
     # the phases, of the authors' own values
     main, f, b, v = (arrays[f"out.loss_{name}"] for name in ("main", "f", "b", "v"))
-    own = DAPTAdapterSettings()
+    _, own = of_preset(DAPTAdapterSettings, "author")
+    assert isinstance(own, DAPTAdapterSettings)
     assert own.first_phase == 7
     assert_close(main + own.triplet_weight * v, arrays["out.epoch6.loss_total"], "epoch 6")
     later = main + own.foreground_weight * f + own.background_weight * b
@@ -228,9 +230,10 @@ def test_numbers_of_weights() -> None:
         method = kind(kind.Settings(**own), task)
         return sum(weight.numel() for weight in method.parameters())
 
-    assert count(SmartCLIPAdapter) == 80 * 512 + 160 == 41_120
-    assert count(SmartCLIPAdapter, masks="from_text") == 512 * 513 + 160 == 262_816
-    assert count(SmartCLIPAdapter, projectors="train") == 426_752 + 80 * 256 + 160
+    assert count(SmartCLIPAdapter) == 512 * 513 + 160 == 262_816
+    assert count(SmartCLIPAdapter, masks="free") == 80 * 512 + 160 == 41_120
+    assert count(SmartCLIPAdapter, projectors="train") == 426_752 + 256 * 257 + 160
+    assert count(SmartCLIPAdapter, projectors="train", masks="free") == 426_752 + 80 * 256 + 160
     assert count(DAPTAdapter) == 2 * 512 * 512 + 160 == 524_448
 
 
@@ -239,12 +242,14 @@ def test_it_starts_with_the_order_of_frozen_clip(
     kind: type[Any], own: dict[str, Any], task: Task
 ) -> None:
     method = initial(kind, kind.Settings(**own), task, seed=0)
-    batch = batch_of(scene())
+    features, rows = scene(), np.arange(16)
+    batch = batch_of(features)
     watched = method.watch()
     if kind is SmartCLIPAdapter:
         share = watched.pop("mask_open")
         assert share == 1 if own.get("mask_form") != "soft" else 0.5 < share < 1
         assert watched.pop("mask_overlap") == pytest.approx(1)
+    assert [*watched] == ["inter_class_cosine"]
     if own.get("projectors") == "train":
         texts = method.model.project_texts(task.positives)
         cosines = similarity_maps(method.model.project_images(batch.local), texts)
@@ -255,7 +260,28 @@ def test_it_starts_with_the_order_of_frozen_clip(
     torch.testing.assert_close(method.scores(batch), (10 * pooled).sigmoid(), rtol=1e-4, atol=1e-4)
     expected = share * texts if own.get("mask_form") == "soft" else texts
     torch.testing.assert_close(method.class_features(), expected)
-    assert [*watched] == ["inter_class_cosine"]
+    # what training images say moves no image before another
+    method.prepare(features, rows)
+    logits = method.scores(batch).logit()
+    assert torch.equal(logits.argsort(0), pooled.argsort(0))
+    torch.testing.assert_close(logits.std(0, correction=0), torch.ones(3), rtol=1e-3, atol=0)
+    there, known = (batch.labels == 1).sum(0), (batch.labels != -1).sum(0)
+    mean = (there.sum() + 1) / (known.sum() + 2)
+    often = (there + mean) / (known + 1)
+    torch.testing.assert_close(logits.mean(0).sigmoid(), often, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("labels", [-1, 0, 1])
+def test_it_starts_with_finite_logits_whatever_the_labels(labels: int, task: Task) -> None:
+    alike = torch.ones(2, 4, 128)  # two images that are one, of classes never or always there
+    features = MemoryFeatures(alike, torch.full((2, 3), labels), grid=(2, 2))
+    method = initial(SmartCLIPAdapter, SmartCLIPAdapterSettings(), task, seed=0)
+    method.prepare(features, np.arange(2))
+    scores = method.scores(Batch(alike, features.labels))
+    assert ((scores > 0) & (scores < 1)).all()
+    kept = initial(SmartCLIPAdapter, SmartCLIPAdapterSettings(objective="captions"), task, seed=0)
+    kept.prepare(features, np.arange(2))
+    assert torch.equal(kept.offset, torch.zeros(3))
 
 
 @pytest.mark.parametrize(("kind", "own"), CASES)
@@ -301,7 +327,7 @@ def test_two_workers_sum_to_the_loss_of_one(
         (
             SmartCLIPAdapter,
             {"mask_start": 0.0},
-            [{}, {"sparsity_weight": 0.5}, {"masks": "from_text"}],
+            [{}, {"sparsity_weight": 0.5}, {"masks": "free"}],
         ),
         (
             SmartCLIPAdapter,
@@ -310,7 +336,7 @@ def test_two_workers_sum_to_the_loss_of_one(
         ),
         (
             SmartCLIPAdapter,
-            {"objective": "captions", "masks": "from_text", "mask_start": 0.0},
+            {"objective": "captions", "mask_start": 0.0},
             [{}, {"sparsity_weight": 50.0}],
         ),
         (
@@ -369,7 +395,7 @@ def test_phases_of_dapt_train_what_they_say(task: Task) -> None:
         return {name for name, w in weights if w.grad is not None and (w.grad != 0).any()}
 
     assert taught("triplet") == {"image_map.weight", "text_map.weight"}  # by way of the pooling
-    assert taught("foreground") == {"text_map.weight", "log_scale", "offset"}
+    assert taught("foreground") == {"text_map.weight"}
     assert taught("background") == {"image_map.weight", "text_map.weight"}
 
 
@@ -532,7 +558,7 @@ def test_it_answers_for_its_classes_in_any_order_and_for_others_where_it_can(
 
 
 def test_captions_train_masks_by_what_is_drawn(task: Task, backbone: Backbone) -> None:
-    own = SmartCLIPAdapterSettings(objective="captions", masks="from_text", sparsity_weight=2.0)
+    own = SmartCLIPAdapterSettings(objective="captions", sparsity_weight=2.0)
     method = initial(SmartCLIPAdapter, own, task, seed=0)
     with torch.no_grad():
         method.mask_map.weight.copy_(torch.randn(128, 128))
@@ -560,7 +586,7 @@ def test_captions_train_masks_by_what_is_drawn(task: Task, backbone: Backbone) -
 
 
 def test_what_trains_is_fed_and_what_is_asked_is_not(task: Task) -> None:
-    own = SmartCLIPAdapterSettings(objective="captions", masks="from_text")
+    own = SmartCLIPAdapterSettings(objective="captions")
     assert own.training_feeds() == {"embedding", "captions"}
     assert own.feeds == SmartCLIPAdapterSettings().training_feeds() == {"local"}
     loop = Loop(epochs=3, batch_size=8, lr=0.01)
@@ -573,7 +599,7 @@ def test_what_trains_is_fed_and_what_is_asked_is_not(task: Task) -> None:
     assert pack.predict(bare, np.arange(16)).shape == (1, 16, 3)
     with pytest.raises(ValueError, match="made without global embeddings"):
         fit(Pack(SmartCLIPAdapter, [own], loop, task, seeds=[0]), bare, np.arange(16), seed=0)
-    free = SmartCLIPAdapterSettings(objective="captions")
+    free = SmartCLIPAdapterSettings(objective="captions", masks="free")
     reason = "captions train masks that are made from a text; a free mask has none"
     with pytest.raises(ValueError, match=reason):
         fit(Pack(SmartCLIPAdapter, [free], loop, task, seeds=[0]), features, np.arange(16), seed=0)

@@ -81,8 +81,8 @@ def test_a_pack_of_dapt_is_begun_with_the_words_of_the_background(tmp_path: Path
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        (SmartCLIPAdapter, SmartCLIPAdapterSettings()),
-        (SmartCLIPAdapter, SmartCLIPAdapterSettings(masks="from_text", projectors="train")),
+        (SmartCLIPAdapter, SmartCLIPAdapterSettings(masks="free")),
+        (SmartCLIPAdapter, SmartCLIPAdapterSettings(projectors="train")),
         (DAPTAdapter, DAPTAdapterSettings()),
     ],
 )
