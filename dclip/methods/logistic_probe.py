@@ -38,8 +38,10 @@ class LogisticProbe(Method[LogisticProbeSettings]):
 
     def __init__(self, settings: LogisticProbeSettings, task: Task) -> None:
         super().__init__(settings, task)
-        self.weight = nn.Parameter(torch.zeros(len(task.class_names), task.dim))
-        self.bias = nn.Parameter(torch.zeros(len(task.class_names)))
+        names = task.class_names
+        # float32 would move the optimum by more than the gradient there
+        self.weight = nn.Parameter(torch.zeros(len(names), task.dim, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.zeros(len(names), dtype=torch.float64))
 
     def fit(
         self,
@@ -65,13 +67,14 @@ class LogisticProbe(Method[LogisticProbeSettings]):
     def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
         """Probability that each class is present."""
         vectors = image_vectors(batch, self.settings.of)
-        return F.linear(vectors, self.weight, self.bias).sigmoid()
+        return F.linear(vectors.double(), self.weight, self.bias).sigmoid().float()
 
     def location_scores(
         self, local: Float[Tensor, "images locations dim"]
     ) -> Float[Tensor, "images classes locations"]:
         """Logit of each class at each location, taken for an image of its own."""
-        return F.linear(F.normalize(local.float(), dim=-1), self.weight, self.bias).mT
+        unit = F.normalize(local.float(), dim=-1)
+        return F.linear(unit, self.weight.float(), self.bias.float()).mT
 
     def location_logits(
         self, local: Float[Tensor, "images locations dim"]

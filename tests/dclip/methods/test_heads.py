@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
+from dclip.fitting import logistic
 from dclip.fitting.batches import Batch, MemoryFeatures
 from dclip.fitting.fit import fit, scores_of
 from dclip.fitting.logistic import fit_logistic
@@ -19,7 +20,7 @@ from dclip.fitting.loop import Loop
 from dclip.fitting.pack import Pack
 from dclip.logits import pair_logits
 from dclip.losses import asymmetric_loss
-from dclip.methods import tip_adapter
+from dclip.methods import logistic_probe, tip_adapter
 from dclip.methods.calibrated import Calibrated
 from dclip.methods.head_settings import (
     CalibratedSettings,
@@ -133,6 +134,21 @@ def test_classes_are_independent_and_order_does_not_matter(order: list[int], see
     torch.testing.assert_close(other.weight, whole.weight[order[:2]], rtol=1e-7, atol=1e-7)
 
 
+def test_images_that_are_alike_leave_the_share_of_each_class() -> None:
+    fitted = fit_logistic(torch.full((4, 3), 0.3), torch.tensor([[1], [0], [0], [0]]), c=5.0)
+    assert fitted.weight.abs().max() == 0
+    assert fitted.bias.sigmoid().item() == pytest.approx(1 / 4, abs=1e-6)
+
+
+def test_many_classes_are_solved_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels = noisy()
+    together = fit_logistic(vectors, labels, c=3.0, tolerance=1e-9)
+    monkeypatch.setattr(logistic, "_MOST_NUMBERS", 1)
+    alone = fit_logistic(vectors, labels, c=3.0, tolerance=1e-9)
+    torch.testing.assert_close(alone.weight, together.weight, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(alone.bias, together.bias, rtol=1e-7, atol=1e-7)
+
+
 def test_what_cannot_be_regressed_is_refused() -> None:
     vectors, labels = noisy()
     with pytest.raises(ValueError, match="not finite"):
@@ -153,6 +169,9 @@ def test_the_probe_regresses_unit_vectors_and_says_how_far_it_came(of: str) -> N
     vectors = source.embeddings(rows) if of == "embedding" else source.local(rows).mean(1)
     vectors = F.normalize(vectors, dim=-1)
     expected = fit_logistic(vectors, source.labels[rows], c=3.0)
+    kept = probe.weight.detach(), probe.bias.detach()
+    there = objective_gradient(vectors.double(), source.labels[rows], *kept, 3.0)
+    assert there.max() == pytest.approx(said["gradient_norm"], rel=1e-3)
     scores = scores_of(probe, source, rows)
     logits = vectors.double() @ expected.weight.T + expected.bias
     torch.testing.assert_close(scores.double(), logits.sigmoid(), rtol=1e-5, atol=1e-6)
@@ -161,8 +180,6 @@ def test_the_probe_regresses_unit_vectors_and_says_how_far_it_came(of: str) -> N
 def test_a_search_that_is_cut_short_is_told(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dclip.methods import logistic_probe
-
     def short(*arguments: Tensor, **settings: float):
         return fit_logistic(*arguments, **settings, most_steps=1)
 
