@@ -74,6 +74,31 @@ def pair_logits(
     return _split_pairs(pooled_scale * pooled)
 
 
+def pooled_similarity(
+    image_features: Float[Tensor, "*members images locations dim"],
+    text_features: Float[Tensor, "*members texts dim"],
+    *,
+    dropped: Bool[Tensor, "images locations"] | None = None,
+    local_scale: float = LOCAL_SCALE,
+    pooled_scale: float = POOLED_SCALE,
+) -> Float[Tensor, "*members images texts"]:
+    r"""What :func:`pair_logits` says of each text, :math:`s_k`, of texts that are no pairs.
+
+    Args:
+        image_features: Local features, of any length.
+        text_features: Text features, of any length and number.
+        dropped: Locations left out, as in :func:`pair_logits`.
+        local_scale: Multiplier of the cosines.
+        pooled_scale: Multiplier of the pooled similarity.
+
+    Raises:
+        ValueError: If there is no location.
+    """
+    return pooled_scale * _pooled_cosine(
+        image_features, text_features, dropped, local_scale, by_positive=False
+    )
+
+
 def positive_pair_logits(
     image_features: Float[Tensor, "*members images locations dim"],
     text_features: Float[Tensor, "*members pairs dim"],
@@ -109,6 +134,8 @@ def positive_pair_logits(
         tensor([[[2.0612e-07],
                  [1.0000e+02]]])
     """
+    if text_features.shape[-2] % 2:
+        raise _odd(text_features.shape[-2])
     pooled = _pooled_cosine(image_features, text_features, dropped, local_scale, by_positive=True)
     return _split_pairs(pooled_scale * pooled)
 
@@ -322,8 +349,6 @@ def _pooled_cosine(
     by_positive: bool,
 ) -> Float[Tensor, "*members images pairs"]:
     """Scaled cosines of locations with texts, pooled by a spatial softmax."""
-    if text_features.shape[-2] % 2:
-        raise _odd(text_features.shape[-2])
     images, texts = at_least_float32(image_features), _unit(text_features)
     images = images.to(torch.promote_types(images.dtype, texts.dtype))
     texts = texts.to(images.dtype)

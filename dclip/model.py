@@ -1,7 +1,10 @@
 """DCLIP: projectors and logits on top of frozen CLIP features; no loss, no loop, no file."""
 
+import copy
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -11,6 +14,7 @@ from dclip.logits import (
     pair_logits,
     pool_locations,
     pooled_pair_logits,
+    pooled_similarity,
 )
 from dclip.projectors import BatchStatistics, ImageProjector, ProjectorSizes, TextProjector
 
@@ -31,7 +35,7 @@ class DCLIPOutput(NamedTuple):
 
 
 class DCLIP(nn.Module):
-    """Two small projectors that disentangle the classes of a frozen CLIP.
+    r"""Two small projectors that disentangle the classes of a frozen CLIP.
 
     Local image features and the features of prompt pairs are projected into a common, smaller
     space; each prompt pools the image where it fits best, and each pair gives two logits.
@@ -40,6 +44,17 @@ class DCLIP(nn.Module):
     features by a spatial softmax of their cosines in CLIP's space, and only what it gathered is
     projected and compared. At a single location both orders agree.
 
+    Anchored to ``num_classes`` classes (ours), it starts from what CLIP says itself: the text
+    projector is residual, and only presence is asked by a text. With :math:`s` the pooled
+    similarity of :func:`dclip.logits.pair_logits` and :math:`n` one frozen text of absence for all
+    classes, the logits of class c are
+
+    .. math::
+        \ell^+_c = s(x, t_c), \qquad \ell^-_c = \rho \, (s(x, n) - m) + b_c
+
+    where :math:`\rho`, :math:`m` and :math:`b` are buffers, fitted to the training images before
+    the first step (:func:`dclip.methods.anchored.calibrate`).
+
     Args:
         sizes: Widths of the projectors; ``sizes.embed_dim`` is the backbone's.
         aggregation: Order of projection and pooling.
@@ -47,9 +62,11 @@ class DCLIP(nn.Module):
         pooled_scale: Multiplier of the pooled cosine, above 0.
         freeze_batch_norm: Whether BatchNorm keeps its initial running statistics during
             training, as in the published method.
+        num_classes: Number of classes it is anchored to; None: it is not, as published.
 
     Raises:
-        ValueError: If the aggregation is unknown or a scale is not above 0.
+        ValueError: If the aggregation is unknown, or not ``project_then_pool`` where it is
+            anchored, or a scale is not above 0.
 
     References:
         Rawlekar et al., "Efficiently Disentangling CLIP for Multi-Object Perception",
@@ -69,6 +86,7 @@ class DCLIP(nn.Module):
         local_scale: float = LOCAL_SCALE,
         pooled_scale: float = POOLED_SCALE,
         freeze_batch_norm: bool = True,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         if aggregation not in get_args(Aggregation):
@@ -78,12 +96,26 @@ class DCLIP(nn.Module):
                 f"scales must be above 0, got local_scale={local_scale}, "
                 f"pooled_scale={pooled_scale}"
             )
+        is_anchored = num_classes is not None
+        if is_anchored and aggregation != "project_then_pool":
+            raise ValueError("anchored projectors project, then pool")
         self.sizes = sizes
         self.aggregation = aggregation
         self.local_scale = local_scale
         self.pooled_scale = pooled_scale
         self.image_projector = ImageProjector(sizes)
-        self.text_projector = TextProjector(sizes, freeze_batch_norm=freeze_batch_norm)
+        self.text_projector = TextProjector(
+            sizes, freeze_batch_norm=freeze_batch_norm, residual=is_anchored
+        )
+        self.absent: Tensor
+        self.absent_share: Tensor
+        self.absent_mean: Tensor
+        self.bias: Tensor
+        if num_classes is not None:
+            self.register_buffer("absent", torch.zeros(sizes.output_dim))
+            self.register_buffer("absent_share", torch.ones(()))
+            self.register_buffer("absent_mean", torch.zeros(()))
+            self.register_buffer("bias", torch.zeros(num_classes))
 
     def __repr__(self) -> str:
         sizes = self.sizes
@@ -92,6 +124,26 @@ class DCLIP(nn.Module):
             f"{sizes.hidden_dim}; {sizes.parameter_count} parameters; {self.aggregation}, scales "
             f"{self.local_scale:g} and {self.pooled_scale:g})"
         )
+
+    @property
+    def is_anchored(self) -> bool:
+        """Whether it starts from what CLIP says, and is calibrated for its classes."""
+        return self.text_projector.residual
+
+    def for_classes(self, own: Sequence[int | None]) -> "DCLIP":
+        """The same weights, shared, asked of other classes.
+
+        Args:
+            own: Of each class asked for its number among those that it is anchored to; None for
+                others, which get the mean of their biases.
+        """
+        if not self.is_anchored:
+            return self
+        other = copy.copy(self)
+        mean = self.bias.mean()
+        bias = torch.stack([mean if number is None else self.bias[number] for number in own])
+        other.__dict__["_buffers"] = {**self._buffers, "bias": bias}
+        return other
 
     def project_images(
         self, local: Float[Tensor, "*axes embed_dim"]
@@ -152,9 +204,12 @@ class DCLIP(nn.Module):
             Logits and projected text features.
 
         Raises:
-            ValueError: If features are not as wide as the projectors, there is no location, or
-                the number of texts is odd.
+            ValueError: If features are not as wide as the projectors, there is no location,
+                the number of texts is odd, or they are of more or fewer classes than those that
+                it is anchored to.
         """
+        if self.is_anchored:
+            return self._forward_anchored(local, texts, dropped)
         text_features = self.project_texts(texts)
         if self.aggregation == "project_then_pool":
             logits = pair_logits(
@@ -173,6 +228,31 @@ class DCLIP(nn.Module):
                 pooled_scale=self.pooled_scale,
             )
         return DCLIPOutput(logits, text_features)
+
+    def _forward_anchored(
+        self,
+        local: Float[Tensor, "images locations embed_dim"],
+        texts: Float[Tensor, "pairs embed_dim"],
+        dropped: Bool[Tensor, "images locations"] | None,
+    ) -> DCLIPOutput:
+        if len(texts) != 2 * len(self.bias):
+            raise ValueError(
+                f"{len(texts)} texts are not the pairs of the {len(self.bias)} classes that these "
+                "projectors are anchored to; use for_classes"
+            )
+        positives = self.project_texts(texts[len(self.bias) :])
+        pooled = pooled_similarity(
+            self.project_images(local),
+            torch.cat([positives, self.absent[None]]),
+            dropped=dropped,
+            local_scale=self.local_scale,
+            pooled_scale=self.pooled_scale,
+        )
+        absence = self.absent_share * (pooled[:, -1:] - self.absent_mean) + self.bias
+        return DCLIPOutput(
+            torch.stack([absence, pooled[:, :-1]], dim=1),
+            torch.cat([self.absent.expand_as(positives), positives]),
+        )
 
     def _check_width(self, features: Tensor, kind: str) -> None:
         """Catch features of another backbone before a matrix product does."""

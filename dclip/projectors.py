@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,23 +71,45 @@ the authors' scripts load (1.7M), ``rn50_1p2m`` the reading that gives the paper
 
 
 class TextProjector(nn.Module):
-    """Text side: linear, BatchNorm, ReLU, linear; the linear maps have no bias.
+    r"""Text side: linear, BatchNorm, ReLU, linear; the linear maps have no bias.
 
     The method trains BatchNorm in evaluation mode with its initial running statistics (mean 0,
     variance 1), which leaves of it a learnable scale and shift per channel. ``freeze_batch_norm``
     keeps it so, whatever :meth:`train` is told; scale and shift are trained all the same.
 
+    A residual projector (ours) changes what CLIP says instead of saying it anew. With unit texts
+    :math:`u`, a frozen map :math:`R` and the hidden layer :math:`\phi` of :math:`u - \bar u`,
+
+    .. math::
+        f(u) = R u + O \, (\phi(u - \bar u) - \bar\phi)
+
+    where :math:`\bar u` and :math:`\bar\phi` are means over the classes at the start. CLIP's texts
+    are much alike; without the means every step would move all of them together.
+
     Args:
         sizes: Widths of the layers.
         freeze_batch_norm: Whether BatchNorm stays in evaluation mode during training.
+        residual: Whether it is residual. :func:`dclip.methods.anchored.anchor` gives it
+            its start.
     """
 
-    def __init__(self, sizes: ProjectorSizes, *, freeze_batch_norm: bool = True) -> None:
+    def __init__(
+        self, sizes: ProjectorSizes, *, freeze_batch_norm: bool = True, residual: bool = False
+    ) -> None:
         super().__init__()
         self.freeze_batch_norm = freeze_batch_norm
+        self.residual = residual
         self.hidden = nn.Linear(sizes.embed_dim, sizes.hidden_dim, bias=False)
-        self.batch_norm = nn.BatchNorm1d(sizes.hidden_dim)
+        # a residual one divides by the deviations of the texts themselves, which are small
+        self.batch_norm = nn.BatchNorm1d(sizes.hidden_dim, eps=1e-12 if residual else 1e-5)
         self.output = nn.Linear(sizes.hidden_dim, sizes.output_dim, bias=False)
+        self.skip: Tensor
+        self.centre: Tensor
+        self.resting: Tensor
+        if residual:
+            self.register_buffer("skip", torch.eye(sizes.output_dim, sizes.embed_dim))
+            self.register_buffer("centre", torch.zeros(sizes.embed_dim))
+            self.register_buffer("resting", torch.zeros(sizes.hidden_dim))
         self.train()
 
     def train(self, mode: bool = True) -> "TextProjector":
@@ -113,13 +136,24 @@ class TextProjector(nn.Module):
         Raises:
             ValueError: If the statistics are unknown.
         """
+        if self.residual:
+            unit = F.normalize(texts, dim=-1)
+            changed = F.relu(self._normed(self.hidden(unit - self.centre), statistics))
+            said: Tensor = unit @ self.skip.mT + self.output(changed - self.resting)
+            return said
+        projected: Tensor = self.output(F.relu(self._normed(self.hidden(texts), statistics)))
+        return projected
+
+    def _normed(
+        self, hidden: Float[Tensor, "texts hidden_dim"], statistics: BatchStatistics | None
+    ) -> Float[Tensor, "texts hidden_dim"]:
         norm = self.batch_norm
-        hidden = self.hidden(texts)
         match statistics:
             case None:
-                hidden = norm(hidden)
+                normed: Tensor = norm(hidden)
+                return normed
             case "running":
-                hidden = F.batch_norm(
+                return F.batch_norm(
                     hidden,
                     norm.running_mean,
                     norm.running_var,
@@ -129,13 +163,11 @@ class TextProjector(nn.Module):
                 )
             case "batch":
                 # Without running statistics to update, the module stays as it is.
-                hidden = F.batch_norm(
+                return F.batch_norm(
                     hidden, None, None, norm.weight, norm.bias, training=True, eps=norm.eps
                 )
             case _:
                 raise ValueError(f"statistics must be 'running', 'batch' or None: {statistics!r}")
-        projected: Tensor = self.output(F.relu(hidden))
-        return projected
 
 
 class ImageProjector(nn.Module):

@@ -26,11 +26,9 @@ from dclip.model import DCLIP
 class Recipe(DCLIPSettings, Loop):
     """Hyper-parameters of a training of DCLIP: those of the method and those of the loop.
 
-    Fields left out take the value of ``preset``; the defaults shown are those of ``robust``.
-    ``author`` is the published recipe: SGD, one warm-up epoch, summed losses. ``robust`` replaces
-    sums by means, so that neither batch size nor number of classes changes the balance of the two
-    losses. Sources: arXiv 2502.02977 (lambda, c, epochs, learning rate), the authors' code (the
-    rest).
+    Fields left out take the value of ``preset``, ``anchored`` if none is named; the defaults shown
+    are those of ``robust``. See :class:`dclip.methods.settings.DCLIPSettings`. Sources: arXiv
+    2502.02977 (lambda, c, epochs, learning rate), the authors' code (the rest).
 
     Example:
         >>> Recipe(preset="author").mfi_weight
@@ -44,7 +42,7 @@ class Recipe(DCLIPSettings, Loop):
     def _fill_from_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        preset = cls.preset_values(values.get("preset", "robust"))
+        preset = cls.preset_values(values.get("preset", cls.usual_preset()))
         return {**preset.loop, **preset.own, **values}
 
     @property

@@ -2,13 +2,15 @@
 
 from typing import ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from dclip.fitting.batches import Batch
+from dclip.fitting.batches import Batch, FeatureSource
 from dclip.fitting.loop import Loop
 from dclip.logits import presence_probability, similarity_maps
+from dclip.methods.anchored import anchor, calibrate
 from dclip.methods.method import Method, Task
 from dclip.methods.objective import asl_of, check_mfi, keep_mfi_weights, watched_cosine, with_mfi
 from dclip.methods.settings import DCLIPSettings, MethodSettings
@@ -22,12 +24,13 @@ RIDGE = 1e-4
 """Ridge of the aligned start, as a share of the mean square length of the texts."""
 
 
-def build_model(settings: DCLIPSettings, embed_dim: int) -> DCLIP:
+def build_model(settings: DCLIPSettings, embed_dim: int, num_classes: int | None = None) -> DCLIP:
     """Projectors of the settings' sizes for a backbone of this width, with PyTorch's weights.
 
     Args:
-        settings: Source of the projector sizes, of the order of pooling and of the scales.
+        settings: Source of the projector sizes, of the form, the order of pooling and the scales.
         embed_dim: Width D of the backbone's joint space.
+        num_classes: Number of classes, which anchored ones have biases for.
     """
     sizes = ProjectorSizes.for_embed_dim(embed_dim, settings.output_dim)
     if settings.hidden_dim is not None:
@@ -37,6 +40,7 @@ def build_model(settings: DCLIPSettings, embed_dim: int) -> DCLIP:
         aggregation=settings.aggregation,
         local_scale=settings.local_scale,
         pooled_scale=settings.pooled_scale,
+        num_classes=num_classes if settings.form == "anchored" else None,
     )
 
 
@@ -84,13 +88,22 @@ class DCLIPMethod(Method[DCLIPSettings]):
 
     def __init__(self, settings: DCLIPSettings, task: Task, *, model: DCLIP | None = None) -> None:
         super().__init__(settings, task)
-        self.model = build_model(settings, task.dim) if model is None else model
+        classes = len(task.class_names)
+        self.model = build_model(settings, task.dim, classes) if model is None else model
         keep_mfi_weights(self)
+        self.trust: Tensor
+        self.register_buffer("trust", torch.ones(classes), persistent=False)
 
     @classmethod
     def around(cls, model: DCLIP, task: Task) -> Method[DCLIPSettings]:
-        """Trained projectors as a method that is asked of some classes."""
+        """Trained projectors as a method that is asked of some classes.
+
+        Anchored ones of as many classes are taken to be of these, in this order.
+        """
+        if model.is_anchored and len(model.bias) != len(task.class_names):
+            model = model.for_classes([None] * len(task.class_names))
         settings = DCLIPSettings(
+            form="anchored" if model.is_anchored else "pairs",
             hidden_dim=model.sizes.hidden_dim,
             output_dim=model.sizes.output_dim,
             aggregation=model.aggregation,
@@ -102,8 +115,10 @@ class DCLIPMethod(Method[DCLIPSettings]):
         return method
 
     def initialise(self) -> None:
-        """Let the projectors agree on the texts, if the settings say so."""
-        if self.settings.initial == "aligned":
+        """Let the projectors say what CLIP says, or agree on the texts, if the settings say so."""
+        if self.settings.form == "anchored":
+            anchor(self.model, self.task.positives.detach().cpu())
+        elif self.settings.initial == "aligned":
             align(self.model, self.task.pairs.detach().cpu().double())
 
     @classmethod
@@ -115,13 +130,32 @@ class DCLIPMethod(Method[DCLIPSettings]):
         """
         check_mfi(settings, loop, num_classes)
 
+    def prepare(self, features: FeatureSource, rows: Int64[np.ndarray, " rows"]) -> None:
+        """Calibrate anchored projectors, and count the images of each class."""
+        if self.settings.form == "anchored":
+            calibrate(self.model, self.task.positives, features, rows)
+        shown = (features.labels[rows] == 1).sum(0).to(self.trust)
+        prior = self.settings.class_prior
+        self.trust.copy_(shown / (shown + prior) if prior else torch.ones_like(shown))
+
+    def lr_factors(self) -> dict[str, float]:
+        """The image projector is moved by all classes at once."""
+        most = self.settings.image_lr_classes
+        classes = len(self.task.class_names)
+        if most is None or classes <= most:
+            return {}
+        return {"model.image_projector.output.weight": most / classes}
+
     def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         r""":math:`w\, L_{ASL} + \alpha\, L_{MFI}`, and both terms.
 
         MFI, which every worker computes, is divided by their number.
         """
         output = self.model(batch.local, self.task.pairs, batch.dropped)
-        asl = asl_of(self.settings, output.pair_logits, batch)
+        logits = output.pair_logits
+        if self.settings.class_prior:  # the same loss, with less of its gradient
+            logits = torch.lerp(logits.detach(), logits, self.trust)
+        asl = asl_of(self.settings, logits, batch)
         return with_mfi(self, asl, output.text_features, batch)
 
     def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
@@ -143,12 +177,27 @@ class DCLIPMethod(Method[DCLIPSettings]):
     def location_logits(
         self, local: Float[Tensor, "images locations dim"]
     ) -> Float[Tensor, "images classes locations"]:
-        """What the class's pair says there, as if the image had no other location."""
+        """What is said of the class there, as if the image had no other location."""
+        if self.model.is_anchored:
+            images, locations, _ = local.shape
+            alone = self.model(local.reshape(images * locations, 1, -1), self.task.pairs)
+            absence, presence = alone.pair_logits.unbind(1)
+            odds: Tensor = (presence - absence).reshape(images, locations, -1).mT
+            return odds
         cosines = similarity_maps(
             self.model.project_images(at_least_float32(local)), self._projected(self.task.pairs)
         )
         negative, positive = cosines.chunk(2, dim=1)
         return self.model.local_scale * self.model.pooled_scale * (positive - negative)
+
+    def for_classes(self, task: Task) -> Method[DCLIPSettings]:
+        """The same weights; biases of anchored ones are theirs by name, the mean for new names."""
+        other = self.with_task(task)
+        if self.model.is_anchored:
+            columns = {name: column for column, name in enumerate(self.task.class_names)}
+            model = self.model.for_classes([columns.get(name) for name in task.class_names])
+            other.__dict__["_modules"] = {**self._modules, "model": model}
+        return other
 
     def class_features(self) -> Float[Tensor, "classes dim"]:
         """Projected positive prompts."""

@@ -28,7 +28,7 @@ def asl_of(
     form: Form = "pair",
     weight_gradient: WeightGradient = "detached",
 ) -> Float[Tensor, ""]:
-    """ASL of a batch, summed or its mean over the known labels.
+    """ASL of a batch: summed, its mean over the known labels, or that times the classes.
 
     Args:
         settings: Of the method.
@@ -46,7 +46,10 @@ def asl_of(
         form=form,
         weight_gradient=weight_gradient,
     )
-    return asl / max(1, batch.known) if settings.asl_reduction == "mean" else asl
+    if settings.asl_reduction == "sum":
+        return asl
+    mean = asl / max(1, batch.known)
+    return mean if settings.asl_reduction == "mean" else mean * batch.labels.shape[1]
 
 
 def keep_mfi_weights(method: Method[Any]) -> None:

@@ -7,9 +7,9 @@ YAML files and of sweeps, and part of the checkpoint. What else the stages have 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dclip.fitting.loop import Loop
 
@@ -54,7 +54,8 @@ class MethodSettings(BaseModel):
         needs_gradients: Whether it trains through the backbone, which has to offer it.
         may_differ: Settings in which members of a pack may differ. The method keeps each
             as a buffer, or it changes the shapes of its weights.
-        presets: Defaults by name; ``robust`` is what the fields show.
+        presets: Defaults by name, first those that are taken where nothing is said; ``robust`` is
+            what the fields show.
         variants: By name, what ``pipeline.run`` trains beside it.
         watched: What is watched each epoch, by name, with the heading of its column in tables.
         sweep_space: What a sweep varies where nothing is said.
@@ -74,6 +75,11 @@ class MethodSettings(BaseModel):
     watched: ClassVar[Mapping[str, str]] = {}
     sweep_space: ClassVar[Mapping[str, list[Any]]] = {}
     bold: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def usual_preset(cls) -> str:
+        """Name of the preset that is taken where nothing is said."""
+        return next(iter(cls.presets))
 
     @classmethod
     def preset_values(cls, name: object) -> Preset:
@@ -139,8 +145,11 @@ GammaPos = Annotated[float, Field(ge=0, description="focusing exponent of positi
 Clip = Annotated[float, Field(ge=0, lt=1, description="probability margin c of negatives in ASL")]
 AslWeight = Annotated[float, Field(ge=0, description="weight of ASL (the authors' loss_w)")]
 AslReduction = Annotated[
-    Literal["sum", "mean"],
-    Field(description="sum over images and classes, or mean over known labels"),
+    Literal["sum", "mean", "image"],
+    Field(
+        description="sum over images and classes, mean over known labels, or image: sum over "
+        "classes and mean over images, as known labels say it of all"
+    ),
 ]
 LocalScale = Annotated[
     float,
@@ -177,13 +186,31 @@ _POSITIVECOOP_LOOP = {**_AUTHOR_LOOP, "weight_decay": 0.0, "warmup_lr": 5e-3}
 class DCLIPSettings(MethodSettings):
     """Hyper-parameters of DCLIP: sizes and start of the projectors, ASL and MFI.
 
-    Sources: arXiv 2502.02977 (lambda, c), the authors' code (the rest).
+    ``author`` is the published recipe: SGD, one warm-up epoch, summed losses. ``robust`` replaces
+    sums by means, so that neither batch size nor number of classes changes the balance of the two
+    losses. ``anchored``, which is taken where nothing is said, starts from what CLIP says itself
+    and goes as far from it as the labels ask; it is ours. Sources: arXiv 2502.02977 (lambda, c),
+    the authors' code (the rest), our measurements (docs/results.md).
     """
 
     name = "dclip"
     title = "DCLIP (ASL + MFI)"
     may_differ = frozenset({"mfi_weight", "redundancy_weight", "output_dim"})
     presets: ClassVar[Mapping[str, Preset]] = {
+        "anchored": Preset(
+            loop={"optimizer": "sgd", "lr": 4e-3, "weight_decay": 0.0, "warmup_lr": 4e-4},
+            own={
+                "form": "anchored",
+                "gamma_neg": 0.0,
+                "gamma_pos": 0.0,
+                "clip": 0.0,
+                "asl_reduction": "image",
+                "mfi_weight": 1.0,
+                "mfi_scope": "positive",
+                "class_prior": 32.0,
+                "image_lr_classes": 16,
+            },
+        ),
         "robust": Preset(),
         "author": Preset(
             loop=_AUTHOR_LOOP,
@@ -224,10 +251,27 @@ class DCLIPSettings(MethodSettings):
     )
     local_scale: LocalScale = 20.0
     pooled_scale: float = Field(5.0, gt=0, description="multiplier of the pooled cosine")
+    form: Literal["pairs", "anchored"] = Field(
+        "pairs",
+        description="pairs: projectors say anew what two prompts of each class mean, as published; "
+        "anchored: they change what CLIP says of its presence, and start from that",
+    )
     initial: Literal["aligned", "random"] = Field(
         "aligned",
-        description="initial weights: random, or aligned, which lets the two projectors agree on "
-        "the texts",
+        description="initial weights of pairs: random, or aligned, which lets the two projectors "
+        "agree on the texts",
+    )
+    class_prior: float = Field(
+        0.0,
+        ge=0,
+        description="a class that n training images show learns n / (n + this) of its gradient, "
+        "so that what few images say changes little; 0: all of it",
+    )
+    image_lr_classes: int | None = Field(
+        None,
+        ge=1,
+        description="with more classes than this the image projector, which every class moves, "
+        "has a learning rate lower by as much; left out: the same as the others",
     )
     gamma_neg: GammaNeg = 2.0
     gamma_pos: GammaPos = 1.0
@@ -245,8 +289,15 @@ class DCLIPSettings(MethodSettings):
     mfi_reduction: _MfiReduction = "mean"
 
     def idle(self) -> frozenset[str]:
-        """Without MFI its other settings make no difference."""
-        return frozenset() if self.mfi_weight > 0 else _OF_MFI
+        """Without MFI its other settings make no difference, nor does the start of another form."""
+        idle = frozenset({"initial"}) if self.form == "anchored" else frozenset()
+        return idle if self.mfi_weight > 0 else idle | _OF_MFI
+
+    @model_validator(mode="after")
+    def _anchored_pools_last(self) -> Self:
+        if self.form == "anchored" and self.aggregation != "project_then_pool":
+            raise ValueError("form anchored projects, then pools; aggregation is of form pairs")
+        return self
 
 
 class PairSettings(MethodSettings):
