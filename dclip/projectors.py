@@ -145,7 +145,7 @@ class TextProjector(nn.Module):
         return projected
 
     def _normed(
-        self, hidden: Float[Tensor, "texts hidden_dim"], statistics: BatchStatistics | None
+        self, hidden: Float[Tensor, "texts hidden_dim"], statistics: str | None
     ) -> Float[Tensor, "texts hidden_dim"]:
         norm = self.batch_norm
         match statistics:

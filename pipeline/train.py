@@ -8,7 +8,7 @@ DESCRIPTION = """\
 Train a method on the feature shards that pipeline.extract made.
 
 examples:
-  python -m pipeline.train                                DCLIP with the robust preset
+  python -m pipeline.train                                DCLIP with its usual preset
   python -m pipeline.train --mfi-weight 0                 ASL only, for comparison
   python -m pipeline.train --preset author --workers 2    the published recipe, two workers
   python -m pipeline.train --method package.module:Class  a method of your own

@@ -82,7 +82,7 @@ def divergence(pack: Pack, member: int = 0) -> str:
     values = {name: getattr(settings, name) for name in settings.bold}
     bold = "".join(f"{name} {value:g}, " for name, value in values.items() if value is not None)
     lower = " or ".join(["lr", *settings.bold[:1]])
-    other = ", or use the robust preset" if loop.preset != "robust" else ""
+    other = ", or use the robust preset" if loop.preset == "author" else ""
     return (
         f"the loss is not a finite number from step {step} of epoch {epoch} on ({bold}"
         f"{pack.num_classes} classes, lr {loop.lr:g}); lower {lower}{other}"

@@ -15,8 +15,9 @@ class Loop(BaseModel):
 
     preset: str = Field(
         "robust",
-        description="defaults of this section and of the method's: robust, or author (as "
-        "published) where the method has it",
+        description="defaults of this section and of the method's, by name, such as author (as "
+        "published); left out: dclip takes anchored, which starts at CLIP's own ranking, others "
+        "robust, whose values are shown here",
     )
     epochs: int = Field(20, ge=1, description="passes over the training images")
     batch_size: int = Field(32, ge=1, description="images per step, over all workers together")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -121,7 +121,7 @@ def calibrate(
 def fit_calibration(
     present: Float[Tensor, "images classes"],
     absent: Float[Tensor, " images"],
-    labels: Int[Tensor, "images classes"],
+    labels: Shaped[Tensor, "images classes"],
 ) -> Calibration:
     r"""The share of absence that the labels ask for, and biases that make probabilities of scores.
 
@@ -140,7 +140,7 @@ def fit_calibration(
         absent: Scores of absence, a.
         labels: 1, 0, or -1 for unknown.
     """
-    known, wanted = (labels >= 0).double(), (labels == 1).double()
+    known, wanted = (labels != -1).double(), (labels == 1).double()
     classes = present.shape[1]
     rate = wanted.sum() / known.sum().clamp(min=1)
     mean = absent.mean()

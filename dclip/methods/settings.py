@@ -7,7 +7,7 @@ YAML files and of sweeps, and part of the checkpoint. What else the stages have 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -294,9 +294,12 @@ class DCLIPSettings(MethodSettings):
         return idle if self.mfi_weight > 0 else idle | _OF_MFI
 
     @model_validator(mode="after")
-    def _anchored_pools_last(self) -> Self:
+    def _anchored_pools_last(self) -> "DCLIPSettings":
         if self.form == "anchored" and self.aggregation != "project_then_pool":
-            raise ValueError("form anchored projects, then pools; aggregation is of form pairs")
+            raise ValueError(
+                "aggregation pool_then_project is of form pairs; take it with the preset robust or "
+                "author"
+            )
         return self
 
 

@@ -89,7 +89,7 @@ def shown_name(config: Config, name: str) -> str:
     words += [f"{key}={value}" for key, value in config.subset.identity().items()]
     if config.seed:
         words.append(f"seed={config.seed}")
-    preset_words = [loop.preset] if loop.preset != "robust" else []
+    preset_words = [loop.preset] if loop.preset != own.usual_preset() else []
     more = [f"and {len(words) - 4} more"] if len(words) > 4 else []
     return " ".join([config.trained_name, *preset_words, *words[:4], *more, name[-12:][:6]])
 

@@ -671,7 +671,7 @@ class Config(BaseSettings):
         if not isinstance(train, Mapping):
             return values
         try:
-            preset = settings.preset_values(train.get("preset", "robust"))
+            preset = settings.preset_values(train.get("preset", settings.usual_preset()))
         except ValueError as error:
             raise ValueError(f"train.preset: {error}; choose one by --train.preset") from None
         own = values.get(settings.name, {})

@@ -66,8 +66,8 @@ def test_objects_say_what_they_are() -> None:
     )
     training = dclip.Training([dclip.Recipe(epochs=7)], torch.randn(6, 64), seeds=[0])
     assert repr(training) == (
-        "Training(1 training of dclip, 3 classes in 64 dimensions, epoch 0 of 7, preset robust, on "
-        "cpu)"
+        "Training(1 training of dclip, 3 classes in 64 dimensions, epoch 0 of 7, preset anchored, "
+        "on cpu)"
     )
 
 

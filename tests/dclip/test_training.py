@@ -156,7 +156,8 @@ def test_held_out_images_without_a_class_give_no_map(label: int) -> None:
 @pytest.mark.parametrize("aggregation", ["project_then_pool", "pool_then_project"])
 def test_stacked_members_give_the_outputs_of_their_models(aggregation: str) -> None:
     recipes = [
-        Recipe.model_validate({"aggregation": aggregation, "output_dim": dim}) for dim in (8, 4, 8)
+        Recipe.model_validate({"preset": "robust", "aggregation": aggregation, "output_dim": dim})
+        for dim in (8, 4, 8)
     ]
     training = Training(recipes, texts(), seeds=[0, 1, 2])
     with torch.no_grad():  # as if trained, BatchNorm's scale and shift included
@@ -286,7 +287,7 @@ class Poisoned(Cache):
 
 
 def test_where_a_member_diverged_is_kept_with_its_state() -> None:
-    base = Recipe(epochs=4, output_dim=8, batch_size=16, warmup_epochs=0)
+    base = Recipe(preset="robust", epochs=4, output_dim=8, batch_size=16, warmup_epochs=0)
     wild = base.model_copy(update={"mfi_weight": 1e38, "redundancy_weight": 1e38})
     kept: list[dict[str, Tensor]] = []
     training = Training([base, wild], texts(), seeds=[1, 1])
@@ -596,8 +597,8 @@ def test_predictions_are_of_the_clean_view_with_all_its_locations() -> None:
 def test_it_learns_with_boxes_dropped() -> None:
     # an object fills one of six locations, and each step hides one of them
     recipe = Recipe(
-        epochs=20, lr=1e-2, batch_size=16, hidden_dim=32, output_dim=16, mfi_weight=0.3,
-        feature_cutout=0.5,
+        preset="robust", epochs=20, lr=1e-2, batch_size=16, hidden_dim=32, output_dim=16,
+        mfi_weight=0.3, feature_cutout=0.5,
     )  # fmt: skip
     _, reports = train(recipe, Cache(256), val_rows=np.arange(64))
     assert reports[-1][0].val_map > 0.8

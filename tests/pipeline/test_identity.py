@@ -31,7 +31,8 @@ def of(**values: Any) -> Config:
 def test_the_names_of_what_stands_stay() -> None:
     # recorded when settings at their defaults left the hash; another default renames, and has to
     # be said in the CHANGELOG
-    assert run_name(of(), PLAN) == "dclip-aa0457e06f4f"
+    assert run_name(of(train={"preset": "robust"}), PLAN) == "dclip-aa0457e06f4f"
+    assert run_name(of(), PLAN) == run_name(of(train={"preset": "anchored"}), PLAN)
     author = of(train={"preset": "author"}, seed=3)
     assert run_name(author, PLAN) == "dclip-0552427a6056"
     (plain, _) = compared(author)
@@ -63,13 +64,13 @@ def test_where_and_how_often_does_not(changes: dict[str, Any]) -> None:
 def test_a_preset_is_what_it_says() -> None:
     """The author's settings written out are those of the preset."""
     preset = DCLIPSettings.presets["author"]
-    written = of(train={**preset.loop}, dclip={**preset.own})
+    written = of(train={"preset": "robust", **preset.loop}, dclip={**preset.own})
     assert run_name(written, PLAN) == run_name(of(train={"preset": "author"}), PLAN)
 
 
 @pytest.mark.parametrize("name", ["best", ["robust"], None])
 def test_a_preset_that_is_not_there_is_told_with_those_that_are(name: object) -> None:
-    with pytest.raises(ValidationError, match="dclip has the presets robust, author"):
+    with pytest.raises(ValidationError, match="dclip has the presets anchored, robust, author"):
         of(train={"preset": name})
     loop, own = of_preset(DCLIPSettings, "author")
     config = of(train={"preset": "author"})
@@ -80,7 +81,7 @@ def test_one_more_setting_of_a_method_renames_nothing() -> None:
     class More(DCLIPSettings):
         sharpness: float = Field(1.0, description="new")
 
-    config = of(dclip={"mfi_weight": 0.3})
+    config = of(train={"preset": "robust"}, dclip={"mfi_weight": 0.3})
     grown = config.model_copy(update={"dclip": More(mfi_weight=0.3)})
     assert run_name(grown, PLAN) == run_name(config, PLAN)
     other = config.model_copy(update={"dclip": More(mfi_weight=0.3, sharpness=2.0)})
