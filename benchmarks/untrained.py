@@ -133,7 +133,8 @@ def ask(data: Data, folds: int, seeds: int, epochs: int | None) -> dict[str, Any
     count = len(data.names)
     order = np.random.default_rng(0).permutation(count)
     truth = data.labels[data.test]
-    recipe = Recipe() if epochs is None else Recipe(epochs=epochs)
+    own = {} if epochs is None else {"epochs": epochs}
+    recipe = Recipe(preset="robust", **own)
     frozen = torch.cat(
         [
             similarity_maps(data.local[rows][:, 1:].float(), data.classes).amax(dim=2)
