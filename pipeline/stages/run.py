@@ -62,8 +62,12 @@ def _is_pending(config: Config) -> bool:
     """Whether any stage has work for Ray."""
     plans = [*extract.all_plans(config)]
     source = plan_features(config, config.train_split)
-    paths = [checkpoint_path(settings, source) for settings in compared(config)]
-    return not (all(map(is_complete, plans)) and all(path.is_file() for path in paths))
+    left = [
+        settings.own.trained_by == "loop"  # others fit themselves without Ray
+        for settings in compared(config)
+        if not checkpoint_path(settings, source).is_file()
+    ]
+    return not all(map(is_complete, plans)) or any(left)
 
 
 def describe(config: Config) -> str:

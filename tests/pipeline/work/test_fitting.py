@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from dclip.fitting.batches import Batch
 from dclip.methods.head_settings import TipAdapterSettings
@@ -20,7 +21,7 @@ from pipeline.records.checkpoints import load_checkpoint, write_checkpoint
 from pipeline.records.choice import described
 from pipeline.records.origin import FORMAT, About
 from pipeline.settings.config import Config
-from pipeline.stages import train
+from pipeline.stages import run, train
 from pipeline.terminal import cli
 from pipeline.terminal.errors import StageError
 from pipeline.work.plans import plan_system
@@ -50,7 +51,8 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> None:
         raise AssertionError("Ray is asked for")
 
-    monkeypatch.setattr(train, "require_cluster", refused)
+    for stage in (train, run):
+        monkeypatch.setattr(stage, "require_cluster", refused)
 
 
 @pytest.mark.usefixtures("_without_ray")
@@ -97,13 +99,21 @@ def test_a_method_that_fits_itself_is_trained_recorded_and_evaluated(
             plan_system(name, "value", path, about, backbone)
 
     photo = output / "photo.png"
-    from PIL import Image
-
     Image.fromarray(np.zeros((96, 96, 3), np.uint8)).save(photo)
     names = ",".join(about.class_names[:2]) if method != "linear_probe" else ",".join(
         about.class_names
     )  # fmt: skip
     assert call("predict", output, str(photo), "--classes", names, "--checkpoint", str(path)) == 0
+
+
+@pytest.mark.usefixtures("_without_ray")
+def test_the_whole_study_needs_no_ray_where_features_stand(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--method", "tip_adapter", "--tip-adapter.shots", "3", "--no-evaluate.linear-probe"]
+    assert call("run", output, *words, "--evaluate.scenes", "1", "--json") == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(report["map"]) == {"zero_shot", "zero_shot_local", "tip_adapter"}
 
 
 @pytest.mark.usefixtures("_without_ray")
