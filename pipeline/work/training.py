@@ -11,9 +11,10 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dclip.fitting.fit import check_training, divergence
 from dclip.words import counted, percent
@@ -129,7 +130,7 @@ def _interruption_told(config: Config, folder: Path) -> Iterator[None]:
         raise
 
 
-class Trainer(TorchTrainer):  # type: ignore[misc]  # Any to mypy
+class Trainer(DataParallelTrainer):  # type: ignore[misc]  # Any to mypy
     """Ray Train without those of its actors that have nothing to do here.
 
     Each is a process that loads for seconds. One hands out Ray's data sets, of which there are
@@ -165,7 +166,9 @@ def _fit_on_ray(config: Config, job: Job, folder: Path) -> None:
     each = 1 if device == "cuda" else cpus_each(cpus, train.workers)
     trainer = Trainer(
         fit_and_keep,
-        train_loop_config={"job": job, "folder": folder},
+        train_loop_config={"job": ray.put(job), "folder": folder},
+        # the process group; without, what controls the workers need not load torch for seconds
+        backend_config=None if train.workers == 1 and device == "cpu" else TorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=train.workers if least == train.workers else (least, train.workers),
             use_gpu=device == "cuda",

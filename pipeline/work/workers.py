@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -32,12 +33,12 @@ def fit_and_keep(settings: Mapping[str, Any]) -> str:
     """One worker of Ray Train: train a pack, and keep its state and history.
 
     Args:
-        settings: ``job``, and ``folder`` of state and history.
+        settings: Reference of the ``job``, and ``folder`` of state and history.
 
     Returns:
         Where all of the pack has diverged, which retrying would not mend; else nothing.
     """
-    job: Job = settings["job"]
+    job: Job = ray.get(settings["job"])
     folder: Path = settings["folder"]
     context = ray.train.get_context()
     rank = context.get_world_rank()

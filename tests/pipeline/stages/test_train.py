@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch
 import torch
 from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from torch import Tensor
 
 from dclip.fitting.batches import hold_out
@@ -311,7 +311,7 @@ def test_processes_that_would_idle_are_not_started(
     assert "BackendSetupCallback" in names  # torch's process group
     assert names.count("DatasetsCallback") == 0
     assert names.count("PlacementGroupCleanerCallback") == cleaners
-    theirs = [type(one).__name__ for one in TorchTrainer._create_default_callbacks(trainer)]
+    theirs = [type(one).__name__ for one in DataParallelTrainer._create_default_callbacks(trainer)]
     assert {"DatasetsCallback", "PlacementGroupCleanerCallback"} < {*theirs}
 
 
