@@ -4,17 +4,20 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import ModuleType
 
 import psutil
 import pytest
+from mlflow.store.db import utils
+from sqlalchemy import Engine, create_engine
 
 from dclip.methods.settings import DCLIPSettings
 from pipeline.settings.config import Config, TrainConfig, config_class
@@ -26,6 +29,7 @@ collect_ignore_glob = ["toy_*.py"]
 
 WITH_RAY = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("new_stores_are_copies"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves sockets and files open
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
@@ -48,6 +52,30 @@ def _toy_on_path() -> Iterator[None]:
         del os.environ["PYTHONPATH"]
     else:
         os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="session")
+def new_stores_are_copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let MLflow fill new stores of this process from one that it made here.
+
+    Making one runs the changes of all of MLflow's versions one by one, which takes seconds.
+    """
+    template = tmp_path_factory.mktemp("store") / "mlflow.db"
+    store = create_engine(f"sqlite:///{template}")
+    initialise = utils._initialize_tables
+    initialise(store)
+    store.dispose()
+
+    def copy(engine: Engine) -> None:
+        path = engine.url.database
+        assert engine.url.get_backend_name() == "sqlite"
+        with closing(sqlite3.connect(template)) as ours, closing(sqlite3.connect(path)) as new:
+            ours.backup(new)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(utils, "_initialize_tables", copy)
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="session")
