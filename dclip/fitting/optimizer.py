@@ -129,7 +129,7 @@ class AdamW(Optimizer):
         for number, weight in weights.items():
             if number not in self.state:
                 self.state[number] = {
-                    "step": torch.zeros((), device=weight.device),
+                    "step": torch.zeros((), device=weight.device if self._fused else "cpu"),
                     "exp_avg": torch.zeros_like(weight),
                     "exp_avg_sq": torch.zeros_like(weight),
                 }

@@ -13,10 +13,11 @@ from dclip.fitting.optimizer import SGD, AdamW, Optimizer, WeightGroup
 RATES = [1e-2, 3e-3, 1e-3, 5e-4]
 
 
-def weights() -> list[Tensor]:
+def weights(device: torch.device) -> list[Tensor]:
     random = torch.Generator().manual_seed(0)
     shapes = [(5, 4), (7,), (3, 3)]
-    return [torch.randn(shape, generator=random).requires_grad_() for shape in shapes]
+    drawn = [torch.randn(shape, generator=random) for shape in shapes]
+    return [value.to(device).requires_grad_() for value in drawn]
 
 
 def steps(weights: Sequence[Tensor], take: Callable[[float], None]) -> None:
@@ -24,14 +25,14 @@ def steps(weights: Sequence[Tensor], take: Callable[[float], None]) -> None:
     for number, lr in enumerate(RATES):
         random = torch.Generator().manual_seed(number)
         for position, weight in enumerate(weights):
-            gradient = torch.randn(weight.shape, generator=random)
+            gradient = torch.randn(weight.shape, generator=random).to(weight.device)
             weight.grad = None if position == 1 or (position, number) == (2, 0) else gradient
         take(lr)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw one by one", "sgd", "sgd without momentum"])
-def test_steps_are_those_of_torch_to_the_bit(name: str) -> None:
-    ours, theirs = weights(), weights()
+def test_steps_are_those_of_torch_to_the_bit(name: str, device: torch.device) -> None:
+    ours, theirs = weights(device), weights(device)
     momentum = 0.9 if name == "sgd" else 0.0
     groups = [WeightGroup(ours[:2], 0.0, 0.05), WeightGroup(ours[2:], 0.0, 0.0)]
     parameters = [
@@ -59,7 +60,7 @@ def test_steps_are_those_of_torch_to_the_bit(name: str) -> None:
     steps(theirs, take_theirs)
     for number, (mine, its) in enumerate(zip(ours, theirs, strict=True)):
         assert torch.equal(mine, its)
-        assert (number == 1) == torch.equal(mine, weights()[number])
+        assert (number == 1) == torch.equal(mine, weights(device)[number])
     kept = {
         (number, slot): value
         for number, slots in other.state_dict()["state"].items()
@@ -74,8 +75,10 @@ def test_steps_are_those_of_torch_to_the_bit(name: str) -> None:
     assert all(weight.grad is None for weight in ours)
 
 
-def test_a_state_that_is_taken_over_goes_on_as_if_there_had_been_no_break() -> None:
-    through = weights()
+def test_a_state_that_is_taken_over_goes_on_as_if_there_had_been_no_break(
+    device: torch.device,
+) -> None:
+    through = weights(device)
     whole = AdamW([WeightGroup(through, 1e-2, 0.05)], fused=True)
     steps(through, lambda _: whole.step())
     kept = {number: dict(slots) for number, slots in whole.state.items()}
