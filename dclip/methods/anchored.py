@@ -27,6 +27,7 @@ RATE_PRIOR = 2.0
 START_BIAS = 40.0
 """Of every class before labels are seen: no class is likely, and float32 keeps their order."""
 
+_MOST_STEPS = 50
 _MOST_SCORES = 4_000_000  # of images times classes, to calibrate by
 
 
@@ -145,26 +146,44 @@ def fit_calibration(
     rate = wanted.sum() / known.sum().clamp(min=1)
     mean = absent.mean()
     off = (absent - mean)[:, None]
-    with torch.enable_grad():
-        share = torch.ones((), dtype=torch.float64, requires_grad=True)
-        bias = present.mean(0).requires_grad_()
-        optimizer = torch.optim.LBFGS([share, bias], max_iter=300, line_search_fn="strong_wolfe")
 
-        def objective() -> Tensor:
-            logits = present - share * off - bias
-            loss = F.binary_cross_entropy_with_logits(logits, wanted, known, reduction="sum")
-            centre = logits.mean(0)
-            loss = loss + RATE_PRIOR * (F.softplus(centre) - rate * centre).sum()
-            return loss / classes + SHARE_PRIOR / 2 * (share - 1) ** 2
+    def objective(share: Tensor, bias: Tensor) -> Tensor:
+        logits = present - share * off - bias
+        loss = F.binary_cross_entropy_with_logits(logits, wanted, known, reduction="sum")
+        centre = present.mean(0) - bias
+        loss = loss + RATE_PRIOR * (F.softplus(centre) - rate * centre).sum()
+        return loss / classes + SHARE_PRIOR / 2 * (share - 1) ** 2
 
-        def closure() -> float:
-            optimizer.zero_grad()
-            loss = objective()
-            loss.backward()  # type: ignore[no-untyped-call]
-            return float(loss.detach())
+    share = torch.ones((), dtype=torch.float64)
+    bias = _calibrated(present - off, known, wanted, rate)
+    now = objective(share, bias)
+    for _ in range(_MOST_STEPS):  # Newton's; of the Hessian only one row and the diagonal are full
+        chance = torch.sigmoid(present - share * off - bias)
+        error, curve = (chance - wanted) * known, chance * (1 - chance) * known
+        centre = torch.sigmoid(present.mean(0) - bias)
+        by_bias = -(error.sum(0) + RATE_PRIOR * (centre - rate)) / classes
+        by_share = -(off * error).sum() / classes + SHARE_PRIOR * (share - 1)
+        bias_curve = (curve.sum(0) + RATE_PRIOR * centre * (1 - centre)) / classes
+        bias_curve = bias_curve.clamp(min=1e-9)
+        mixed = (off * curve).sum(0) / classes
+        share_curve = (off.square() * curve).sum() / classes + SHARE_PRIOR
+        share_step = by_share - (mixed * by_bias / bias_curve).sum()
+        share_step = share_step / (share_curve - (mixed.square() / bias_curve).sum())
+        bias_step = (by_bias - mixed * share_step) / bias_curve
+        length = 1.0
+        while (then := objective(share - length * share_step, bias - length * bias_step)) > now:
+            length /= 2
+            if length < 1e-6:
+                break
+        if not then < now:
+            break
+        share, bias = share - length * share_step, bias - length * bias_step
+        now = then
+    return Calibration(share, mean, _calibrated(present - share * off, known, wanted, rate))
 
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-    scores = present - share.detach() * off
+
+def _calibrated(scores: Tensor, known: Tensor, wanted: Tensor, rate: Tensor) -> Tensor:
+    """Biases that let each class be as probable, on average, as it is often there."""
     count = known.sum(0)
     often = (wanted.sum(0) + RATE_PRIOR * rate) / (count + RATE_PRIOR)
     low, high = scores.amin(0) - 40, scores.amax(0) + 40
@@ -174,5 +193,5 @@ def fit_calibration(
         is_low = means > often
         low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
     # a class of which no label is known has no bias of its own
-    middle = torch.where(count > 0, middle, middle[count > 0].mean() if count.any() else 0.0)
-    return Calibration(share.detach(), mean, middle)
+    others = middle[count > 0].mean() if (count > 0).any() else scores.mean()
+    return torch.where(count > 0, middle, others)

@@ -145,7 +145,7 @@ def of_method(config: Config, method: str) -> Config:
     kind, settings = config_class(method), find_settings(method)
     preset = config.train.preset
     if settings.trained_by != "loop" and preset not in settings.presets:
-        preset = next(iter(settings.presets))
+        preset = settings.usual_preset()
     try:
         loop, own = settings.preset_values(preset)
     except ValueError as error:
