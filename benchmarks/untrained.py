@@ -125,7 +125,9 @@ def calibration_error(probabilities: Tensor, present: Tensor) -> float:
     return error
 
 
-def ask(data: Data, folds: int, seeds: int, epochs: int | None) -> dict[str, Any]:
+def ask(
+    data: Data, folds: int, seeds: int, epochs: int | None, preset: str
+) -> dict[str, Any]:
     """Every fold left out once, for every seed."""
     from dclip import MemoryFeatures, Recipe, Training, fit, predict, presence_probability
     from dclip.logits import similarity_maps
@@ -134,7 +136,7 @@ def ask(data: Data, folds: int, seeds: int, epochs: int | None) -> dict[str, Any
     order = np.random.default_rng(0).permutation(count)
     truth = data.labels[data.test]
     own = {} if epochs is None else {"epochs": epochs}
-    recipe = Recipe(preset="robust", **own)
+    recipe = Recipe(preset=preset, **own)
     frozen = torch.cat(
         [
             similarity_maps(data.local[rows][:, 1:].float(), data.classes).amax(dim=2)
@@ -159,7 +161,8 @@ def ask(data: Data, folds: int, seeds: int, epochs: int | None) -> dict[str, Any
             if data.absent is not None:
                 with torch.no_grad():
                     local = data.local[data.test].float()
-                    logits = model(local, data.absent).pair_logits
+                    asked = model.for_classes([None] * (len(data.absent) // 2))
+                    logits = asked(local, data.absent).pair_logits
                     scores = presence_probability(logits)
                 rows["absent"].append(
                     {
@@ -187,6 +190,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="left out: the recipe's")
+    parser.add_argument("--preset", default="robust")
     parser.add_argument("--limit", type=int, help="images of each split of shapes")
     parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args()
@@ -202,7 +206,7 @@ def main() -> None:
         "epochs": arguments.epochs,
         "train_images": len(data.train),
         "test_images": len(data.test),
-        **ask(data, arguments.folds, arguments.seeds, arguments.epochs),
+        **ask(data, arguments.folds, arguments.seeds, arguments.epochs, arguments.preset),
     }
     result["seconds"] = round(time.perf_counter() - started)
     common.tell(f"untrained-{own.stem if own else 'shapes'}", result, save=arguments.save)
