@@ -125,9 +125,7 @@ def calibration_error(probabilities: Tensor, present: Tensor) -> float:
     return error
 
 
-def ask(
-    data: Data, folds: int, seeds: int, epochs: int | None, preset: str
-) -> dict[str, Any]:
+def ask(data: Data, folds: int, seeds: int, epochs: int | None, preset: str) -> dict[str, Any]:
     """Every fold left out once, for every seed."""
     from dclip import MemoryFeatures, Recipe, Training, fit, predict, presence_probability
     from dclip.logits import similarity_maps
