@@ -129,6 +129,7 @@ def ask(data: Data, folds: int, seeds: int, epochs: int | None, preset: str) -> 
     """Every fold left out once, for every seed."""
     from dclip import MemoryFeatures, Recipe, Training, fit, predict, presence_probability
     from dclip.logits import similarity_maps
+    from dclip.methods.anchored import for_classes
 
     count = len(data.names)
     order = np.random.default_rng(0).permutation(count)
@@ -159,7 +160,7 @@ def ask(data: Data, folds: int, seeds: int, epochs: int | None, preset: str) -> 
             if data.absent is not None:
                 with torch.no_grad():
                     local = data.local[data.test].float()
-                    asked = model.for_classes([None] * (len(data.absent) // 2))
+                    asked = for_classes(model, [None] * (len(data.absent) // 2))
                     logits = asked(local, data.absent).pair_logits
                     scores = presence_probability(logits)
                 rows["absent"].append(

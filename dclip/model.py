@@ -1,7 +1,5 @@
 """DCLIP: projectors and logits on top of frozen CLIP features; no loss, no loop, no file."""
 
-import copy
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -130,21 +128,6 @@ class DCLIP(nn.Module):
         """Whether it starts from what CLIP says, and is calibrated for its classes."""
         return self.text_projector.residual
 
-    def for_classes(self, own: Sequence[int | None]) -> "DCLIP":
-        """The same weights, shared, asked of other classes.
-
-        Args:
-            own: Of each class asked for its number among those that it is anchored to; None for
-                others, which get the mean of their biases.
-        """
-        if not self.is_anchored:
-            return self
-        other = copy.copy(self)
-        mean = self.bias.mean()
-        bias = torch.stack([mean if number is None else self.bias[number] for number in own])
-        other.__dict__["_buffers"] = {**self._buffers, "bias": bias}
-        return other
-
     def project_images(
         self, local: Float[Tensor, "*axes embed_dim"]
     ) -> Float[Tensor, "*axes output_dim"]:
@@ -238,7 +221,7 @@ class DCLIP(nn.Module):
         if len(texts) != 2 * len(self.bias):
             raise ValueError(
                 f"{len(texts)} texts are not the pairs of the {len(self.bias)} classes that these "
-                "projectors are anchored to; use for_classes"
+                "projectors are anchored to; see dclip.methods.anchored.for_classes"
             )
         positives = self.project_texts(texts[len(self.bias) :])
         pooled = pooled_similarity(

@@ -6,6 +6,8 @@ find some of it again. Anchored projectors start where frozen CLIP is: in a spac
 cosines of the class texts, at its own ranking. This form is ours.
 """
 
+import copy
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +71,23 @@ def anchor(model: DCLIP, texts: Float[Tensor, "classes dim"]) -> None:
         text.batch_norm.running_var.copy_(torch.where(deviation > 1e-6, deviation**2, 1.0))
         changed = text.batch_norm(text.hidden(unit - text.centre))
         text.resting.copy_(F.relu(changed).mean(0))
+
+
+def for_classes(model: DCLIP, own: Sequence[int | None]) -> DCLIP:
+    """The same weights, shared, asked of other classes.
+
+    Args:
+        model: Of any form; what is not anchored is of no classes, and is given back.
+        own: Of each class asked for its number among those that it is anchored to; None for
+            others, which get the mean of their biases.
+    """
+    if not model.is_anchored:
+        return model
+    other = copy.copy(model)
+    mean = model.bias.mean()
+    bias = torch.stack([mean if number is None else model.bias[number] for number in own])
+    other.__dict__["_buffers"] = {**model._buffers, "bias": bias}
+    return other
 
 
 class Calibration(NamedTuple):

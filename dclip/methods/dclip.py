@@ -10,7 +10,7 @@ from torch import Tensor
 from dclip.fitting.batches import Batch, FeatureSource
 from dclip.fitting.loop import Loop
 from dclip.logits import presence_probability, similarity_maps
-from dclip.methods.anchored import anchor, calibrate
+from dclip.methods.anchored import anchor, calibrate, for_classes
 from dclip.methods.method import Method, Task
 from dclip.methods.objective import asl_of, check_mfi, keep_mfi_weights, watched_cosine, with_mfi
 from dclip.methods.settings import DCLIPSettings, MethodSettings
@@ -101,7 +101,7 @@ class DCLIPMethod(Method[DCLIPSettings]):
         Anchored ones of as many classes are taken to be of these, in this order.
         """
         if model.is_anchored and len(model.bias) != len(task.class_names):
-            model = model.for_classes([None] * len(task.class_names))
+            model = for_classes(model, [None] * len(task.class_names))
         settings = DCLIPSettings(
             form="anchored" if model.is_anchored else "pairs",
             hidden_dim=model.sizes.hidden_dim,
@@ -195,7 +195,7 @@ class DCLIPMethod(Method[DCLIPSettings]):
         other = self.with_task(task)
         if self.model.is_anchored:
             columns = {name: column for column, name in enumerate(self.task.class_names)}
-            model = self.model.for_classes([columns.get(name) for name in task.class_names])
+            model = for_classes(self.model, [columns.get(name) for name in task.class_names])
             other.__dict__["_modules"] = {**self._modules, "model": model}
         return other
 

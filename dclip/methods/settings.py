@@ -9,7 +9,7 @@ YAML files and of sweeps, and part of the checkpoint. What else the stages have 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from dclip.fitting.loop import Loop
 
@@ -293,14 +293,15 @@ class DCLIPSettings(MethodSettings):
         idle = frozenset({"initial"}) if self.form == "anchored" else frozenset()
         return idle if self.mfi_weight > 0 else idle | _OF_MFI
 
-    @model_validator(mode="after")
-    def _anchored_pools_last(self) -> "DCLIPSettings":
-        if self.form == "anchored" and self.aggregation != "project_then_pool":
+    @field_validator("form")
+    @classmethod
+    def _anchored_pools_last(cls, form: str, found: ValidationInfo) -> str:
+        if form == "anchored" and found.data.get("aggregation") == "pool_then_project":
             raise ValueError(
                 "aggregation pool_then_project is of form pairs; take it with the preset robust or "
                 "author"
             )
-        return self
+        return form
 
 
 class PairSettings(MethodSettings):

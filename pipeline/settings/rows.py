@@ -144,7 +144,8 @@ def of_method(config: Config, method: str) -> Config:
         return config
     kind, settings = config_class(method), find_settings(method)
     preset = config.train.preset
-    if settings.trained_by != "loop" and preset not in settings.presets:
+    is_usual = preset == config.own.usual_preset()
+    if is_usual or (settings.trained_by != "loop" and preset not in settings.presets):
         preset = settings.usual_preset()
     try:
         loop, own = settings.preset_values(preset)

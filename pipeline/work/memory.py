@@ -1,11 +1,16 @@
 """How much memory a piece of work took at its peak."""
 
-import resource
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 _OWN = Path("/proc/self")
 _PEAK = "VmHWM:"
@@ -51,6 +56,8 @@ def peak(device: torch.device, *, is_own: bool) -> Peak:
         for line in lines:
             if line.startswith(_PEAK):
                 return Peak(1024 * int(line.split()[1]), "process")
+    if resource is None:
+        return Peak(psutil.Process().memory_info().peak_wset, "process, since it began")
     unit = 1 if sys.platform == "darwin" else 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Peak(unit * most, "process, since it began")

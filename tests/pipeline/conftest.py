@@ -111,7 +111,8 @@ def settings(output: Path, **changes: object) -> Config:
     train = values["train"]
     if isinstance(train, dict):  # keys of the method among those of the loop
         own = {key: train[key] for key in train.keys() & DCLIPSettings.model_fields.keys()}
-        values["train"] = {key: value for key, value in train.items() if key not in own}
+        loop = {key: value for key, value in train.items() if key not in own}
+        values["train"] = {"preset": "robust", **loop}
         values["dclip"] = {**values["dclip"], **own}  # type: ignore[dict-item]
     return config_class("dclip").model_validate(values)
 

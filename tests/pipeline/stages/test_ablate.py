@@ -62,7 +62,10 @@ def test_every_row_differs_from_the_settings_in_one_thing(tmp_path: Path) -> Non
 
 def test_presets_are_compared_as_they_are_but_for_the_epochs(tmp_path: Path) -> None:
     author, robust = rows(wanted(tmp_path, studies=["presets"]))
-    for row, recipe in ((author, Recipe(preset="author", epochs=2)), (robust, Recipe(epochs=2))):
+    for row, recipe in (
+        (author, Recipe(preset="author", epochs=2)),
+        (robust, Recipe(preset="robust", epochs=2)),
+    ):
         assert (row.trained.loop.loop, row.trained.own) == (recipe.loop, recipe.method)
         assert row.trained.loop.val_fraction == 0.25  # where, not what
 
@@ -89,7 +92,10 @@ def test_rows_are_data_and_keys_can_be_varied(tmp_path: Path) -> None:
         ({"vary": {"dclip.hidden_dim": ["x2"]}}, "the settings have no number there"),
         ({"vary": {"seed": [0, 1]}}, "seed is the same in all rows"),
         ({"vary": {"train.selection": ["last"]}}, "train.selection is the same in all rows"),
-        ({"vary": {"train.preset": ["best"]}}, "has the presets robust, author, not 'best'"),
+        (
+            {"vary": {"train.preset": ["best"]}},
+            "has the presets anchored, robust, author, not 'best'",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_is_named(
