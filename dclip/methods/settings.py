@@ -9,7 +9,7 @@ YAML files and of sweeps, and part of the checkpoint. What else the stages have 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dclip.fitting.loop import Loop
 
@@ -295,7 +295,7 @@ class DCLIPSettings(MethodSettings):
 
     @field_validator("form")
     @classmethod
-    def _anchored_pools_last(cls, form: str, found: ValidationInfo) -> str:
+    def _anchored_pools_last(cls, form: str, found: Any) -> str:
         if form == "anchored" and found.data.get("aggregation") == "pool_then_project":
             raise ValueError(
                 "aggregation pool_then_project is of form pairs; take it with the preset robust or "

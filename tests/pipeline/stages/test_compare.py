@@ -69,6 +69,10 @@ def test_methods_are_rows_with_their_own_presets(tmp_path: Path) -> None:
     assert own.loop.val_fraction == other.loop.val_fraction == 0.25
     given = config.model_copy(update={"train": TrainConfig(lr=0.5)})
     assert of_method(given, "positivecoop").train.lr == 0.5
+    # the usual preset of one is the usual one of another, whatever its name
+    usual = settings(tmp_path, compare={"methods": methods}, train={"preset": "anchored"})
+    _, own, other, _ = (row.trained.loop for row in compared_rows(usual))
+    assert (own.preset, own.lr, other.preset, other.lr) == ("anchored", 4e-3, "robust", 0.01)
 
 
 def test_all_rows_are_compared_at_every_point_and_a_row_names_its_partner(tmp_path: Path) -> None:
