@@ -443,8 +443,9 @@ class AblateConfig(BaseModel):
 
     rows: list[AblateRow] = Field(
         [],
-        description="lines of the table; left out: those of conf/ablate.yaml for dclip, for other "
-        "methods the method, its variants, and what it proposes to sweep, value by value",
+        description="lines of the table; left out: those of conf/ablate.yaml for dclip with preset "
+        "robust or author, else the method, its variants, and what it proposes to sweep, value by "
+        "value",
     )
     studies: list[str] = Field(
         [], description="only the rows of these studies; left out: all (dry-run lists them)"

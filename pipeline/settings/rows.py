@@ -283,7 +283,8 @@ def _given_rows(config: Config) -> list[AblateRow]:
         ]
     if asked.rows:
         return list(asked.rows)
-    if config.method == DEFAULT_METHOD:
+    # those are of the published form, which the usual preset has not
+    if config.method == DEFAULT_METHOD and config.train.preset != own.usual_preset():
         _, content = read_layer(conf_folder() / "ablate.yaml")
         return [AblateRow.model_validate(row) for row in content["ablate"]["rows"]]
     rows = [AblateRow(study="method", label=AS_IT_IS)]
