@@ -85,11 +85,12 @@ def test_mlflow_holds_epochs_params_data_and_artifacts(finished) -> None:  # typ
     for name in [name for name in found if "epochs=4" in name]:
         found[name.rpartition(" ")[0]] = found.pop(name)
     assert set(found) == {
-        "asl_only output_dim=8 epochs=4", "dclip output_dim=8 epochs=4", "evaluate asl_only dclip",
+        "asl_only robust output_dim=8 epochs=4", "dclip robust output_dim=8 epochs=4",
+        "evaluate asl_only dclip",
         "extract train", "extract test",
     }  # fmt: skip
     assert all(run.info.status == "FINISHED" for run in found.values())
-    trained = found["dclip output_dim=8 epochs=4"]
+    trained = found["dclip robust output_dim=8 epochs=4"]
     history = store.get_metric_history(trained.info.run_id, "val/map")
     assert [metric.step for metric in history] == [1, 2, 3, 4]
     assert trained.data.params["dclip.mfi_weight"] == str(config.dclip.mfi_weight)

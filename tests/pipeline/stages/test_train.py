@@ -224,7 +224,7 @@ def test_ctrl_c_says_what_is_kept_and_ends_as_an_interruption(
     store = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = store.search_runs([e.experiment_id for e in store.search_experiments()])
     assert run.info.status == "KILLED"
-    assert run.info.run_name.startswith("dclip hidden_dim=2048 output_dim=512 epochs=3")
+    assert run.info.run_name.startswith("dclip robust hidden_dim=2048 output_dim=512 epochs=3")
     assert config.output == tmp_path
 
 
