@@ -232,6 +232,19 @@ def clean_batches(
         yield batch._replace(local=batch.local.float())
 
 
+def evenly(
+    rows: Int64[np.ndarray, " rows"], num_classes: int, *, most: int = 4_000_000
+) -> Int64[np.ndarray, " some"]:
+    """All rows, or of very many a part that lies evenly among them, to look at before training.
+
+    Args:
+        rows: One or more.
+        num_classes: Scores of each row.
+        most: Scores in all; there is one row at least.
+    """
+    return rows[:: -(-len(rows) * num_classes // most)]
+
+
 def location_boxes(
     centres: Int64[np.ndarray, "images 2"], grid: tuple[int, int], *, fraction: float
 ) -> Bool[Tensor, "images cells"]:

@@ -5,7 +5,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from dclip.methods.settings import Feed, MethodSettings, Preset
+from dclip.methods.settings import (
+    Clip,
+    Feed,
+    GammaNeg,
+    GammaPos,
+    LocalScale,
+    MethodSettings,
+    Preset,
+)
 from dclip.texts import same_text
 
 BACKGROUND_WORDS = (
@@ -22,12 +30,10 @@ BACKGROUND_TEMPLATE = "a clean origami {}."
 class AdapterSettings(MethodSettings):
     """What is common to methods that compare locations with one text a class, and train by ASL."""
 
-    gamma_neg: float = Field(2.0, ge=0, description="focusing exponent of negatives in ASL")
-    gamma_pos: float = Field(1.0, ge=0, description="focusing exponent of positives in ASL")
-    clip: float = Field(0.05, ge=0, lt=1, description="probability margin c of negatives in ASL")
-    local_scale: float = Field(
-        20.0, gt=0, description="multiplier of the cosine at each location; sharpness of pooling"
-    )
+    gamma_neg: GammaNeg = 2.0
+    gamma_pos: GammaPos = 1.0
+    clip: Clip = 0.05
+    local_scale: LocalScale = 20.0
 
 
 class SmartCLIPAdapterSettings(AdapterSettings):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
-from dclip.fitting.batches import Batch, FeatureSource, clean_batches
+from dclip.fitting.batches import Batch, FeatureSource, clean_batches, evenly
 from dclip.logits import pool_cosines
 from dclip.losses.asymmetric import summed_asymmetric_loss
 from dclip.methods.adapter_settings import AdapterSettings
@@ -19,9 +19,6 @@ from dclip.prompts import best_phrasing
 
 SCALE = 10.0
 """Scale of every class, before training images are seen."""
-
-MOST_COSINES = 4_000_000
-"""Images times classes by which scales and offsets begin."""
 
 A = TypeVar("A", bound=AdapterSettings)
 
@@ -57,8 +54,7 @@ class AdapterMethod(Method[A]):
     @torch.no_grad()
     def prepare(self, features: FeatureSource, rows: Int64[np.ndarray, " rows"]) -> None:
         """Let the logits of each class have deviation 1 around its log-odds of being there."""
-        classes = len(self.task.class_names)
-        rows = rows[:: -(-len(rows) * classes // MOST_COSINES)]  # lie evenly among them
+        rows = evenly(rows, len(self.task.class_names))
         batches = clean_batches(features, rows, self.offset.device, 256)
         cosines = torch.cat([self.pooled(batch) for batch in batches])
         deviation = cosines.std(0, correction=0).clamp_min(0.001)
@@ -140,8 +136,7 @@ class AdapterMethod(Method[A]):
 
     def for_classes(self, task: Task) -> Method[A]:
         """Any classes; one that was not trained on has the mean scale and offset of those."""
-        own = {name: place for place, name in enumerate(self.task.class_names)}
-        places = [own.get(name, -1) for name in task.class_names]
+        places = [-1 if column is None else column for column in self.columns_of(task)]
         other = self.with_task(task)
         assert isinstance(other, AdapterMethod)
         other._parameters = self._parameters | self._of_places(task.class_names, places)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from dclip.fitting.batches import FeatureSource, clean_batches
+from dclip.fitting.batches import FeatureSource, clean_batches, evenly
 from dclip.logits import pooled_similarity
 from dclip.model import DCLIP
 
@@ -30,7 +30,6 @@ START_BIAS = 40.0
 """Of every class before labels are seen: no class is likely, and float32 keeps their order."""
 
 _MOST_STEPS = 50
-_MOST_SCORES = 4_000_000  # of images times classes, to calibrate by
 
 
 @torch.no_grad()
@@ -120,8 +119,7 @@ def calibrate(
         rows: Training images; of very many, a part that lies evenly among them.
     """
     asked = torch.cat([model.project_texts(texts, statistics="running"), model.absent[None]])
-    every = -(-len(rows) * len(texts) // _MOST_SCORES)
-    rows = rows[::every]
+    rows = evenly(rows, len(texts))
     scores = [
         pooled_similarity(
             model.project_images(batch.local),

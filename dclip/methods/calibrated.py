@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dclip.fitting.batches import Batch
 from dclip.logits import pair_logits, similarity_maps
 from dclip.methods.head_settings import CalibratedSettings
-from dclip.methods.heads import columns_for
+from dclip.methods.heads import of_columns
 from dclip.methods.method import Method, Task
 from dclip.methods.objective import asl_of
 from dclip.methods.settings import MethodSettings
@@ -102,9 +102,4 @@ class Calibrated(Method[CalibratedSettings]):
         Raises:
             ValueError: One is none of those it was trained on.
         """
-        columns = columns_for(self, task)
-        other = type(self)(self.settings, task).to(self.threshold.device)
-        with torch.no_grad():
-            other.log_scale.copy_(self.log_scale[columns])
-            other.threshold.copy_(self.threshold[columns])
-        return other.train(self.training)
+        return of_columns(self, task)

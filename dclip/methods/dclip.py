@@ -134,9 +134,9 @@ class DCLIPMethod(Method[DCLIPSettings]):
         """Calibrate anchored projectors, and count the images of each class."""
         if self.settings.form == "anchored":
             calibrate(self.model, self.task.positives, features, rows)
-        shown = (features.labels[rows] == 1).sum(0).to(self.trust)
-        prior = self.settings.class_prior
-        self.trust.copy_(shown / (shown + prior) if prior else torch.ones_like(shown))
+        if prior := self.settings.class_prior:
+            shown = (features.labels[rows] == 1).sum(0).to(self.trust)
+            self.trust.copy_(shown / (shown + prior))
 
     def lr_factors(self) -> dict[str, float]:
         """The image projector is moved by all classes at once."""
@@ -194,8 +194,7 @@ class DCLIPMethod(Method[DCLIPSettings]):
         """The same weights; biases of anchored ones are theirs by name, the mean for new names."""
         other = self.with_task(task)
         if self.model.is_anchored:
-            columns = {name: column for column, name in enumerate(self.task.class_names)}
-            model = for_classes(self.model, [columns.get(name) for name in task.class_names])
+            model = for_classes(self.model, self.columns_of(task))
             other.__dict__["_modules"] = {**self._modules, "model": model}
         return other
 

@@ -43,7 +43,8 @@ class DualCoOp(ContextMethod[DualCoOpSettings]):
             ValueError: There are other classes, and contexts are of each class or there is no
                 backbone.
         """
-        unknown = self._unknown(task)
+        columns = zip(task.class_names, self.columns_of(task), strict=True)
+        unknown = [name for name, column in columns if column is None]
         if not unknown or self.settings.contexts == "per_class":
             return super().for_classes(task)
         if task.backbone is None:

@@ -1,6 +1,7 @@
 """What heads on frozen features share: the vector of an image, and classes they are bound to."""
 
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 from dclip.fitting.batches import Batch, FeatureSource, read_batch
 from dclip.methods.head_settings import Vector, VectorSettings
 from dclip.methods.method import Method, Task
+
+M = TypeVar("M", bound=Method[Any])
 
 _ROWS_PER_READ = 256
 
@@ -59,8 +62,9 @@ def read_vectors(
     return torch.cat([*parts()]), features.labels[torch.from_numpy(rows)].to(device)
 
 
-def columns_for(method: Method, task: Task) -> list[int]:  # type: ignore[type-arg]
-    """Which of its classes a method is asked for, that is bound to those it was trained on.
+@torch.no_grad()
+def of_columns(method: M, task: Task) -> M:
+    """The same weights, asked of its own classes, or some of them; each weight has a row a class.
 
     Args:
         method: Trained.
@@ -69,11 +73,9 @@ def columns_for(method: Method, task: Task) -> list[int]:  # type: ignore[type-a
     Raises:
         ValueError: One is none of those it was trained on.
     """
-    known = {name: column for column, name in enumerate(method.task.class_names)}
-    unknown = [name for name in task.class_names if name not in known]
-    if unknown:
-        raise ValueError(
-            f"{method.settings.title} is bound to the {len(known)} classes it was trained on, and "
-            f"{unknown[0]!r} is none of them"
-        )
-    return [known[name] for name in task.class_names]
+    columns = method.own_columns(task)
+    other = type(method)(method.settings, task)
+    for name, weight in method.named_parameters():
+        own = other.get_parameter(name)
+        own.data = weight[columns].clone()
+    return other.train(method.training)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dclip.fitting.batches import Batch, FeatureSource
 from dclip.fitting.logistic import fit_logistic
 from dclip.methods.head_settings import LogisticProbeSettings
-from dclip.methods.heads import columns_for, image_vectors, read_vectors
+from dclip.methods.heads import image_vectors, of_columns, read_vectors
 from dclip.methods.method import Method, Task
 from dclip.methods.settings import MethodSettings
 
@@ -88,9 +88,4 @@ class LogisticProbe(Method[LogisticProbeSettings]):
         Raises:
             ValueError: One is none of those it was trained on.
         """
-        columns = columns_for(self, task)
-        other = type(self)(self.settings, task).to(self.weight.device)
-        with torch.no_grad():
-            other.weight.copy_(self.weight[columns])
-            other.bias.copy_(self.bias[columns])
-        return other.train(self.training)
+        return of_columns(self, task)

@@ -262,6 +262,26 @@ class Method(nn.Module, Generic[S]):
         """
         return self.with_task(task)
 
+    def columns_of(self, task: Task) -> list[int | None]:
+        """Of each class of a task its column among the method's own; None for one that is none."""
+        own = {name: column for column, name in enumerate(self.task.class_names)}
+        return [own.get(name) for name in task.class_names]
+
+    def own_columns(self, task: Task) -> list[int]:
+        """The same, for methods that are bound to their classes.
+
+        Raises:
+            ValueError: One is none of those it was trained on.
+        """
+        columns = self.columns_of(task)
+        own = [column for column in columns if column is not None]
+        if len(own) < len(columns):
+            raise ValueError(
+                f"{self.settings.title} is bound to the {len(self.task.class_names)} classes it "
+                f"was trained on, and {task.class_names[columns.index(None)]!r} is none of them"
+            )
+        return own
+
     def class_features(self) -> Float[Tensor, "classes dim"] | None:
         """The text feature that each class is compared by; None where there is none."""
         return None

@@ -85,23 +85,12 @@ class PairMethod(Method[P]):
         Raises:
             ValueError: One is none of those it was trained on.
         """
-        if unknown := self._unknown(task):
-            raise ValueError(
-                f"{self.settings.title} is bound to the {len(self.task.class_names)} classes it "
-                f"was trained on, and {unknown[0]!r} is none of them"
-            )
-        columns = {name: column for column, name in enumerate(self.task.class_names)}
-        own = [columns[name] for name in task.class_names]
-        return self._of_rows(task, [*own, *(len(columns) + column for column in own)])
+        own, count = self.own_columns(task), len(self.task.class_names)
+        return self._of_rows(task, [*own, *(count + column for column in own)])
 
     def _of_rows(self, task: Task, rows: Sequence[int]) -> Method[P]:
         """The same, asked of the classes that these rows of its pairs are of."""
         raise NotImplementedError
-
-    def _unknown(self, task: Task) -> list[str]:
-        """Classes of a task that it was not trained on."""
-        own = set(self.task.class_names)
-        return [name for name in task.class_names if name not in own]
 
 
 class ContextMethod(PairMethod[C]):

@@ -13,7 +13,7 @@ from dclip.fitting.drawn import part_of
 from dclip.fitting.subset import Subset
 from dclip.logits import zero_shot_scores
 from dclip.methods.head_settings import TipAdapterSettings
-from dclip.methods.heads import columns_for, image_vectors, read_vectors
+from dclip.methods.heads import image_vectors, read_vectors
 from dclip.methods.method import Method, Task
 from dclip.methods.settings import MethodSettings
 from dclip.prompts import best_phrasing
@@ -123,7 +123,7 @@ class TipAdapter(Method[TipAdapterSettings]):
         Raises:
             ValueError: One is none of those it was trained on.
         """
-        columns = columns_for(self, task)
+        columns = self.own_columns(task)
         other = type(self)(self.settings, task)
         other.vectors, other.labels = self.vectors, self.labels[:, columns]
         return other.train(self.training)

@@ -1,14 +1,14 @@
 """Frozen CLIP as it is: of the whole image, of its best location, and pooled as DCLIP pools."""
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from dclip.fitting.batches import Batch
 from dclip.logits import (
-    POOLED_SCALE,
     pair_logits,
+    pooled_similarity,
     similarity_maps,
     zero_shot_scores,
 )
@@ -16,6 +16,8 @@ from dclip.methods.head_settings import ZeroShotPooledSettings
 from dclip.methods.method import Method
 from dclip.methods.settings import MethodSettings, ZeroShotLocalSettings, ZeroShotSettings
 from dclip.prompts import best_phrasing
+
+S = TypeVar("S", bound=MethodSettings)
 
 
 class ZeroShot(Method[ZeroShotSettings]):
@@ -36,16 +38,11 @@ class ZeroShot(Method[ZeroShotSettings]):
         return self.task.positives
 
 
-class ZeroShotLocal(Method[ZeroShotLocalSettings]):
-    """Cosine of each class's text with the location that is most like it."""
+class _OfLocations(Method[S]):
+    """What says of locations how like they are to each class's text."""
 
-    Settings: ClassVar[type[MethodSettings]] = ZeroShotLocalSettings
     gives_probabilities = False
     scores_locations = True
-
-    def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
-        """Largest cosine over the locations, the mean token among them."""
-        return self.location_scores(batch.local).amax(-1)
 
     def location_scores(
         self, local: Float[Tensor, "images locations dim"]
@@ -59,38 +56,29 @@ class ZeroShotLocal(Method[ZeroShotLocalSettings]):
         return self.task.positives
 
 
-class ZeroShotPooled(Method[ZeroShotPooledSettings]):
+class ZeroShotLocal(_OfLocations[ZeroShotLocalSettings]):
+    """Cosine of each class's text with the location that is most like it."""
+
+    Settings: ClassVar[type[MethodSettings]] = ZeroShotLocalSettings
+
+    def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
+        """Largest cosine over the locations, the mean token among them."""
+        return self.location_scores(batch.local).amax(-1)
+
+
+class ZeroShotPooled(_OfLocations[ZeroShotPooledSettings]):
     """CLIP's local features pooled where a class's text fits best, without any projector.
 
     The pooling is DCLIP's (:func:`dclip.logits.pair_logits`), with its scales.
     """
 
     Settings: ClassVar[type[MethodSettings]] = ZeroShotPooledSettings
-    gives_probabilities = False
-    scores_locations = True
 
     def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
         """Pooled scaled cosines, in [-100, 100] by the usual scales; of pairs the difference."""
         own, texts = self.settings, self.task.texts
         if own.asks == "pair":
-            pairs = pair_logits(
-                batch.local,
-                self.task.pairs,
-                local_scale=own.local_scale,
-                pooled_scale=POOLED_SCALE,
-            )
+            pairs = pair_logits(batch.local, self.task.pairs, local_scale=own.local_scale)
             return pairs[:, 1] - pairs[:, 0]
-        scaled = own.local_scale * similarity_maps(batch.local, texts.features)
-        pooled = POOLED_SCALE * (scaled.softmax(-1) * scaled).sum(-1)
+        pooled = pooled_similarity(batch.local, texts.features, local_scale=own.local_scale)
         return best_phrasing(pooled[..., None], texts.classes)[..., 0]
-
-    def location_scores(
-        self, local: Float[Tensor, "images locations dim"]
-    ) -> Float[Tensor, "images classes locations"]:
-        """Cosines, the largest of each class's phrasings."""
-        texts = self.task.texts
-        return best_phrasing(similarity_maps(local, texts.features), texts.classes)
-
-    def class_features(self) -> Float[Tensor, "classes dim"]:
-        """The positive prompts as CLIP encodes them."""
-        return self.task.positives
