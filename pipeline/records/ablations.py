@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from dclip.fitting.subset import Subset
 from dclip.store.shards import digest
 from pipeline.features.backbone import require_prompts
-from pipeline.features.plan import FeaturePlan, plan_features
+from pipeline.features.plan import FeaturePlan, is_complete, plan_features
 from pipeline.features.splits import open_labelled
 from pipeline.records.trainings import of_subset
 from pipeline.settings.config import Config, EvaluateConfig
@@ -63,6 +63,7 @@ class RowPlan:
         rows: Lines of the table.
         seeds: Seeds of each row.
         trainings: What is trained, by name; rows of the same settings share trainings.
+        kind: What the table is called.
         name: Of the table.
         folder: Where table and picture go.
         needed: What a result has to say, to be taken as it is.
@@ -89,6 +90,7 @@ class RowPlan:
             [*row.title, names[0], *([] if row.against is None else [row.against])]
             for row, names in zip(self.rows, self._names, strict=True)
         ]
+        self.kind = kind
         self.name = f"{kind}-{digest({'rows': table, 'seeds': len(self.seeds)})[:12]}"
         home = config.output.absolute()
         self.folder = home / f"{kind}s" / self.name
@@ -110,6 +112,23 @@ class RowPlan:
         if trained.own.trained_by == "loop":
             shared["precision"] = config.train.precision
         return Training(row.method, trained, seed, name_of(row.method, trained, seed, shared))
+
+    def described(self, pack: int) -> list[str]:
+        """Features, trainings and packs in words, for ``--dry-run``.
+
+        Args:
+            pack: Trainings that share one pass over the features, at most.
+        """
+        done = self.done()
+        left = [training for name, training in self.trainings.items() if name not in done]
+        state = {True: "complete", False: "not extracted yet"}
+        return [
+            f"features {self.train.folder} ({state[is_complete(self.train)]})",
+            f"scored on {self.test.folder} ({state[is_complete(self.test)]})",
+            f"{self.name}: {len(self.rows)} rows, {len(self.trainings)} trainings of seeds "
+            f"{self.seeds[0]} to {self.seeds[-1]}, {len(done)} done; the others in "
+            f"{len(packs(left, pack))} packs",
+        ]
 
     def result_path(self, name: str) -> Path:
         """Where the result of a training is or goes."""

@@ -4,8 +4,7 @@ Rows are data (:mod:`pipeline.settings.rows`); what is missing of their training
 :mod:`pipeline.work.ablation`.
 """
 
-from pipeline.features.plan import is_complete
-from pipeline.records.ablations import Ablation, packs
+from pipeline.records.ablations import Ablation
 from pipeline.settings.config import Config
 from pipeline.terminal.cli import Report
 
@@ -21,16 +20,7 @@ def run(config: Config) -> Report:
 def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
     plan = Ablation(config)
-    done = plan.done()
-    left = [training for name, training in plan.trainings.items() if name not in done]
-    state = {True: "complete", False: "not extracted yet"}
-    lines = [
-        f"features {plan.train.folder} ({state[is_complete(plan.train)]})",
-        f"scored on {plan.test.folder} ({state[is_complete(plan.test)]})",
-        f"{plan.name}: {len(plan.rows)} rows, {len(plan.trainings)} trainings of seeds "
-        f"{plan.seeds[0]} to {plan.seeds[-1]}, {len(done)} done; the others in "
-        f"{len(packs(left, config.ablate.pack))} packs",
-    ]
+    lines = plan.described(config.ablate.pack)
     lines += [
         f"  {row.study:18} {row.label:22} {row.trained.loop.epochs} epochs, preset "
         f"{row.trained.loop.preset}"

@@ -5,8 +5,7 @@ trainings is trained by :mod:`pipeline.work.comparison`.
 """
 
 from pipeline.cluster.address import require_cluster
-from pipeline.features.plan import is_complete
-from pipeline.records.ablations import Comparison, packs
+from pipeline.records.ablations import Comparison
 from pipeline.settings.config import Config
 from pipeline.terminal.cli import Report
 
@@ -24,16 +23,7 @@ def run(config: Config) -> Report:
 def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
     plan = Comparison(config)
-    done = plan.done()
-    left = [training for name, training in plan.trainings.items() if name not in done]
-    state = {True: "complete", False: "not extracted yet"}
-    lines = [
-        f"features {plan.train.folder} ({state[is_complete(plan.train)]})",
-        f"scored on {plan.test.folder} ({state[is_complete(plan.test)]})",
-        f"{plan.name}: {len(plan.rows)} rows, {len(plan.trainings)} trainings of seeds "
-        f"{plan.seeds[0]} to {plan.seeds[-1]}, {len(done)} done; the others in "
-        f"{len(packs(left, config.compare.pack))} packs",
-    ]
+    lines = plan.described(config.compare.pack)
     for row in plan.rows:
         how = {
             "loop": f"{row.trained.loop.epochs} epochs, preset {row.trained.loop.preset}",

@@ -1,27 +1,19 @@
 """An ablation at work: the table of its results, its picture, MLflow."""
 
-import csv
-import json
 import statistics
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dclip.store.paths import atomic_write, write_text
 from dclip.words import counted
-from pipeline.features.backbone import warnings_of
 from pipeline.pictures import figures
 from pipeline.pictures.canvas import save
 from pipeline.records.ablations import Ablation, Result
-from pipeline.records.provenance import git_commit
-from pipeline.records.tracking import Tracker
 from pipeline.settings.config import Config
 from pipeline.settings.rows import Row
 from pipeline.terminal.cli import Report
 from pipeline.terminal.table import Column, aligned
-from pipeline.work.row_trainings import check_rows, complete
+from pipeline.work.row_trainings import RowTable, run_rows, spread
 
 
 def run(config: Config, plan: Ablation) -> Report:
@@ -34,29 +26,8 @@ def run(config: Config, plan: Ablation) -> Report:
     Raises:
         StageError: The splits have other classes, a row is bound to fail, or a process fails.
     """
-    started = time.perf_counter()
-    check_rows(config, plan, "ablate")
-    tracker = Tracker(config)
-    with tracker.run(plan.name, key=plan.name, tags={"dclip.stage": "ablate"}) as tracked:
-        tracked.params({f"ablate.{k}": v for k, v in config.ablate.model_dump().items()})
-        source = f"{config.dataset_slug}-{config.train_split}"
-        tracked.dataset(source, plan.train.folder, plan.train.fingerprint, "training")
-        results, trained_now = complete(config, plan, tracker, "ablate", config.ablate.pack)
-        table = summary(plan.rows, plan.by_row(results), plan.seeds)
-        files = _write(config, plan, table)
-        for path in files:
-            tracked.artifact(path)
-        tracked.text(config.model_dump_json(indent=1), "config.json")
-    sys.stdout.write(f"{as_text(config, table)}\n" + "".join(f"{path}\n" for path in files))
-    sys.stdout.write(f"compare in MLflow: {tracker.ui_command}\n  {tracker.experiment_url()}\n")
-    return {
-        "stage": "ablate",
-        "name": plan.name,
-        "rows": table,
-        "trained_now": trained_now,
-        "files": [str(path) for path in files],
-        "seconds": round(time.perf_counter() - started, 2),
-    }
+    table = RowTable("ablate", config.ablate.pack, summary, as_text, _draw)
+    return run_rows(config, plan, table)
 
 
 def summary(
@@ -127,8 +98,8 @@ def as_text(config: Config, table: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             [
                 f"  {line['row']}",
-                *(_spread(line, name, 100, 2) for name in ("test_map", "val_map")),
-                *(_spread(line, name, 1, 3) for name in watched),
+                *(spread(line, name, 100, 2) for name in ("test_map", "val_map")),
+                *(spread(line, name, 1, 3) for name in watched),
                 line["parameters"],
                 note,
             ]
@@ -142,30 +113,8 @@ def as_text(config: Config, table: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _spread(line: Mapping[str, Any], name: str, scale: float, digits: int) -> str:
-    mean, std = line[name], line[f"{name}_std"]
-    if mean is None:
-        return "-"
-    text = f"{scale * mean:.{digits}f}"
-    return text if std is None else f"{text} ± {scale * std:.{digits}f}"
-
-
-def _write(config: Config, plan: Ablation, table: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Table as CSV and JSON, and its picture."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    flat = [{key: value for key, value in line.items() if key != "by_seed"} for line in table]
-    sheet, data = plan.folder / "ablation.csv", plan.folder / "ablation.json"
-    with atomic_write(sheet) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(flat[0]))
-        writer.writeheader()
-        writer.writerows(flat)
-    about = {
-        "config": config.model_dump(mode="json"),
-        "commit": git_commit(),
-        "warnings": warnings_of(config),
-        "rows": table,
-    }
-    write_text(data, json.dumps(about, indent=1))
+def _draw(config: Config, plan: Ablation, table: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """The table's picture."""
     picture = plan.folder / "ablation.png"
     save(figures.ablation(table, config.own.watched), picture)
-    return [sheet, data, picture]
+    return [picture]

@@ -1,31 +1,24 @@
 """A comparison at work: one table of what methods reach and cost, its pictures, MLflow."""
 
-import csv
-import json
 import statistics
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dclip.metrics import paired_interval
-from dclip.store.paths import atomic_write, write_text
 from dclip.words import counted
 from pipeline.features.backbone import warnings_of
 from pipeline.pictures import comparison_figures as figures
 from pipeline.pictures.canvas import heading, save
 from pipeline.pictures.looks import title_of
 from pipeline.records.ablations import Comparison, Result
-from pipeline.records.provenance import git_commit
 from pipeline.records.report import remarks
-from pipeline.records.tracking import Tracker
 from pipeline.settings.config import Config
 from pipeline.settings.rows import Point, Row
 from pipeline.settings.space import leaf
 from pipeline.terminal.cli import Report
 from pipeline.terminal.table import Column, aligned
-from pipeline.work.row_trainings import check_rows, complete
+from pipeline.work.row_trainings import RowTable, run_rows, spread
 
 _TEST = {
     "test_map": "map",
@@ -49,29 +42,8 @@ def run(config: Config, plan: Comparison) -> Report:
     Raises:
         StageError: The splits have other classes, a row is bound to fail, or a process fails.
     """
-    started = time.perf_counter()
-    check_rows(config, plan, "compare")
-    tracker = Tracker(config)
-    with tracker.run(plan.name, key=plan.name, tags={"dclip.stage": "compare"}) as tracked:
-        tracked.params({f"compare.{k}": v for k, v in config.compare.model_dump().items()})
-        source = f"{config.dataset_slug}-{config.train_split}"
-        tracked.dataset(source, plan.train.folder, plan.train.fingerprint, "training")
-        results, trained_now = complete(config, plan, tracker, "compare", config.compare.pack)
-        table = summary(plan.rows, plan.by_row(results), plan.seeds)
-        files = _write(config, plan, table)
-        for path in files:
-            tracked.artifact(path)
-        tracked.text(config.model_dump_json(indent=1), "config.json")
-    sys.stdout.write(f"{as_text(config, table)}\n" + "".join(f"{path}\n" for path in files))
-    sys.stdout.write(f"compare in MLflow: {tracker.ui_command}\n  {tracker.experiment_url()}\n")
-    return {
-        "stage": "compare",
-        "name": plan.name,
-        "rows": table,
-        "trained_now": trained_now,
-        "files": [str(path) for path in files],
-        "seconds": round(time.perf_counter() - started, 2),
-    }
+    table = RowTable("compare", config.compare.pack, summary, as_text, _draw)
+    return run_rows(config, plan, table)
 
 
 def summary(
@@ -166,9 +138,9 @@ def as_text(config: Config, table: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             [
                 f"  {title_of(line['row'])}",
-                _spread(line, "test_map", 100, 2),
-                *(_spread(line, n, 100, 1) for n in ("cf1", "of1", "class_precision", "ece")),
-                _spread(line, "class_cosine", 1, 3),
+                spread(line, "test_map", 100, 2),
+                *(spread(line, n, 100, 1) for n in ("cf1", "of1", "class_precision", "ece")),
+                spread(line, "class_cosine", 1, 3),
                 _gain(line),
                 line["parameters"],
                 line["seconds"],
@@ -199,14 +171,6 @@ def as_text(config: Config, table: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _spread(line: Mapping[str, Any], name: str, scale: float, digits: int) -> str:
-    mean, std = line[name], line[f"{name}_std"]
-    if mean is None:
-        return "-"
-    text = f"{scale * mean:.{digits}f}"
-    return text if std is None else f"{text} ± {scale * std:.{digits}f}"
-
-
 def _gain(line: Mapping[str, Any]) -> str:
     mean, low, high = (line[f"difference{end}"] for end in ("", "_low", "_high"))
     if mean is None:
@@ -215,23 +179,9 @@ def _gain(line: Mapping[str, Any]) -> str:
     return text if low is None else f"{text} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
-def _write(config: Config, plan: Comparison, table: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Table as CSV and JSON, and its pictures."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    flat = [{key: value for key, value in line.items() if key != "by_seed"} for line in table]
-    sheet, data = plan.folder / "comparison.csv", plan.folder / "comparison.json"
-    with atomic_write(sheet) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(flat[0]))
-        writer.writeheader()
-        writer.writerows(flat)
-    about = {
-        "config": config.model_dump(mode="json"),
-        "commit": git_commit(),
-        "warnings": warnings_of(config),
-        "rows": table,
-    }
-    write_text(data, json.dumps(about, indent=1))
-    files = [sheet, data]
+def _draw(config: Config, plan: Comparison, table: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """The table's pictures."""
+    files = []
     seeds = counted(config.compare.seeds, "seed")
     title = f"{config.dataset} {config.test_split}, {plan.test.num_images:,} images, {seeds}"
     title = heading(title, *warnings_of(config))

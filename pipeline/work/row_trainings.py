@@ -1,9 +1,14 @@
-"""The trainings of the rows of a table: packs as Ray tasks, one small file and MLflow run each."""
+"""The rows of a table at work: packs as Ray tasks, a small file and MLflow run each, the table."""
 
+import csv
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import ray
@@ -12,22 +17,112 @@ from dclip.fitting.batches import FeatureSource
 from dclip.fitting.drawn import part_of
 from dclip.fitting.fit import check_loop, check_source
 from dclip.methods.registry import find_method
-from dclip.store.paths import write_text
+from dclip.store.paths import atomic_write, write_text
 from pipeline.cluster import session as cluster
 from pipeline.cluster.device import choose_device
-from pipeline.features.backbone import ClipSettings
+from pipeline.features.backbone import ClipSettings, warnings_of
 from pipeline.features.opened import open_features
 from pipeline.records.ablations import Result, RowPlan, Training, packs
+from pipeline.records.provenance import git_commit
 from pipeline.records.tracking import Tracker
 from pipeline.records.trainings import flat, metric_names
 from pipeline.settings.config import Config
 from pipeline.settings.rows import Row
+from pipeline.terminal.cli import Report
 from pipeline.terminal.errors import StageError, told
 from pipeline.terminal.progress import progress
 from pipeline.work.packs import Job
 from pipeline.work.workers import fit_and_score, score_alone
 
 log = logging.getLogger(__name__)
+
+P = TypeVar("P", bound=RowPlan)
+Line = dict[str, Any]
+"""A line of a table, as CSV and JSON have it; only the latter has ``by_seed``."""
+
+
+@dataclass(frozen=True)
+class RowTable(Generic[P]):
+    """What a stage makes of the results of its rows.
+
+    Attributes:
+        stage: Its name.
+        pack: Trainings that share one pass over the features, at most.
+        summary: Lines of rows, of their results and of the seeds.
+        as_text: Lines for people.
+        draw: Pictures of lines; their files.
+    """
+
+    stage: str
+    pack: int
+    summary: Callable[[Sequence[Row], Sequence[Sequence[Result]], Sequence[int]], list[Line]]
+    as_text: Callable[[Config, Sequence[Line]], str]
+    draw: Callable[[Config, P, Sequence[Line]], list[Path]]
+
+
+def run_rows(config: Config, plan: P, table: RowTable[P]) -> Report:
+    """Train what is missing, write table and pictures, record all in MLflow, print the table.
+
+    Args:
+        config: Settings.
+        plan: What they ask for.
+        table: What becomes of the results.
+
+    Raises:
+        StageError: The splits have other classes, a row is bound to fail, or a process fails.
+    """
+    started, stage = time.perf_counter(), table.stage
+    check_rows(config, plan, stage)
+    tracker = Tracker(config)
+    with tracker.run(plan.name, key=plan.name, tags={"dclip.stage": stage}) as tracked:
+        own = getattr(config, stage).model_dump()
+        tracked.params({f"{stage}.{key}": value for key, value in own.items()})
+        source = f"{config.dataset_slug}-{config.train_split}"
+        tracked.dataset(source, plan.train.folder, plan.train.fingerprint, "training")
+        results, trained_now = complete(config, plan, tracker, stage, table.pack)
+        lines = table.summary(plan.rows, plan.by_row(results), plan.seeds)
+        files = [*_write(config, plan, lines), *table.draw(config, plan, lines)]
+        for path in files:
+            tracked.artifact(path)
+        tracked.text(config.model_dump_json(indent=1), "config.json")
+    sys.stdout.write(f"{table.as_text(config, lines)}\n" + "".join(f"{path}\n" for path in files))
+    sys.stdout.write(f"compare in MLflow: {tracker.ui_command}\n  {tracker.experiment_url()}\n")
+    return {
+        "stage": stage,
+        "name": plan.name,
+        "rows": lines,
+        "trained_now": trained_now,
+        "files": [str(path) for path in files],
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+
+
+def _write(config: Config, plan: RowPlan, lines: Sequence[Line]) -> list[Path]:
+    """The table as CSV and JSON."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    flat = [{key: value for key, value in line.items() if key != "by_seed"} for line in lines]
+    sheet, data = plan.folder / f"{plan.kind}.csv", plan.folder / f"{plan.kind}.json"
+    with atomic_write(sheet) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(flat[0]))
+        writer.writeheader()
+        writer.writerows(flat)
+    about = {
+        "config": config.model_dump(mode="json"),
+        "commit": git_commit(),
+        "warnings": warnings_of(config),
+        "rows": lines,
+    }
+    write_text(data, json.dumps(about, indent=1))
+    return [sheet, data]
+
+
+def spread(line: Mapping[str, Any], name: str, scale: float, digits: int) -> str:
+    """Mean and standard deviation of a score of a line, in words; ``-`` where there is none."""
+    mean, std = line[name], line[f"{name}_std"]
+    if mean is None:
+        return "-"
+    text = f"{scale * mean:.{digits}f}"
+    return text if std is None else f"{text} ± {scale * std:.{digits}f}"
 
 
 def check_rows(config: Config, plan: RowPlan, stage: str) -> None:
