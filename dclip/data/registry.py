@@ -13,7 +13,7 @@ from dclip.data import (
     voc,
 )
 from dclip.data.dataset import Dataset
-from dclip.world.dataset import SHAPES
+from dclip.world.dataset import SHAPES, SHAPES_SINGLE
 
 __all__ = ["DATASETS", "Dataset", "get_dataset"]
 
@@ -21,6 +21,7 @@ DATASETS: Mapping[str, Dataset] = {
     dataset.name: dataset
     for dataset in (
         SHAPES,
+        SHAPES_SINGLE,
         coco.COCO_FORMAT,
         coco.COCO14,
         coco.COCO17,

@@ -1,11 +1,12 @@
-"""The embedded data set as splits of scenes, with label vectors or masks; nothing to download."""
+"""The embedded data sets as splits of drawn images: labels, masks, captions; no download."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from dclip.data.dataset import Dataset, settle
@@ -13,15 +14,26 @@ from dclip.data.listing import Sample
 from dclip.data.segmentation import BACKGROUND, IGNORE_INDEX, SegmentationSample
 from dclip.world import shapes
 
+_SIZES: dict[str, dict[str, int]] = {
+    "shapes": shapes.SPLIT_SIZES,
+    "shapes-single": shapes.SINGLE_SIZES,
+}
+_DRAW: dict[str, Callable[..., shapes.Scene]] = {
+    "shapes": shapes.scene,
+    "shapes-single": shapes.single,
+}
+_REMEMBERED = 20_000  # captions of this many images: a few MB
+
 
 @dataclass(frozen=True)
 class ShapesListing:
-    """A split of the embedded data set (`dclip.world.shapes`), drawn as it is read.
+    """A split of an embedded data set (`dclip.world.shapes`), drawn as it is read.
 
     Args:
-        split: A key of ``shapes.SPLIT_SIZES``.
+        split: A key of ``shapes.SPLIT_SIZES``, or of ``shapes.SINGLE_SIZES``.
         seed: Of the world.
         resolution: Side of the images in pixels.
+        name: The data set: ``"shapes"``, the scenes, or ``"shapes-single"``, one object an image.
 
     Raises:
         ValueError: If there is no such split.
@@ -35,16 +47,13 @@ class ShapesListing:
     split: str
     seed: int = 0
     resolution: int = shapes.RESOLUTION
+    name: str = "shapes"
 
     def __post_init__(self) -> None:
-        if self.split not in shapes.SPLIT_SIZES:
-            known = ", ".join(map(repr, shapes.SPLIT_SIZES))
-            raise ValueError(f"unknown split {self.split!r}; shapes has {known}")
-
-    @property
-    def name(self) -> str:
-        """The data set's name, ``"shapes"``."""
-        return "shapes"
+        sizes = _SIZES[self.name]
+        if self.split not in sizes:
+            known = ", ".join(map(repr, sizes))
+            raise ValueError(f"unknown split {self.split!r}; {self.name} has {known}")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -52,7 +61,7 @@ class ShapesListing:
         return shapes.CLASS_NAMES
 
     def __len__(self) -> int:
-        return shapes.SPLIT_SIZES[self.split]
+        return _SIZES[self.name][self.split]
 
     def key(self, index: int) -> str:
         """Split and index."""
@@ -64,8 +73,34 @@ class ShapesListing:
         Raises:
             ValueError: If the index is out of range.
         """
-        scene = shapes.scene(self.split, index, seed=self.seed, resolution=self.resolution)
-        return Sample(Image.fromarray(scene.image), scene.labels)
+        drawn = self.draw(index)
+        return Sample(Image.fromarray(drawn.image), drawn.labels)
+
+    def draw(self, index: int) -> shapes.Scene:
+        """The image with everything known of it.
+
+        Raises:
+            ValueError: If the index is out of range.
+        """
+        return _DRAW[self.name](self.split, index, seed=self.seed, resolution=self.resolution)
+
+    def captions(self, rows: Int64[np.ndarray, " rows"]) -> list[tuple[str, str]]:
+        """Two captions of each image: a short one, of its largest object, and a long one, of all.
+
+        The long one has a sentence for each object and one for the ground, parted by spaces; it
+        fits 77 tokens of CLIP. Images are drawn for it, the first time.
+
+        Args:
+            rows: Indices, in any order.
+
+        Raises:
+            ValueError: If an index is out of range.
+
+        Example:
+            >>> ShapesListing("test").captions(np.array([0]))[0][0]
+            'a photo of a striped cross.'
+        """
+        return [_captions(self, int(row)) for row in rows]
 
     def identity(self) -> dict[str, str | int]:
         """Split, seed, resolution and the version of the world."""
@@ -78,9 +113,15 @@ class ShapesListing:
         }
 
 
+@functools.lru_cache(_REMEMBERED)
+def _captions(listing: ShapesListing, index: int) -> tuple[str, str]:
+    drawn = listing.draw(index)
+    return drawn.caption, " ".join(drawn.sentences)
+
+
 @dataclass(frozen=True)
 class ShapesMaskListing:
-    """A split of the embedded data set with masks: background, then its classes.
+    """A split of an embedded data set with masks: background, then its classes.
 
     Attributes:
         scenes: The same split with label vectors.
@@ -96,7 +137,7 @@ class ShapesMaskListing:
 
     @property
     def name(self) -> str:
-        """The data set's name, ``"shapes"``."""
+        """The data set's name."""
         return self.scenes.name
 
     @property
@@ -132,9 +173,8 @@ class ShapesMaskListing:
         Raises:
             ValueError: If the index is out of range.
         """
-        own = self.scenes
-        scene = shapes.scene(own.split, index, seed=own.seed, resolution=own.resolution)
-        return SegmentationSample(Image.fromarray(scene.image), scene.mask)
+        drawn = self.scenes.draw(index)
+        return SegmentationSample(Image.fromarray(drawn.image), drawn.mask)
 
     def read_mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
         """The mask alone; the scene is drawn for it all the same.
@@ -149,26 +189,28 @@ class ShapesMaskListing:
         return {**self.scenes.identity(), "masks": "drawn"}
 
 
-def open_shapes(root: Path | None, split: str, options: Mapping[str, str]) -> ShapesListing:
-    """A split of the embedded data set; ``root`` is not looked at.
+def open_shapes(
+    root: Path | None, split: str, options: Mapping[str, str], *, name: str = "shapes"
+) -> ShapesListing:
+    """A split of an embedded data set; ``root`` is not looked at.
 
     Raises:
         ValueError: If there is no such split, or an option is given.
     """
     del root
     settle({}, options)
-    return ShapesListing(split)
+    return ShapesListing(split, name=name)
 
 
 def open_shapes_masks(
-    root: Path | None, split: str, options: Mapping[str, str]
+    root: Path | None, split: str, options: Mapping[str, str], *, name: str = "shapes"
 ) -> ShapesMaskListing:
     """The same split with masks; ``root`` is not looked at.
 
     Raises:
         ValueError: If there is no such split, or an option is given.
     """
-    return ShapesMaskListing(open_shapes(root, split, options))
+    return ShapesMaskListing(open_shapes(root, split, options, name=name))
 
 
 SHAPES = Dataset(
@@ -187,4 +229,15 @@ SHAPES = Dataset(
     notes="Procedural scenes of 16 classes that come with the package; needs no root. Masks are"
     " drawn with the scenes; background is their first class.",
     open_masks=open_shapes_masks,
+)
+
+SHAPES_SINGLE = replace(
+    SHAPES,
+    name="shapes-single",
+    title="shapes, one object an image (embedded, drawn)",
+    expected=shapes.SINGLE_SIZES,
+    open=functools.partial(open_shapes, name="shapes-single"),
+    open_masks=functools.partial(open_shapes_masks, name="shapes-single"),
+    notes="Images of one object on a ground strewn with halves of other objects, as many of every"
+    " class; for learning from few. Comes with the package; needs no root. Masks show the object.",
 )

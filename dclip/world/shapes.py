@@ -6,8 +6,10 @@ objects in front of one another, distracting scraps all over the background. Eve
 from (seed, split, index) and from nothing else, so any part of a split can be drawn anywhere, in
 any order.
 
-`scene` draws labelled images, `photo` the image-caption pairs a small CLIP is pretrained on
-(`dclip.world.pretraining`), `write_coco` lays a split out on disk as COCO does.
+`scene` draws labelled images, `single` images of one object among broken pieces of others,
+`photo` the image-caption pairs a small CLIP is pretrained on (`dclip.world.pretraining`);
+`write_coco` lays a split out on disk as COCO does. Each image comes with a short caption, of its
+largest object, and with a long one, of everything.
 """
 
 import functools
@@ -27,6 +29,9 @@ Field = NDArray[np.floating]
 SPLIT_SIZES: dict[str, int] = {"train": 4000, "test": 1000, "single": 400}
 """Images of each split: two of scenes, one of single objects for the zero-shot check."""
 
+SINGLE_SIZES: dict[str, int] = {"train": 1600, "val": 320, "test": 1600}
+"""Images of each split of `single`: as many of every class."""
+
 RESOLUTION = 192
 """Side in pixels for which the object sizes are made."""
 
@@ -40,6 +45,7 @@ MAX_OBJECTS = 6
 
 # The first word of a random stream's key; a new kind of image takes a new number.
 _STREAMS = {"train": 0, "test": 1, "single": 2, "photo": 3}
+_SINGLE_STREAMS = {"train": 4, "val": 5, "test": 6}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -233,6 +239,27 @@ _CAPTIONS: tuple[str, ...] = (
 _BARE_CAPTIONS = 10
 """The first so many captions tell the name alone."""
 
+# Sentences of a long caption. All of them about six objects and the ground fit 77 tokens.
+_SENTENCES: tuple[str, ...] = (
+    "A {size} {texture} {colour} {name} {place}.",
+    "{Place} a {size} {texture} {colour} {name}.",
+)
+_GROUND_SENTENCES: tuple[str, ...] = (
+    "The ground is {ground}.",
+    "All on {ground} ground.",
+)
+_PLACES: tuple[tuple[str, str, str], ...] = (
+    ("in the upper left", "at the top", "in the upper right"),
+    ("on the left", "in the middle", "on the right"),
+    ("in the lower left", "at the bottom", "in the lower right"),
+)
+_LARGE = 75
+"""An object of a longer side in pixels is called large, at `RESOLUTION`."""
+
+# Of `single`: sides of the object in pixels, and numbers of broken pieces, the last left out.
+_SINGLE_SIDES = (52, 88)
+_PIECES = (4, 9)
+
 
 @dataclass(frozen=True)
 class SceneObject:
@@ -244,12 +271,18 @@ class SceneObject:
         visible_pixels: Pixels of the image that show this object.
         visible_fraction: The same over the area of the whole object, in [0, 1]. Only a `photo` can
             hold an object that is hidden altogether; its box is all zeros.
+        colour: As captions call it.
+        texture: The same of its pattern.
+        size: ``"small"`` or ``"large"``.
     """
 
     class_index: int
     box: tuple[int, int, int, int]
     visible_pixels: int
     visible_fraction: float
+    colour: str
+    texture: str
+    size: str
 
 
 @dataclass(frozen=True)
@@ -264,6 +297,9 @@ class Scene:
         objects: From the furthest to the nearest; all of them are labelled.
         salient: Index into ``objects`` of the one with the most visible pixels.
         caption: What a caption writer would say: the salient object.
+        sentences: What a careful one would: a sentence for each object, the largest first, of its
+            size, texture, colour, class and place; then one of the ground. Joined by spaces they
+            are the long caption.
     """
 
     image: UInt8[np.ndarray, "height width 3"]
@@ -273,6 +309,7 @@ class Scene:
     objects: tuple[SceneObject, ...]
     salient: int
     caption: str
+    sentences: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -297,11 +334,9 @@ class _Stamp:
     whole_pixels: float
 
 
-def _random(seed: int, stream: str, index: int) -> np.random.Generator:
+def _random(seed: int, stream: int, index: int) -> np.random.Generator:
     """The random stream of one image; counter-based, so neighbours are unrelated."""
-    return np.random.Generator(
-        np.random.Philox(np.random.SeedSequence((seed, _STREAMS[stream], index)))
-    )
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, stream, index))))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -363,8 +398,8 @@ def _pattern(texture: str, x: Field, y: Field, frequency: float) -> NDArray[np.b
 
 def _background(
     rng: np.random.Generator, resolution: int, colour: NDArray[np.float32]
-) -> Float32[np.ndarray, "3 height width"]:
-    """A patterned ground in one muted colour, strewn with scraps of every colour."""
+) -> tuple[Float32[np.ndarray, "3 height width"], str]:
+    """A patterned ground in one muted colour, strewn with scraps of every colour; its texture."""
     axis = np.arange(resolution, dtype=np.float32)
     angle = rng.uniform(0, math.pi)
     x = axis[None, :] * math.cos(angle) + axis[:, None] * math.sin(angle)
@@ -386,7 +421,7 @@ def _background(
         across = rows * math.cos(turn) - columns * math.sin(turn)
         scrap = (np.abs(along) < long) & (np.abs(across) < wide)
         window[:, scrap] = palette[rng.integers(len(palette))][:, None]
-    return canvas
+    return canvas, texture
 
 
 def _draw(
@@ -396,8 +431,20 @@ def _draw(
     *,
     min_visible_fraction: float,
     attributes: bool = True,
+    large: float = _LARGE,
+    pieces: int = 0,
 ) -> Scene:
-    """Draw a layout, furthest object first, and describe what is visible of it."""
+    """Draw a layout, furthest object first, and describe what is visible of it.
+
+    Args:
+        rng: Of this image.
+        resolution: Side of the canvas.
+        layout: The objects, the furthest first.
+        min_visible_fraction: Objects of which less would be seen are taken out.
+        attributes: Whether the caption may tell more than the name.
+        large: Side in pixels above which an object is called so.
+        pieces: Broken objects behind all others; they are part of the ground.
+    """
     pairs = [(placed, stamp) for placed in layout if (stamp := _stamp(placed, resolution))]
     while True:  # taking one object out can only help the others
         instances = _visible([stamp for _, stamp in pairs], resolution)
@@ -413,11 +460,14 @@ def _draw(
 
     background = list(_BACKGROUNDS)[rng.integers(len(_BACKGROUNDS))]
     ground = (np.array(_BACKGROUNDS[background]) + rng.uniform(-12, 12, 3)).astype(np.float32)
-    canvas = _background(rng, resolution, ground)
+    canvas, ground_texture = _background(rng, resolution, ground)
+    for _ in range(pieces):
+        if (piece := _piece(rng, resolution)) is not None:
+            _paint(rng, canvas, piece, ground)
     told: list[dict[str, str]] = []
     for placed, stamp in pairs:
         colour, texture = _paint(rng, canvas, stamp, ground)
-        size = "large" if placed.side > 75 else "small"
+        size = "large" if placed.side > large else "small"
         told.append({"colour": colour, "texture": texture, "size": size})
     canvas += rng.integers(-9, 10, canvas.shape, dtype=np.int8)
     image = np.clip(canvas, 0, 255, out=canvas).astype(np.uint8)
@@ -429,11 +479,12 @@ def _draw(
     labels[classes[1:][pixels > 0] - 1] = 1
     template = _CAPTIONS[rng.integers(len(_CAPTIONS) if attributes else _BARE_CAPTIONS)]
     objects = tuple(
-        SceneObject(placed.class_index, _box(instances, number), int(count), fraction)
-        for number, ((placed, _), count, fraction) in enumerate(
-            zip(pairs, pixels, fractions, strict=True), start=1
+        SceneObject(placed.class_index, _box(instances, number), int(count), fraction, **words)
+        for number, ((placed, _), count, fraction, words) in enumerate(
+            zip(pairs, pixels, fractions, told, strict=True), start=1
         )
     )
+    caption = template.format(name=names[salient], background=background, **told[salient])
     return Scene(
         image=np.ascontiguousarray(image.transpose(1, 2, 0)),
         labels=labels,
@@ -441,8 +492,52 @@ def _draw(
         instances=instances,
         objects=objects,
         salient=salient,
-        caption=template.format(name=names[salient], background=background, **told[salient]),
+        caption=caption,
+        sentences=_sentences(rng, resolution, objects, f"{ground_texture} {background}"),
     )
+
+
+def _sentences(
+    rng: np.random.Generator, resolution: int, objects: Sequence[SceneObject], ground: str
+) -> tuple[str, ...]:
+    """One sentence for each object that can be seen, the largest first, and one of the ground."""
+    said = []
+    for item in sorted(objects, key=lambda each: -each.visible_pixels):
+        if not item.visible_pixels:
+            continue
+        left, top, width, height = item.box
+        row, column = (
+            min(int(3 * (start + length / 2) / resolution), 2)
+            for start, length in ((top, height), (left, width))
+        )
+        place = _PLACES[row][column]
+        template = _SENTENCES[rng.integers(len(_SENTENCES))]
+        said.append(
+            template.format(
+                size=item.size,
+                texture=item.texture,
+                colour=item.colour,
+                name=CLASS_NAMES[item.class_index],
+                place=place,
+                Place=place.capitalize(),
+            )
+        )
+    said.append(_GROUND_SENTENCES[rng.integers(len(_GROUND_SENTENCES))].format(ground=ground))
+    return tuple(said)
+
+
+def _piece(rng: np.random.Generator, resolution: int) -> _Stamp | None:
+    """Half of an object of any class, anywhere, broken along a line; None if it is outside."""
+    unit = resolution / RESOLUTION
+    centre_x, centre_y = (float(value) for value in rng.uniform(0, resolution, 2))
+    side, angle = float(rng.uniform(40, 80)) * unit, float(rng.uniform(0, 2 * math.pi))
+    class_index = int(rng.integers(len(CLASS_NAMES)))
+    turn, keep = float(rng.uniform(0, 2 * math.pi)), float(rng.uniform(-0.15, 0.15))
+    stamp = _stamp(_Placed(class_index, (centre_x, centre_y), side, angle), resolution)
+    if stamp is None:
+        return None
+    inside = np.clip((stamp.x * math.cos(turn) + stamp.y * math.sin(turn) - keep) * side, 0, 1)
+    return replace(stamp, alpha=(stamp.alpha * inside).astype(np.float32))
 
 
 def _paint(
@@ -545,24 +640,69 @@ def scene(split: str, index: int, *, seed: int = 0, resolution: int = RESOLUTION
         ... )
         ((192, 192, 3), True)
     """
-    if split not in SPLIT_SIZES:
-        known = ", ".join(map(repr, SPLIT_SIZES))
-        raise ValueError(f"unknown split {split!r}; shapes has {known}")
-    if not 0 <= index < SPLIT_SIZES[split]:
-        last = SPLIT_SIZES[split] - 1
-        raise ValueError(f"index {index} is outside split {split!r}; use 0 to {last}")
-    if resolution < 64:
-        raise ValueError(f"resolution {resolution} leaves nothing to see; use 64 or more")
-    rng = _random(seed, split, index)
+    _check(SPLIT_SIZES, "shapes", split, index, resolution)
+    rng = _random(seed, _STREAMS[split], index)
     unit = resolution / RESOLUTION
     if split == "single":
         (placed,) = _place(rng, resolution, [float(rng.uniform(64, 96)) * unit], [0.5])
         placed = replace(placed, class_index=index % len(CLASS_NAMES))
-        return _draw(rng, resolution, [placed], min_visible_fraction=0.0)
+        return _draw(rng, resolution, [placed], min_visible_fraction=0.0, large=_LARGE * unit)
     count = int(rng.choice(np.arange(1, MAX_OBJECTS + 1), p=(0.08, 0.17, 0.25, 0.25, 0.15, 0.1)))
     sides = [float(side) * unit for side in rng.uniform(56, 90, count)]
     layout = _place(rng, resolution, sides, [0.42] * count)
-    return _draw(rng, resolution, layout, min_visible_fraction=MIN_VISIBLE_FRACTION)
+    return _draw(
+        rng,
+        resolution,
+        layout,
+        min_visible_fraction=MIN_VISIBLE_FRACTION,
+        large=_LARGE * unit,
+    )
+
+
+def single(split: str, index: int, *, seed: int = 0, resolution: int = RESOLUTION) -> Scene:
+    """One image of one object, whole, on a ground that is strewn with halves of other objects.
+
+    For learning from few images: the label is the object's class, the mask shows the object alone,
+    and what lies behind it looks like classes that are not there.
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        index: Position in the split, below ``SINGLE_SIZES[split]``. The class is ``index % 16``.
+        seed: Of the world.
+        resolution: Side of the square image in pixels, at least 64; objects grow with it.
+
+    Raises:
+        ValueError: If the split is unknown, the index out of range, or the resolution too small.
+
+    Example:
+        >>> drawn = single("val", 3)
+        >>> CLASS_NAMES[drawn.objects[0].class_index], np.unique(drawn.mask).tolist()
+        ('star', [0, 4])
+    """
+    _check(SINGLE_SIZES, "shapes-single", split, index, resolution)
+    rng = _random(seed, _SINGLE_STREAMS[split], index)
+    unit = resolution / RESOLUTION
+    (placed,) = _place(rng, resolution, [float(rng.uniform(*_SINGLE_SIDES)) * unit], [0.5])
+    placed = replace(placed, class_index=index % len(CLASS_NAMES))
+    return _draw(
+        rng,
+        resolution,
+        [placed],
+        min_visible_fraction=0.0,
+        large=_LARGE * unit,
+        pieces=int(rng.integers(*_PIECES)),
+    )
+
+
+def _check(sizes: dict[str, int], name: str, split: str, index: int, resolution: int) -> None:
+    """Refuse an image that is in no split, or too small."""
+    if split not in sizes:
+        known = ", ".join(map(repr, sizes))
+        raise ValueError(f"unknown split {split!r}; {name} has {known}")
+    if not 0 <= index < sizes[split]:
+        raise ValueError(f"index {index} is outside split {split!r}; use 0 to {sizes[split] - 1}")
+    if resolution < 64:
+        raise ValueError(f"resolution {resolution} leaves nothing to see; use 64 or more")
 
 
 def photo(
@@ -600,7 +740,7 @@ def photo(
         raise ValueError(f"neighbours={neighbours} is no range; use (fewest, most)")
     if resolution < 96:
         raise ValueError(f"resolution {resolution} does not hold an object; use 96 or more")
-    rng = _random(seed, "photo", index)
+    rng = _random(seed, _STREAMS["photo"], index)
     count = int(rng.integers(neighbours[0], neighbours[1] + 1))
     sides = [float(rng.uniform(66, 92)), *(float(side) for side in rng.uniform(54, 74, count))]
     layout = _place(rng, resolution, sides, [0.46] + [-0.1] * count)

@@ -16,7 +16,7 @@ from dclip.store.paths import write_text
 from dclip.store.shards import digest
 from dclip.texts import context_length, too_long
 from pipeline.features.splits import tested_on_train
-from pipeline.settings.config import TOY_BACKBONE, TOY_DATASET, Config
+from pipeline.settings.config import TOY_BACKBONE, TOY_DATASETS, Config
 from pipeline.terminal.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def warnings_of(config: Config) -> list[str]:
             " other images"
         )
     is_toy = config.backbone == TOY_BACKBONE and config.pretrained is None
-    if not is_toy or (config.dataset == TOY_DATASET and not config.predict.paths):
+    if not is_toy or (config.dataset in TOY_DATASETS and not config.predict.paths):
         return told
     images = "image files" if config.predict.paths else config.dataset
     return [

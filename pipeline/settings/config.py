@@ -48,6 +48,9 @@ from pipeline.terminal.pages import page
 TOY_DATASET, TOY_BACKBONE = "shapes", "tiny"
 """The embedded data set and the CLIP that knows it, and nothing else."""
 
+TOY_DATASETS = (TOY_DATASET, "shapes-single")
+"""All that are drawn by the same hand."""
+
 
 def _as_path(value: object) -> AnyPath:
     if not isinstance(value, str | Path | RemotePath):
@@ -547,7 +550,7 @@ def usual_backbone(settings: Mapping[str, Any]) -> str:
     Args:
         settings: Those that come before it, ``dataset`` among them unless it is wrong itself.
     """
-    return TOY_BACKBONE if settings.get("dataset") == TOY_DATASET else "RN101"
+    return TOY_BACKBONE if settings.get("dataset") in TOY_DATASETS else "RN101"
 
 
 class Config(BaseSettings):

@@ -25,7 +25,7 @@ from pipeline.records.choice import NoCheckpointError, take_checkpoint
 from pipeline.records.origin import About, kind_trained_on, read_about
 from pipeline.records.provenance import git_commit
 from pipeline.records.report import StageReport, remarks, show, write
-from pipeline.settings.config import TOY_DATASET, Config, usual_backbone
+from pipeline.settings.config import TOY_DATASETS, Config, usual_backbone
 from pipeline.terminal.errors import UsageError
 from pipeline.terminal.pages import page
 from pipeline.terminal.table import Column, aligned
@@ -163,7 +163,7 @@ def _take(config: Config) -> tuple[Config, Path | None, str]:
 
 def _with_real_clip(config: Config) -> Config:
     """The settings for photographs: no tiny CLIP, unless somebody named it."""
-    if "backbone" in config.model_fields_set or config.dataset != TOY_DATASET:
+    if "backbone" in config.model_fields_set or config.dataset not in TOY_DATASETS:
         return config
     return config.model_copy(update={"backbone": usual_backbone({})})
 

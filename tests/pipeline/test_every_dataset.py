@@ -52,7 +52,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 def tree_and_words(trees: ModuleType, name: str, root: Path) -> list[str]:
     """Write the tree, and say it on the command line."""
-    if name == "shapes":
+    if name.startswith("shapes"):
         return ["--dataset", name, "--extract.limit", str(IMAGES["test"])]
     if name == "folder:":
         for split, count in IMAGES.items():
@@ -107,7 +107,7 @@ def expected_classes(name: str) -> tuple[str, ...]:
 def shown_classes(trees: ModuleType, name: str, class_names: Sequence[str]) -> set[str]:
     """Classes that occur in the images of the test split, by the scenes behind them."""
     split = registry.DATASETS[name].test_split if name in registry.DATASETS else "test"
-    if name == "shapes":
+    if name.startswith("shapes"):
         listing = registry.DATASETS[name].open(Path(), split, {})
         drawn = [listing.read(row).labels for row in range(IMAGES["test"])]
     else:

@@ -8,8 +8,9 @@ import pytest
 from dclip.data import listing as listings
 from dclip.data import segmentation
 from dclip.data.listing import Listing, check_key
+from dclip.fitting.batches import CaptionSource
 from dclip.world import shapes
-from dclip.world.dataset import ShapesListing
+from dclip.world.dataset import ShapesListing, ShapesMaskListing
 
 
 def test_shapes_are_a_listing_of_scenes() -> None:
@@ -21,6 +22,28 @@ def test_shapes_are_a_listing_of_scenes() -> None:
     sample = listing.read(12)
     assert np.array_equal(np.asarray(sample.image), scene.image)
     assert np.array_equal(sample.labels, scene.labels)
+
+
+def test_captions_come_in_the_order_of_the_rows_short_and_long() -> None:
+    listing = ShapesListing("test")
+    assert isinstance(listing, CaptionSource)
+    first, other, again = listing.captions(np.array([7, 2, 7]))
+    scene = shapes.scene("test", 7)
+    assert first == again == (scene.caption, " ".join(scene.sentences))
+    assert other[1].count(".") == len(shapes.scene("test", 2).objects) + 1
+    with pytest.raises(ValueError, match="use 0 to 999"):
+        listing.captions(np.array([1000]))
+
+
+def test_single_objects_are_a_data_set_of_their_own() -> None:
+    listing = ShapesListing("val", name="shapes-single")
+    drawn = shapes.single("val", 9)
+    assert np.array_equal(np.asarray(listing.read(9).image), drawn.image)
+    assert listing.identity() != ShapesListing("train").identity()
+    assert (listing.name, len(listing), listing.key(9)) == ("shapes-single", 320, "val-00009")
+    masked = ShapesMaskListing(listing)
+    assert np.array_equal(masked.read_mask(9), drawn.mask)
+    assert masked.name == "shapes-single"
 
 
 def test_shapes_keys_are_distinct_and_fit_for_files() -> None:

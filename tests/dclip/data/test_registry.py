@@ -14,6 +14,7 @@ from dclip.data.segmentation import IGNORE_INDEX, SegmentationListing
 # Columns of every variant, in words: an adapter that loses or gains a class fails here.
 SIZES = {
     "shapes": 16,
+    "shapes-single": 16,
     "coco": 0,
     "coco14": 80,
     "coco17": 80,
@@ -27,7 +28,8 @@ SIZES = {
     "ade20k": 150,
 }
 
-TREE_NAMES = [name for name in DATASETS if name != "shapes"]
+DRAWN = ("shapes", "shapes-single")
+TREE_NAMES = [name for name in DATASETS if name not in DRAWN]
 
 
 def choices(dataset: Dataset) -> list[dict[str, str]]:
@@ -50,11 +52,11 @@ def test_an_entry_is_whole(name: str) -> None:
     assert len(set(dataset.class_names)) == len(dataset.class_names)
     assert dataset.title
     assert dataset.notes
-    if name not in ("shapes", "coco"):
+    if name not in (*DRAWN, "coco"):
         assert dataset.test_split in dataset.expected
         assert dataset.train_split is None or dataset.train_split in dataset.expected
         assert dataset.homepage.startswith("http")
-    assert any("{split}" in path for path, _ in dataset.layout) or name == "shapes"
+    assert any("{split}" in path for path, _ in dataset.layout) or name in DRAWN
 
 
 def test_published_counts() -> None:
@@ -95,7 +97,9 @@ def test_display_names_stand_in_the_published_order(file: str, recorded: str) ->
 def test_an_unknown_name_is_answered_with_names_like_it() -> None:
     with pytest.raises(ValueError, match="did you mean 'coco14'"):
         get_dataset("coco2014")
-    with pytest.raises(ValueError, match=r"unknown dataset 'imagenet'; known: shapes, coco,"):
+    with pytest.raises(
+        ValueError, match=r"unknown dataset 'imagenet'; known: shapes, shapes-single, coco,"
+    ):
         get_dataset("imagenet")
 
 
@@ -187,10 +191,10 @@ def test_a_missing_tree_and_an_unknown_option_are_told(name: str, tmp_path: Path
         dataset.open(tmp_path, dataset.test_split, {"colour": "red"})
 
 
-@pytest.mark.parametrize("name", [*TREE_NAMES, "shapes"])
+@pytest.mark.parametrize("name", [*TREE_NAMES, *DRAWN])
 def test_an_unknown_split_is_told(name: str, trees: ModuleType, tmp_path: Path) -> None:
     dataset = get_dataset(name)
-    if name != "shapes":
+    if name not in DRAWN:
         trees.TREES[name](tmp_path, dataset.test_split, 1)
     with pytest.raises(ValueError, match="nowhere"):
         dataset.open(tmp_path, "nowhere", {})

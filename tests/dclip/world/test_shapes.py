@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dclip.texts import count_tokens
 from dclip.world import shapes
 
 SAMPLE = 120
@@ -25,6 +26,21 @@ def scenes() -> dict[str, list[shapes.Scene]]:
 def _digest(drawn: shapes.Scene) -> str:
     content = drawn.image.tobytes() + drawn.mask.tobytes() + drawn.labels.tobytes()
     return hashlib.sha256(content + drawn.caption.encode()).hexdigest()
+
+
+def test_the_images_are_those_of_version_one() -> None:
+    # golden: recorded on 2026-11-27, before images had long captions, at commit 6407cd8; caches of
+    # features and the packaged CLIPs depend on it. A deliberate change takes another VERSION.
+    drawn = [shapes.scene(split, 5) for split in ("train", "test", "single")]
+    drawn += [shapes.photo(5), shapes.photo(5, resolution=96, attributes=False)]
+    assert [_digest(one)[:12] for one in drawn] == [
+        "242626757123",
+        "9c90fc929190",
+        "cdd5cd44372c",
+        "8a054b8954b1",
+        "a1661aff8cad",
+    ]
+    assert shapes.VERSION == 1
 
 
 def test_a_scene_does_not_depend_on_what_was_drawn_before() -> None:
@@ -127,6 +143,55 @@ def test_captions_name_the_largest_visible_object(
     assert [word for word in words if word in shapes.CLASS_NAMES] == [
         shapes.CLASS_NAMES[largest.class_index]
     ]
+
+
+def test_long_captions_tell_each_object_once_and_the_ground(
+    scenes: dict[str, list[shapes.Scene]],
+) -> None:
+    for drawn in scenes["train"]:
+        *told, ground = drawn.sentences
+        assert "ground" in ground
+        assert len(told) == len(drawn.objects)
+        largest_first = sorted(drawn.objects, key=lambda item: -item.visible_pixels)
+        for sentence, item in zip(told, largest_first, strict=True):
+            words = sentence.lower().strip(".").split()
+            known = [word for word in words if word in shapes.CLASS_NAMES]
+            assert known == [shapes.CLASS_NAMES[item.class_index]]
+            assert {item.colour, item.texture, item.size} <= set(words)
+            left, top, width, height = item.box
+            across, down = left + width / 2, top + height / 2
+            for centre, sides in (
+                (across, ("left", "right")),
+                (down, ("upper top", "lower bottom")),
+            ):
+                third = int(3 * centre / shapes.RESOLUTION)
+                is_told = [bool(set(side.split()) & set(words)) for side in sides]
+                assert is_told == [third == 0, third == 2]
+
+
+def test_long_captions_fit_clip_and_tell_images_apart(
+    scenes: dict[str, list[shapes.Scene]],
+) -> None:
+    every = [" ".join(drawn.sentences) for drawn in (*scenes["train"], *scenes["test"])]
+    assert max(map(count_tokens, every)) <= 77
+    assert len(set(every)) == len(every)
+    short = {drawn.caption for drawn in (*scenes["train"], *scenes["test"])}
+    assert len(short) < len(every)
+
+
+def test_one_object_among_pieces_has_a_mask_of_its_own() -> None:
+    for index in range(32):
+        drawn = shapes.single("train", index)
+        (item,) = drawn.objects
+        assert item.class_index == index % 16
+        assert np.unique(drawn.mask).tolist() == [0, item.class_index + 1]
+        assert item.visible_fraction > 0.8
+        assert len(drawn.sentences) == 2
+    assert len({shapes.single(split, 0).image.tobytes() for split in shapes.SINGLE_SIZES}) == 3
+    with pytest.raises(ValueError, match="shapes-single has 'train', 'val', 'test'"):
+        shapes.single("single", 0)
+    with pytest.raises(ValueError, match="use 0 to 319"):
+        shapes.single("val", 320)
 
 
 def test_bare_captions_tell_nothing_but_the_name() -> None:

@@ -14,6 +14,7 @@ from pipeline.terminal import cli
     ("dataset", "backbone"),
     [
         ("shapes", "tiny"),
+        ("shapes-single", "tiny"),
         ("folder:photos", "RN101"),
         ("webdataset:a-{000..001}.tar", "RN101"),
         ("annotations/instances_{split}.json", "RN101"),

@@ -150,7 +150,7 @@ def test_wrong_usage_says_what_is_right(
 @pytest.mark.parametrize("dataset", ["coco14", "folder:photos", "webdataset:own.tar"])
 def test_label_vectors_are_no_masks(dataset: str) -> None:
     with pytest.raises(
-        UsageError, match=r"has label vectors, no masks; shapes, voc12-seg, .* have"
+        UsageError, match=r"has label vectors, no masks; shapes, shapes-single, voc12-seg, .* have"
     ):
         open_segmentation(dataset, None, "test")
 
