@@ -189,6 +189,12 @@ class OpenCLIPBackbone:
         device: torch.device = self.model.logit_scale.device
         return device
 
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        """The multiplier of cosines that the model was trained with, about 100."""
+        scale: Tensor = self.model.logit_scale.exp()
+        return scale
+
     def to(self, device: torch.device | str) -> "OpenCLIPBackbone":
         """This same backbone, its weights moved to ``device``."""
         self.model.to(device)

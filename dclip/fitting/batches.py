@@ -87,6 +87,8 @@ class Batch(NamedTuple):
         embedding: Global embeddings, for methods that are fed them.
         captions: Captions of each image, for methods that are fed them.
         pixels: The images, for methods that are fed them.
+        masks: What is in front in each image, for methods that are fed it.
+        total: Number of images in the shares of all workers.
     """
 
     local: Float[Tensor, "images locations dim"]
@@ -98,6 +100,8 @@ class Batch(NamedTuple):
     embedding: Float[Tensor, "images dim"] | None = None
     captions: Sequence[tuple[str, ...]] | None = None
     pixels: UInt8[Tensor, "images height width 3"] | None = None
+    masks: Bool[Tensor, "images height width"] | None = None
+    total: int = 0
 
     def to(self, device: torch.device | str, *, pinned: bool = False) -> "Batch":
         """The same batch, its tensors on a device.

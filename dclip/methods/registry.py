@@ -36,6 +36,10 @@ METHODS = {
     "dapt_adapter": _Entry(
         "dclip.methods.adapter_settings:DAPTAdapterSettings", "dclip.methods.dapt:DAPTAdapter"
     ),
+    "maple": _Entry(
+        "dclip.methods.pixels.settings:MaPLeSettings", "dclip.methods.pixels.maple:MaPLe"
+    ),
+    "dapt": _Entry("dclip.methods.pixels.settings:DAPTSettings", "dclip.methods.pixels.dapt:DAPT"),
     "linear_probe": _Entry(
         "dclip.methods.settings:LinearProbeSettings", "dclip.methods.linear_probe:LinearProbeMethod"
     ),

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dclip.fitting.loop import Loop
 
-Feed = Literal["local", "embedding", "captions", "pixels"]
+Feed = Literal["local", "embedding", "captions", "pixels", "masks"]
 """What a method may ask for of each image: cached local features, the cached global embedding, its
-captions, or its pixels, which are read as the step runs."""
+captions, its pixels, which are read as the step runs, or with these a mask of what is in front."""
 
 
 class Preset(NamedTuple):
@@ -52,6 +52,8 @@ class MethodSettings(BaseModel):
         trained_by: ``"loop"``: by :func:`dclip.fitting.fit.fit`; ``"itself"``: it has a ``fit`` of
             its own, which takes seconds; None: there is nothing to train.
         needs_gradients: Whether it trains through the backbone, which has to offer it.
+        needs: What else the backbone has to offer it (`dclip.backbones.gradients`).
+        packed: Whether trainings of it may share a step, as members of a pack.
         may_differ: Settings in which members of a pack may differ. The method keeps each
             as a buffer, or it changes the shapes of its weights.
         presets: Defaults by name, first those that are taken where nothing is said; ``robust`` is
@@ -69,6 +71,8 @@ class MethodSettings(BaseModel):
     feeds: ClassVar[frozenset[Feed]] = frozenset({"local"})
     trained_by: ClassVar[Literal["loop", "itself"] | None] = "loop"
     needs_gradients: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+    packed: ClassVar[bool] = True
     may_differ: ClassVar[frozenset[str]] = frozenset()
     presets: ClassVar[Mapping[str, Preset]] = {"robust": Preset()}
     variants: ClassVar[Mapping[str, Variant]] = {}

@@ -39,6 +39,8 @@ def _model(arrays: dict[str, Tensor]) -> open_clip.CLIP:
         quick_gelu=True,
     ).double()
     state = model.state_dict()
+    if "weight.log_logit_scale" in arrays:
+        state["logit_scale"].copy_(arrays["weight.log_logit_scale"])
     for key, value in arrays.items():
         if not key.startswith(("weight.text.", "weight.vision.")):
             continue

@@ -1,0 +1,1 @@
+"""Methods that train through CLIP itself, or look inside it, on the pixels of images."""

@@ -1,0 +1,187 @@
+"""Settings of the methods on pixels; reading them takes no torch."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from dclip.methods.adapter_settings import BACKGROUND_TEMPLATE, BACKGROUND_WORDS
+from dclip.methods.settings import Feed, MethodSettings, Preset
+from dclip.templates import ZERO_SHOT_TEMPLATE
+from dclip.texts import same_text
+
+FOOD_WORDS = ("table", "forks", "tablecloth", "hands", "spoon", "glasses", "dishes")
+"""What may be behind food: DAPT's words of it, which follow its general ones."""
+
+_MAPLE_LOOP: Mapping[str, Any] = {
+    "epochs": 5,
+    "batch_size": 4,
+    "optimizer": "sgd",
+    "lr": 0.0035,
+    "weight_decay": 5e-4,
+    "warmup_epochs": 1,
+    "warmup_lr": 1e-5,
+}
+
+
+class PromptSettings(MethodSettings):
+    """What is common to methods that learn coupled prompts in both towers of CLIP."""
+
+    feeds: ClassVar[frozenset[Feed]] = frozenset({"pixels"})
+    needs_gradients = True
+    needs: ClassVar[frozenset[str]] = frozenset({"visual prompts"})
+    packed = False
+    watched: ClassVar[Mapping[str, str]] = {"inter_class_cosine": "cosine"}
+    sweep_space: ClassVar[Mapping[str, list[Any]]] = {"context_length": [2, 4]}
+
+    context_length: int = Field(2, ge=1, le=75, description="learned vectors at each depth")
+    depth: int | None = Field(
+        None,
+        ge=1,
+        description="blocks of either tower that prompts enter, the first ones; left out: 9, or "
+        "all where a tower has fewer",
+    )
+    template: str = Field(
+        ZERO_SHOT_TEMPLATE,
+        description="prompt of a class, whose first words the learned vectors take the place of",
+    )
+    initial: Literal["words", "random"] = Field(
+        "words",
+        description="initial vectors of the input: the words they take the place of, or random "
+        "ones before the class name alone",
+    )
+    prompt_std: float = Field(0.02, ge=0, description="deviation of random initial vectors")
+    logit_scale: float | None = Field(
+        None, gt=0, description="multiplier of the cosines; left out: that of CLIP's own weights"
+    )
+
+    def prompt_template(self) -> str:
+        """The template; before a class name alone, a word of one token for each vector."""
+        return "X " * self.context_length + "{}." if self.initial == "random" else self.template
+
+    def idle(self) -> frozenset[str]:
+        """Random vectors stand before the name alone."""
+        return frozenset({"template"} if self.initial == "random" else ())
+
+    @field_validator("template")
+    @classmethod
+    def _has_a_place(cls, template: str) -> str:
+        if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
+            raise ValueError(f"a prompt template needs exactly one '{{}}', got {template!r}")
+        return template
+
+
+class MaPLeSettings(PromptSettings):
+    """Hyper-parameters of MaPLe, for images of one class each.
+
+    Sources: arXiv 2210.03117 and the authors' code. ``author`` is their run from base to new
+    classes; across data sets they take lr 0.0026, 2 epochs and depth 3.
+    """
+
+    name = "maple"
+    title = "MaPLe"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "robust": Preset(loop={"batch_size": 16}),
+        "author": Preset(loop=_MAPLE_LOOP),
+    }
+
+
+class DAPTSettings(PromptSettings):
+    """Hyper-parameters of DAPT, for images of one class each.
+
+    Sources: arXiv 2508.00395 and the authors' code. The fields show the method as it is meant;
+    ``author`` computes what the public code computes, which differs (docs/methods.md).
+    """
+
+    name = "dapt"
+    title = "DAPT"
+    needs: ClassVar[frozenset[str]] = frozenset({"visual prompts", "attention"})
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "robust": Preset(loop={"batch_size": 16}),
+        "author": Preset(
+            loop={**_MAPLE_LOOP, "epochs": 10},
+            own={
+                "mask_source": "file",
+                "background_split": 25,
+                "test_columns": "all",
+                "gradcam_maximum": "batch",
+                "empty_masks": "use",
+            },
+        ),
+    }
+    bold = ("triplet_weight",)
+
+    mask_source: Literal["gradcam", "file"] = Field(
+        "gradcam",
+        description="what tells foreground from background in training: Grad-CAM of the current "
+        "prompts (DAPT-G), or masks that come with the images (DAPT-S)",
+    )
+    background_words: tuple[str, ...] = Field(
+        (*BACKGROUND_WORDS, *FOOD_WORDS),
+        min_length=1,
+        description="what may be behind an object; those that are classes are left out",
+    )
+    background_split: int | None = Field(
+        None,
+        ge=1,
+        description="only so many of the last words are background, and those before stand among "
+        "the classes, as the authors' 25 do (no word is left out then); left out: all",
+    )
+    test_columns: Literal["classes", "all"] = Field(
+        "classes",
+        description="what an image may be taken for: a class, or also a word of the background "
+        "that stands among the classes",
+    )
+    gradcam_maximum: Literal["image", "batch"] = Field(
+        "image",
+        description="what Grad-CAM is a share of: the largest value of the image, or of the batch",
+    )
+    gradcam_threshold: float = Field(
+        0.5, gt=0, lt=1, description="share of the largest value from which on it is foreground"
+    )
+    empty_masks: Literal["skip", "use"] = Field(
+        "skip",
+        description="an image without foreground or without background takes no part in L_v, L_f "
+        "and L_b, and is counted; or takes part with one of its halves blank",
+    )
+    first_phase: int = Field(
+        7, ge=0, description="first epochs, which train with L_v; the others with L_f and L_b"
+    )
+    triplet_weight: float = Field(
+        0.8, ge=0, description="weight of L_v: an image is near its foreground, not its background"
+    )
+    foreground_weight: float = Field(
+        0.1, ge=0, description="weight of L_f: the foreground alone shows the class"
+    )
+    background_weight: float = Field(
+        0.5, ge=0, description="weight of L_b: the background is one of the background's words"
+    )
+    margin: float = Field(1.5, gt=0, description="margin of L_v, a distance of unit vectors")
+
+    def training_feeds(self) -> frozenset[Feed]:
+        """Masks, too, where they come with the images."""
+        return frozenset({"pixels", "masks"} if self.mask_source == "file" else {"pixels"})
+
+    def own_texts(self) -> tuple[str, ...]:
+        """Prompts of the background's words."""
+        return tuple(BACKGROUND_TEMPLATE.replace("{}", word) for word in self.background_words)
+
+    def idle(self) -> frozenset[str]:
+        """Grad-CAM's settings where masks come with the images."""
+        of_files = {"gradcam_maximum", "gradcam_threshold"} if self.mask_source == "file" else ()
+        return super().idle() | frozenset(of_files)
+
+    @field_validator("background_words")
+    @classmethod
+    def _check_words(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not word.strip() for word in words) or same_text(words):
+            raise ValueError("words must differ, and none may be blank")
+        return words
+
+    @field_validator("background_split")
+    @classmethod
+    def _check_split(cls, split: int | None, found: Any) -> int | None:
+        words = found.data.get("background_words", ())
+        if split is not None and split > len(words):
+            raise ValueError(f"there are {len(words)} background_words, of which {split} cannot be")
+        return split
