@@ -164,6 +164,23 @@ def columns_of(path: AnyPath) -> tuple[str, ...]:
     return _open(path).columns
 
 
+def cells_of(path: AnyPath, columns: Sequence[str]) -> Iterator[tuple[str, Sequence[object]]]:
+    """Cells of some columns of a table, row by row, each with where it stands.
+
+    Args:
+        path: As for `read_table`.
+        columns: Some of `columns_of`. In JSON lines a row that lacks one has None there.
+
+    Raises:
+        ValueError: If it cannot be read; the message names file and row.
+        OSError: If it cannot be read from where it is.
+    """
+    opened = _open(path)
+    for line, cells in opened.read(columns):
+        there = [None if cell is _ABSENT else cell for cell in cells[: len(columns)]]
+        yield f"{path}, {opened.unit} {line}", there
+
+
 def splits_of(path: AnyPath) -> tuple[str, ...]:
     """What the column ``split`` of a table says, each once, in the table's order; none without one.
 

@@ -360,7 +360,7 @@ def _samples(tar: str, rest: _Rest) -> list[_Sample]:
         images = [parts.image for parts in group.values() if parts.image]
         labels = [parts.labels for parts in group.values() if parts.labels]
         if not whole and len(images) == len(labels) == 1:
-            samples.append(_Sample(_key(short, short, tar), images[0], labels[0]))
+            samples.append(_Sample(key_of_name(short, short, tar), images[0], labels[0]))
             rest.pairs.append(f"{images[0].name!r} and {labels[0].name!r}")
             continue
         if not whole and images and labels:
@@ -371,7 +371,7 @@ def _samples(tar: str, rest: _Rest) -> list[_Sample]:
             )
         for name, parts in group.items():
             if parts.image and parts.labels:
-                samples.append(_Sample(_key(name, short, tar), parts.image, parts.labels))
+                samples.append(_Sample(key_of_name(name, short, tar), parts.image, parts.labels))
                 if name != short:
                     rest.dotted.append(name)
             elif short in whole or (name != short and not parts.image):
@@ -391,7 +391,7 @@ def _samples(tar: str, rest: _Rest) -> list[_Sample]:
     return sorted(samples, key=lambda sample: sample.image.offset)
 
 
-def _key(name: str, short: str, tar: str) -> str:
+def key_of_name(name: str, short: str, tar: str) -> str:
     """The key of a name without suffix; with a hash where a character had to go, to be unique."""
     plain = name.replace("/", "-")
     try:
@@ -408,25 +408,46 @@ def _key(name: str, short: str, tar: str) -> str:
 def _index(tar: str, rest: _Rest) -> dict[str, dict[str, _Parts]]:
     """Images and labels of one tar, by name up to the first dot, and by name without suffix."""
     groups: dict[str, dict[str, _Parts]] = {}
+    for about, data in walk_tar(tar, LABEL_SUFFIXES):
+        name = about.name.removeprefix("./")
+        kind = kind_of(about, name)
+        short, name_only, suffix = split_name(name)
+        if kind is not None:
+            rest.pass_over(kind, about.name)
+            continue
+        parts = groups.setdefault(short, {}).setdefault(name_only, _Parts())
+        member = _Member(about.name, suffix, about.offset_data, about.size)
+        if suffix in IMAGE_SUFFIXES:
+            _add_image(parts, member, tar, rest)
+        else:
+            _add_labels(parts, member._replace(data=data), tar, rest)
+    return groups
+
+
+def walk_tar(tar: str, suffixes: Sequence[str]) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """Members of a tar, one after another, with what is in those that are of some kinds.
+
+    Args:
+        tar: Path or URL.
+        suffixes: Of the members that are read, in lower case. `kind_of` says which others are none.
+
+    Raises:
+        ValueError: It is missing, compressed, damaged or cut short, or a member to be read is
+            large.
+        OSError: If a remote store cannot be reached, or refuses.
+    """
     path = as_path(tar)
     try:
         with path.open("rb") as file, remote_errors(path):
             for about in _members(file, tar):
+                data = b""
                 name = about.name.removeprefix("./")
-                kind = _kind(about, name)
-                short, name_only, suffix = _split_name(name)
-                if kind is not None:
-                    rest.pass_over(kind, about.name)
-                    continue
-                parts = groups.setdefault(short, {}).setdefault(name_only, _Parts())
-                member = _Member(about.name, suffix, about.offset_data, about.size)
-                if suffix in IMAGE_SUFFIXES:
-                    _add_image(parts, member, tar, rest)
-                    continue
-                if member.size > _MAX_LABEL_BYTES:
-                    raise ValueError(f"{tar}: {about.name!r} has {about.size} bytes of labels")
-                file.seek(member.offset)
-                _add_labels(parts, member._replace(data=file.read(member.size)), tar, rest)
+                if split_name(name)[2] in suffixes and kind_of(about, name) is None:
+                    if about.size > _MAX_LABEL_BYTES:
+                        raise ValueError(f"{tar}: {about.name!r} has {about.size} bytes of labels")
+                    file.seek(about.offset_data)
+                    data = file.read(about.size)
+                yield about, data
     except FileNotFoundError:
         raise ValueError(f"no tar {tar}") from None
     except (tarfile.TarError, OSError, MemoryError, OverflowError) as error:
@@ -435,16 +456,15 @@ def _index(tar: str, rest: _Rest) -> dict[str, dict[str, _Parts]]:
         raise ValueError(
             f"cannot read {tar}: {error}; it must be a whole tar, not compressed"
         ) from error
-    return groups
 
 
-def _split_name(name: str) -> tuple[str, str, str]:
+def split_name(name: str) -> tuple[str, str, str]:
     """Up to the first dot of the last part, without suffix, and the suffix in lower case.
 
     WebDataset takes all after the first dot for the suffix; here that is a key with a dot.
 
     Example:
-        >>> _split_name("a/b.jpg"), _split_name("a/b.v1.JPG")
+        >>> split_name("a/b.jpg"), split_name("a/b.v1.JPG")
         (('a/b', 'a/b', '.jpg'), ('a/b', 'a/b.v1', '.jpg'))
     """
     folder, slash, base = name.rpartition("/")
@@ -453,15 +473,15 @@ def _split_name(name: str) -> tuple[str, str, str]:
     return f"{folder}{slash}{short}", f"{folder}{slash}{stem}", f"{dot}{suffix}".lower()
 
 
-def _kind(about: tarfile.TarInfo, name: str) -> str | None:
-    """What a member is, where it is neither image nor labels."""
+def kind_of(about: tarfile.TarInfo, name: str) -> str | None:
+    """What a member is, where it is neither image nor labels; None where it is one of these."""
     if about.isdir():
         return "folder"
     if not about.isreg() or about.issparse():
         return "link" if about.issym() or about.islnk() else "special file"
     if any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
         return "hidden"
-    suffix = _split_name(name)[2]
+    suffix = split_name(name)[2]
     return None if suffix in (*IMAGE_SUFFIXES, *LABEL_SUFFIXES) else suffix or "without suffix"
 
 
@@ -474,7 +494,7 @@ def _add_image(parts: _Parts, member: _Member, tar: str, rest: _Rest) -> None:
     is_photograph = [image.suffix in _PHOTOGRAPHS for image in (other, member)]
     if is_photograph[0] == is_photograph[1]:
         raise ValueError(
-            f"{tar}: key {_split_name(member.name)[1]!r} has two images, {other.name!r} and"
+            f"{tar}: key {split_name(member.name)[1]!r} has two images, {other.name!r} and"
             f" {member.name!r}"
         )
     parts.image, left = (other, member) if is_photograph[0] else (member, other)
