@@ -20,6 +20,7 @@ from dclip.metrics.iou import (
     pixel_accuracy,
 )
 from dclip.metrics.paired import Interval, paired_interval
+from dclip.metrics.retrieval import Recall, retrieval_recall
 from dclip.metrics.similarity import (
     cosine_matrix,
     inter_class_cosine,
@@ -33,6 +34,7 @@ __all__ = [
     "Interval",
     "Leakage",
     "PaperIoU",
+    "Recall",
     "ap_11_point",
     "average_precision",
     "class_iou",
@@ -49,5 +51,6 @@ __all__ = [
     "miou",
     "paired_interval",
     "pixel_accuracy",
+    "retrieval_recall",
     "similarity_report",
 ]
