@@ -342,24 +342,8 @@ class OpenCLIPBackbone:
                     f" ends at position {first_end}"
                 )
         tokens = embeddings.to(self.device, model.positional_embedding.dtype)
-        length = tokens.shape[1]
-        mask = model.attn_mask
-        tokens, _, _ = run_prompted_blocks(
-            list(model.transformer.resblocks),
-            tokens + model.positional_embedding[:length],
-            deep_prompts,
-            position=position,
-            mask=None if mask is None else mask[:length, :length].to(tokens),
-        )
-        features: Tensor = open_clip.transformer.text_global_pool(
-            model.ln_final(tokens), ids, model.text_pool_type, eos_token_id=model.text_eos_id
-        )
-        projection = model.text_projection
-        if isinstance(projection, nn.Linear):
-            features = projection(features)
-        elif projection is not None:
-            features = features @ projection
-        return features
+        tokens = tokens + model.positional_embedding[: tokens.shape[1]]
+        return pool_text(model, text_states(model, tokens, deep_prompts, position=position), ids)
 
     @property
     def _may_be_cut(self) -> bool:
@@ -607,6 +591,74 @@ def load_open_clip(
         include_global_token=include_global_token,
         **preprocessing,
     )
+
+
+def text_states(
+    model: open_clip.CLIP,
+    tokens: Float[Tensor, "texts tokens width"],
+    deep_prompts: Sequence[Float[Tensor, "..."]] = (),
+    *,
+    position: int = 1,
+) -> Float[Tensor, "texts tokens width"]:
+    """What leaves the text tower at every token, normed, before any of them is projected.
+
+    Args:
+        model: Gradients flow to its weights where these require them.
+        tokens: Embeddings with their positions added; the first so many that the tower reads.
+        deep_prompts: As `OpenCLIPBackbone.encode_embedded` takes them.
+        position: Where the first of them stands.
+    """
+    length, mask = tokens.shape[1], model.attn_mask
+    states, _, _ = run_prompted_blocks(
+        list(model.transformer.resblocks),
+        tokens,
+        deep_prompts,
+        position=position,
+        mask=None if mask is None else mask[:length, :length].to(tokens),
+    )
+    normed: Tensor = model.ln_final(states)
+    return normed
+
+
+def pool_text(
+    model: open_clip.CLIP,
+    states: Float[Tensor, "texts tokens width"],
+    ids: Int[Tensor, "texts tokens"],
+) -> Float[Tensor, "texts dim"]:
+    """One embedding a text, not normalised: what the states of `text_states` say where it ends."""
+    features: Tensor = open_clip.transformer.text_global_pool(
+        states, ids, model.text_pool_type, eos_token_id=model.text_eos_id
+    )
+    projection = model.text_projection
+    if isinstance(projection, nn.Linear):
+        features = projection(features)
+    elif projection is not None:
+        features = features @ projection
+    return features
+
+
+def embed_images(
+    model: open_clip.CLIP, images: Float[Tensor, "images 3 height width"]
+) -> Float[Tensor, "images dim"]:
+    """Global embeddings of normalised images, not normalised, with gradients to the weights.
+
+    At the resolution that the tower was built for they are open_clip's ``encode_image``; at others
+    positions are resized bicubically.
+
+    Args:
+        model: With a ``ModifiedResNet`` or ``VisionTransformer`` as image tower.
+        images: Sides are multiples of the tower's stride.
+    """
+    tower = model.visual
+    height, width = images.shape[-2:]
+    images = images.to(model.logit_scale.dtype).contiguous(memory_format=torch.channels_last)
+    if isinstance(tower, ModifiedResNet):
+        rows = round((len(tower.attnpool.positional_embedding) - 1) ** 0.5)
+        grid = height // 32, width // 32
+        return _encode_by_resnet(tower, images, (rows, rows), grid, "value")[0]
+    stride = tower.patch_size[0]
+    grid = height // stride, width // stride
+    return _encode_by_vit(tower, images, tower.grid_size, grid, "value")[0]
 
 
 def _encode_by_resnet(

@@ -34,6 +34,20 @@ def dism_loss(similarity: Float[Tensor, "pairs pairs"]) -> Float[Tensor, ""]:
     return F.cross_entropy(similarity.mT, _own_places(similarity))
 
 
+def own_place_loss(similarity: Float[Tensor, "rows pairs"], *, first: int = 0) -> Float[Tensor, ""]:
+    """What :func:`sidm_loss` takes the mean of, of some of the rows, summed.
+
+    Args:
+        similarity: Scaled cosines of some images with all captions, or the other way round.
+        first: Place, among all pairs, of the first of the rows.
+
+    Returns:
+        The sum of the cross-entropies of the rows, in nats; 0 of no row.
+    """
+    places = first + torch.arange(len(similarity), device=similarity.device)
+    return F.cross_entropy(similarity, places, reduction="sum")
+
+
 def sparsity(masks: Float[Tensor, "*masks dim"]) -> Float[Tensor, ""]:
     """Mean magnitude of masks over all their dimensions: the share that hard ones leave open."""
     return masks.abs().mean()

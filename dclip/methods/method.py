@@ -24,6 +24,22 @@ from dclip.templates import ZERO_SHOT_TEMPLATE
 
 
 @dataclass(frozen=True)
+class WeightRule:
+    """How some weights step.
+
+    Attributes:
+        lr_factor: Multiple of the learning rate. With the schedule ``epoch`` it counts after the
+            warm-up, whose rate is the same for all.
+        weight_decay: In place of that of the loop.
+        warms_up: Whether warm-up steps (of the schedule ``step``) hold for them.
+    """
+
+    lr_factor: float = 1.0
+    weight_decay: float | None = None
+    warms_up: bool = True
+
+
+@dataclass(frozen=True)
 class Task:
     """The classes to be told apart, as frozen text features.
 

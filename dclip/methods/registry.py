@@ -40,6 +40,10 @@ METHODS = {
         "dclip.methods.pixels.settings:MaPLeSettings", "dclip.methods.pixels.maple:MaPLe"
     ),
     "dapt": _Entry("dclip.methods.pixels.settings:DAPTSettings", "dclip.methods.pixels.dapt:DAPT"),
+    "smartclip": _Entry(
+        "dclip.methods.pixels.settings:SmartCLIPSettings",
+        "dclip.methods.pixels.smartclip:SmartCLIP",
+    ),
     "linear_probe": _Entry(
         "dclip.methods.settings:LinearProbeSettings", "dclip.methods.linear_probe:LinearProbeMethod"
     ),

@@ -185,3 +185,88 @@ class DAPTSettings(PromptSettings):
         if split is not None and split > len(words):
             raise ValueError(f"there are {len(words)} background_words, of which {split} cannot be")
         return split
+
+
+class SmartCLIPSettings(MethodSettings):
+    """Hyper-parameters of SmartCLIP, which trains all of CLIP on images and captions.
+
+    Sources: the authors' code. ``author`` is their run: AdamW at 1e-6 with decay 1e-2 and 200
+    warm-up steps for CLIP, at 1e-3 without either for the mask network, cosine over the steps, 3
+    epochs of batches of 1,024.
+    """
+
+    name = "smartclip"
+    title = "SmartCLIP"
+    feeds: ClassVar[frozenset[Feed]] = frozenset({"pixels"})
+    needs_gradients = True
+    packed = False
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "robust": Preset(
+            loop={
+                "epochs": 3,
+                "batch_size": 64,
+                "optimizer": "adamw",
+                "lr": 1e-5,
+                "weight_decay": 1e-2,
+                "warmup_epochs": 0,
+            },
+            own={"mask_lr_factor": 100.0},
+        ),
+        "author": Preset(
+            loop={
+                "epochs": 3,
+                "batch_size": 1024,
+                "optimizer": "adamw",
+                "lr": 1e-6,
+                "weight_decay": 1e-2,
+                "warmup_epochs": 0,
+            },
+        ),
+    }
+    watched: ClassVar[Mapping[str, str]] = {"inter_class_cosine": "cosine"}
+    sweep_space: ClassVar[Mapping[str, list[Any]]] = {"masks": ["hard", "none"]}
+    bold = ("mask_lr_factor",)
+
+    masks: Literal["hard", "soft", "none"] = Field(
+        "hard",
+        description="masks of 0 and 1 with the gradient of soft ones, as published; soft ones; or "
+        "none, which is the same training of CLIP by plain contrast",
+    )
+    padding_in_mask: bool = Field(
+        True,
+        description="let the mask network read and pool what stands behind the end of a text, too, "
+        "as the authors do",
+    )
+    matching_weight: float = Field(
+        10.0, ge=0, description="weight of telling captions, and images, apart"
+    )
+    sparsity_weight: float = Field(2.0, ge=0, description="weight of the mean of the masks")
+    matching_scale: float = Field(
+        100.0, gt=0, description="multiplier of the cosines; CLIP's own is not used"
+    )
+    mask_lr_factor: float = Field(
+        1000.0, gt=0, description="learning rate of the mask network, as a multiple of lr"
+    )
+    captions: Literal["prefix", "whole"] = Field(
+        "prefix",
+        description="train on the first sentences of a caption, as many as are drawn, or on all",
+    )
+    kept_positions: int = Field(
+        20, ge=0, description="positions of the text tower that stay as they are"
+    )
+    stretch: int = Field(
+        4,
+        ge=1,
+        description="positions that each of the others is drawn out to: 4 makes 248 of CLIP's 77; "
+        "1 leaves their number",
+    )
+
+    def training_feeds(self) -> frozenset[Feed]:
+        """Images and what is said of them."""
+        return frozenset({"pixels", "captions"})
+
+    def idle(self) -> frozenset[str]:
+        """Without masks, what is theirs."""
+        if self.masks != "none":
+            return frozenset()
+        return frozenset({"padding_in_mask", "sparsity_weight", "mask_lr_factor"})
