@@ -27,15 +27,15 @@ on, maps are frozen CLIP's cosines, all classes compete, and the background rule
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from dclip.backbones import ImageFeatures
+from dclip.backbones import Backbone, ImageFeatures
 from dclip.data.windows import Window
 from dclip.fitting.batches import Batch
 from dclip.logits import similarity_maps, zero_shot_scores
@@ -95,6 +95,8 @@ def predict_image(
     untrained_probability: bool = False,
     threshold: float = 0.5,
     class_names: Sequence[str] | None = None,
+    backbone: Backbone | None = None,
+    pixels: UInt8[Tensor, "1 height width 3"] | None = None,
 ) -> Prediction:
     r"""Classes, maps and mask of one image.
 
@@ -114,6 +116,8 @@ def predict_image(
             confident and means little.
         threshold: :math:`\theta` in (0, 1); a pixel less sure than that is background.
         class_names: Of the classes, for methods that are bound to those they were trained on.
+        backbone: The frozen CLIP, for methods that look at images through it.
+        pixels: The image, for methods that are fed it.
 
     Raises:
         ValueError: If the threshold is out of range, or the method is bound to other classes.
@@ -140,12 +144,13 @@ def predict_image(
     trained = trained.to(texts.device)
     _warn_of_untrained(trained)
     names = class_names or [str(number) for number in range(len(texts))]
-    task = Task.of_features(names, pairs.float())
+    task = replace(Task.of_features(names, pairs.float()), backbone=backbone)
     if isinstance(model, DCLIP):
         model = DCLIPMethod.around(model, task)
     method = model.for_classes(task)
     labels = torch.empty(0, 0, dtype=torch.int8)
-    told = method.scores(Batch(features.local.float(), labels, embedding=features.embedding))[0]
+    seen = Batch(features.local.float(), labels, embedding=features.embedding, pixels=pixels)
+    told = method.scores(seen)[0]
     presence = score = None
     if method.gives_probabilities:
         presence = told if untrained_probability else told.where(trained, torch.nan)

@@ -3,12 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int8, UInt8
+from jaxtyping import Int8, Int64, UInt8
 from PIL import Image
 
 from dclip.data.images import ImageError, read_image
@@ -74,6 +74,28 @@ class Listing(Split, Protocol):
         Raises:
             ImageError: If this image is missing or damaged; others may be well.
             OSError: If the place of all images cannot be reached.
+        """
+        ...
+
+
+@runtime_checkable
+class CaptionedListing(Protocol):
+    """A listing whose images have captions."""
+
+    def captions(self, rows: Int64[np.ndarray, " rows"]) -> Sequence[tuple[str, ...]]:
+        """Captions of some samples, in the order given; any number each."""
+        ...
+
+
+@runtime_checkable
+class MaskedListing(Protocol):
+    """A listing whose images have a mask of what is in front."""
+
+    def mask(self, index: int) -> Image.Image:
+        """Mask of sample ``index``, as large as its image; not 0 in front.
+
+        Raises:
+            ImageError: If it is missing or damaged.
         """
         ...
 

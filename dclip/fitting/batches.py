@@ -67,10 +67,27 @@ class CaptionSource(Protocol):
 
 @runtime_checkable
 class PixelSource(Protocol):
-    """A source that gives the images themselves."""
+    """A source that gives the images themselves, such as `dclip.fitting.images.ImageSource`."""
 
-    def pixels(self, rows: Int64[np.ndarray, " rows"]) -> UInt8[Tensor, "rows height width 3"]:
-        """Images of some rows, in the order given, at the backbone's resolution."""
+    def pixels(
+        self,
+        rows: Int64[np.ndarray, " rows"],
+        draws: Int64[np.ndarray, " rows"] | None = None,
+    ) -> UInt8[Tensor, "rows height width 3"]:
+        """Images of some rows, in the order given; with draws, the seeds of random crops."""
+        ...
+
+
+@runtime_checkable
+class MaskSource(Protocol):
+    """A source that knows what is in front in each image, too."""
+
+    def pictures(
+        self,
+        rows: Int64[np.ndarray, " rows"],
+        draws: Int64[np.ndarray, " rows"] | None = None,
+    ) -> tuple[UInt8[Tensor, "rows height width 3"], Bool[Tensor, "rows height width"] | None]:
+        """Images and masks of some rows, cut alike; otherwise as `PixelSource.pixels`."""
         ...
 
 
@@ -82,13 +99,14 @@ class Batch(NamedTuple):
         labels: 0, 1, or -1 for unknown; empty where there are none.
         dropped: Locations that take no part, or None if all do.
         known: Number of known labels in the shares of all workers.
-        workers: How many workers share the batch.
+        total: Number of images in the shares of all workers.
+        workers: How many share the batch: workers, times the parts in which each goes through its
+            share.
         epoch: Number of the epoch, from 0.
         embedding: Global embeddings, for methods that are fed them.
         captions: Captions of each image, for methods that are fed them.
         pixels: The images, for methods that are fed them.
         masks: What is in front in each image, for methods that are fed it.
-        total: Number of images in the shares of all workers.
     """
 
     local: Float[Tensor, "images locations dim"]
@@ -117,6 +135,27 @@ class Batch(NamedTuple):
             return value.pin_memory().to(device, non_blocking=True) if pinned else value.to(device)
 
         return Batch(*map(moved, self))
+
+
+def parts_of(batch: Batch, number: int) -> list[Batch]:
+    """A batch in parts, one after another, as if so many more workers shared it.
+
+    Args:
+        batch: As given to one worker.
+        number: Of parts; those beyond the images are empty.
+    """
+    if number == 1:
+        return [batch]
+
+    def some(value: Any, first: int) -> Any:
+        if isinstance(value, Tensor):
+            return value[first::number]
+        return tuple(value)[first::number] if isinstance(value, Sequence) else value
+
+    return [
+        Batch(*(some(value, first) for value in batch))._replace(workers=batch.workers * number)
+        for first in range(number)
+    ]
 
 
 def hold_out(num_images: int, fraction: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,19 +210,31 @@ def epoch_batches(
     views = centres = None
     if features.views > 1:
         views = np.random.default_rng([seed, 4, epoch]).integers(features.views, size=images)
+    is_cropped = loop.augmentation == "crop" and not {"pixels", "masks"}.isdisjoint(feeds)
+    draws = None
+    if is_cropped:
+        draws = np.random.default_rng([seed, 11, epoch]).integers(2**63 - 1, size=images)
     if loop.feature_cutout > 0:
         random = np.random.default_rng([seed, 5, epoch])
         centres = random.integers(features.grid, size=(images, 2))
     for start in range(first_step * loop.batch_size, len(order), loop.batch_size):
         batch = order[start : start + loop.batch_size]
         mine = batch[rank::workers]
-        read = read_batch(features, mine, feeds, views=None if views is None else views[mine])
+        read = read_batch(
+            features,
+            mine,
+            feeds,
+            views=None if views is None else views[mine],
+            draws=None if draws is None else draws[mine],
+        )
         dropped = None
         if centres is not None and "local" in feeds:
             boxes = location_boxes(centres[mine], features.grid, fraction=loop.feature_cutout)
             dropped = _after_mean_token(boxes, read.local.shape[1], features.grid)
         known = int((features.labels[batch] >= 0).sum())
-        yield read._replace(dropped=dropped, known=known, workers=workers, epoch=epoch)
+        yield read._replace(
+            dropped=dropped, known=known, total=len(batch), workers=workers, epoch=epoch
+        )
 
 
 def read_batch(
@@ -192,6 +243,7 @@ def read_batch(
     feeds: Collection[str] = ("local",),
     *,
     views: Int64[np.ndarray, " rows"] | None = None,
+    draws: Int64[np.ndarray, " rows"] | None = None,
 ) -> Batch:
     """Some rows of a source, with what a method is fed.
 
@@ -200,6 +252,7 @@ def read_batch(
         rows: Rows, in any order.
         feeds: What the batch holds of each image.
         views: View of each row; left out: the clean one.
+        draws: Seed of a random crop of each image; left out: images are as the source gives them.
 
     Raises:
         ValueError: The source lacks what is fed.
@@ -208,18 +261,25 @@ def read_batch(
     if "local" in feeds:
         local = features.local(rows) if views is None else features.local(rows, views)
     own: dict[str, Any] = {}
-    for feed, (protocol, key, read) in _OTHER_FEEDS.items():
-        if feed in feeds:
-            if not isinstance(features, protocol):
-                raise ValueError(f"{type(features).__name__} has no {read} of its images")
-            own[key] = getattr(features, read)(rows)
+    for feed, (protocol, what) in _OTHER_FEEDS.items():
+        if feed in feeds and not isinstance(features, protocol):
+            raise ValueError(f"{type(features).__name__} has no {what} of its images")
+    if "embedding" in feeds and isinstance(features, EmbeddingSource):
+        own["embedding"] = features.embeddings(rows)
+    if "captions" in feeds and isinstance(features, CaptionSource):
+        own["captions"] = features.captions(rows)
+    if "masks" in feeds and isinstance(features, MaskSource):
+        own["pixels"], own["masks"] = features.pictures(rows, draws)
+    elif "pixels" in feeds and isinstance(features, PixelSource):
+        own["pixels"] = features.pixels(rows, draws)
     return Batch(local, features.labels[rows], **own)
 
 
-_OTHER_FEEDS: dict[str, tuple[type, str, str]] = {
-    "embedding": (EmbeddingSource, "embedding", "embeddings"),
-    "captions": (CaptionSource, "captions", "captions"),
-    "pixels": (PixelSource, "pixels", "pixels"),
+_OTHER_FEEDS: dict[str, tuple[type, str]] = {
+    "embedding": (EmbeddingSource, "embeddings"),
+    "captions": (CaptionSource, "captions"),
+    "pixels": (PixelSource, "pixels"),
+    "masks": (MaskSource, "masks"),
 }
 
 

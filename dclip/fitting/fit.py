@@ -23,6 +23,7 @@ from dclip.fitting.batches import (
     clean_batches,
     epoch_batches,
     location_boxes,
+    parts_of,
     prefetch,
 )
 from dclip.fitting.loop import Loop
@@ -42,7 +43,7 @@ class EpochReport:
 
     Attributes:
         epoch: Number of the epoch, from 1.
-        lr: Learning rate during the epoch.
+        lr: Learning rate during the epoch; of the schedule ``step`` that of its last step.
         losses: Means per step, the loss that is minimised first, then its terms; not finite once
             the member has diverged (see :attr:`dclip.fitting.pack.Pack.diverged`).
         watched: What the method says is worth watching, after the epoch.
@@ -110,6 +111,27 @@ def learning_rate(loop: Loop, epoch: int) -> float:
     return 0.5 * loop.lr * (1 + math.cos(turn))
 
 
+def step_learning_rate(loop: Loop, step: int, steps: int, *, warms_up: bool = True) -> float:
+    """Learning rate of one step of the schedule ``step``: linear warm-up, then a cosine to zero.
+
+    Args:
+        loop: Source of ``lr`` and ``warmup_steps``.
+        step: Number of the step in the whole training, from 0.
+        steps: How many there are in all.
+        warms_up: False: the cosine begins at once.
+
+    Example:
+        >>> loop = Loop(lr=1e-3, schedule="step", warmup_steps=2)
+        >>> [round(step_learning_rate(loop, step, 6), 6) for step in range(6)]
+        [0.0005, 0.001, 0.001, 0.000854, 0.0005, 0.000146]
+    """
+    warmup = loop.warmup_steps if warms_up else 0
+    if step < warmup:
+        return loop.lr * (step + 1) / warmup
+    turn = math.pi * (step - warmup) / max(1, steps - warmup)
+    return 0.5 * loop.lr * (1 + math.cos(turn))
+
+
 def step_seed(seed: int, epoch: int, step: int, rank: int = 0) -> int:
     """Seed of what a method draws in one step, so that a resumed training draws it again.
 
@@ -141,6 +163,8 @@ def scores_of(
     was_training = method.training
     method.eval()
     device, feeds = method.task.pairs.device, method.settings.scoring_feeds()
+    if method.settings.image_form == "native":
+        batch_size = 1
     parts = [
         method.scores(batch).float().cpu()
         for batch in clean_batches(features, rows, device, batch_size, feeds)
@@ -192,10 +216,9 @@ def fit(
         _check_step(pack, workers)
     loop = pack.loop
     while pack.epoch < loop.epochs:
-        lr = learning_rate(loop, pack.epoch)
-        pack.set_lr(lr, is_warmup=pack.epoch < loop.warmup_epochs)
         started, first = time.perf_counter(), pack.step
         steps = -(-len(rows) // loop.batch_size)
+        lr = _set_rates(pack, steps)
         batches = epoch_batches(
             features,
             rows,
@@ -208,18 +231,18 @@ def fit(
             feeds=pack.settings[0].training_feeds(),
         )
         for batch in prefetch(batches, pack.device):
-            losses = pack.losses(
-                batch._replace(local=batch.local.float()),
-                seed=step_seed(seed, pack.epoch, pack.step, rank),
-            )
+            lr = _set_rates(pack, steps)
             pack.optimizer.zero_grad()
-            losses[:, 0].sum().backward()  # type: ignore[no-untyped-call]
-            values = losses.detach()
+            drawn = step_seed(seed, pack.epoch, pack.step, rank)
+            values = torch.zeros(())
+            for part, share in enumerate(parts_of(batch, loop.accumulate)):
+                losses = pack.losses(share._replace(local=share.local.float()), seed=drawn + part)
+                pack.backward(losses)
+                values = losses.detach() if part == 0 else values + losses.detach()
             if workers > 1:
                 gradients = [weight.grad for weight in pack.weights if weight.grad is not None]
                 _sum_over_workers([*gradients, values])
-            pack.optimizer.step()
-            pack.average_in()
+            pack.take_step()
             pack.count_step(values)
             if on_step is not None and pack.step < steps:
                 on_step()
@@ -241,6 +264,24 @@ def fit(
                     for losses, watch, val_map in zip(means, watched, val_maps, strict=True)
                 ]
             )
+
+
+def _set_rates(pack: Pack, steps: int) -> float:
+    """Let the pack step as fast as the schedule says where it stands; the rate.
+
+    Args:
+        pack: At the epoch and step that are to be done.
+        steps: In an epoch.
+    """
+    loop = pack.loop
+    if loop.schedule == "epoch":
+        lr = learning_rate(loop, pack.epoch)
+        pack.set_lr(lr, is_warmup=pack.epoch < loop.warmup_epochs)
+        return lr
+    now, every = pack.epoch * steps + pack.step, loop.epochs * steps
+    lr = step_learning_rate(loop, now, every)
+    pack.set_step_lr(lr, step_learning_rate(loop, now, every, warms_up=False))
+    return lr
 
 
 def check_training(

@@ -44,3 +44,27 @@ class Loop(BaseModel):
         description="sides of the random box of locations that each training image loses at every "
         "step, as a share of the grid's (Cutout: 0.5); 0 leaves all in",
     )
+    schedule: Literal["epoch", "step"] = Field(
+        "epoch",
+        description="what the learning rate follows: epochs (constant warm-up, then a cosine by "
+        "epochs) or steps (linear warm-up over warmup_steps, then a cosine to zero)",
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="first steps, at a learning rate that grows; of the schedule step"
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="parts in which each worker goes through its share of a batch, so that only a "
+        "part has to fit into memory; a contrastive loss sees one part of each worker at a time",
+    )
+    mixed_precision: Literal["none", "float16", "bfloat16"] = Field(
+        "none",
+        description="compute in half precision where that is safe, by autocast; float16 scales "
+        "the loss, so that small gradients are not lost, and skips steps in which it overflows",
+    )
+    augmentation: Literal["none", "crop"] = Field(
+        "none",
+        description="of images that a method is fed: none, or crop (random resized crop and "
+        "mirroring)",
+    )

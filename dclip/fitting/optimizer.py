@@ -23,12 +23,14 @@ class WeightGroup:
         lr: Learning rate of the next step.
         weight_decay: Of SGD, added to the gradient; of AdamW, decoupled.
         lr_factor: Multiple of the common learning rate, for whoever sets ``lr``.
+        warms_up: Whether warm-up steps hold for them, for the same.
     """
 
     weights: Sequence[Tensor]
     lr: float
     weight_decay: float
     lr_factor: float = 1.0
+    warms_up: bool = True
 
 
 class Optimizer(ABC):
@@ -46,6 +48,11 @@ class Optimizer(ABC):
     def __init__(self, groups: Sequence[WeightGroup]) -> None:
         self.groups = list(groups)
         self.state: dict[int, dict[str, Tensor]] = {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Sequence[Tensor]]]:
+        """The weights as PyTorch's gradient scaler asks for them."""
+        return [{"params": group.weights} for group in self.groups]
 
     def zero_grad(self) -> None:
         """Drop all gradients."""

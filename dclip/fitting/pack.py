@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from dclip.fitting.batches import Batch, FeatureSource, clean_batches
 from dclip.fitting.loop import Loop
 from dclip.fitting.optimizer import SGD, AdamW, Optimizer, WeightGroup
-from dclip.methods.method import Method, Task, initial
+from dclip.methods.method import Method, Task, WeightRule, initial
 from dclip.methods.settings import MethodSettings
 from dclip.words import counted
 
@@ -91,12 +91,15 @@ class Pack:
         in_stacks = [member for stack in self._stacks for member in stack.members]
         self._order = torch.tensor(np.argsort(in_stacks).tolist(), device=self.device)
         self.weights = [weight for stack in self._stacks for weight in stack.weights.values()]
-        factors = models[0].lr_factors()
-        groups_of: dict[float, list[Tensor]] = {}
+        rules = models[0].weight_rules()
+        groups_of: dict[WeightRule, list[Tensor]] = {}
         for stack in self._stacks:
             for name, weight in stack.weights.items():
-                groups_of.setdefault(factors.get(name, 1.0), []).append(weight)
+                groups_of.setdefault(rules.get(name, WeightRule()), []).append(weight)
         self.optimizer = _build_optimizer(groups_of, loop)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=loop.mixed_precision == "float16"
+        )
         self.epoch = self.step = 0
         self.diverged: dict[int, tuple[int, int]] = {}
         self.terms: tuple[str, ...] = ()
@@ -152,14 +155,21 @@ class Pack:
         """
         parts = []
         for stack in self._stacks:
-            with drawing(seed, self.device):
+            with drawing(seed, self.device), self._computing():
                 parts.append(stack.call("losses", batch, training=True))
         self.terms = tuple(parts[0])
         return self._in_order([torch.stack(list(part.values()), dim=1) for part in parts])
 
     def scores(self, batch: Batch) -> Float[Tensor, "members images classes"]:
         """Scores of a batch by every member's weights."""
-        return self._in_order([stack.call("scores", batch) for stack in self._stacks])
+        with self._computing():
+            return self._in_order([stack.call("scores", batch) for stack in self._stacks]).float()
+
+    def _computing(self) -> torch.autocast:
+        """In the precision of the settings."""
+        mixed = self.loop.mixed_precision
+        kind = torch.float16 if mixed == "float16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=kind, enabled=mixed != "none")
 
     def set_lr(self, lr: float, *, is_warmup: bool = False) -> None:
         """Let the optimizer step by this rate, times the factor that some weights have.
@@ -170,6 +180,29 @@ class Pack:
         """
         for group in self.optimizer.groups:
             group.lr = lr if is_warmup else lr * group.lr_factor
+
+    def set_step_lr(self, lr: float, without_warmup: float) -> None:
+        """The same of a schedule by steps.
+
+        Args:
+            lr: Learning rate of this step.
+            without_warmup: That of weights for which no warm-up holds.
+        """
+        for group in self.optimizer.groups:
+            group.lr = group.lr_factor * (lr if group.warms_up else without_warmup)
+
+    def backward(self, losses: Float[Tensor, "members terms"]) -> None:
+        """Add the gradients of the losses that are minimised, scaled where the settings say so."""
+        self.scaler.scale(losses[:, 0].sum()).backward()  # type: ignore[no-untyped-call]
+
+    def take_step(self) -> None:
+        """Step along the gradients; not at all where scaled ones overflowed."""
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)  # type: ignore[arg-type]  # it asks for groups alone
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.average_in()
 
     @torch.no_grad()
     def derive(self) -> None:
@@ -302,6 +335,7 @@ class Pack:
         """Scores of every class in every given row, by every member's weights."""
         none = torch.empty(len(self), 0, self.num_classes)
         size, feeds = -(-batch_size // len(self)), self.kind.Settings.feeds
+        size = 1 if self.kind.Settings.image_form == "native" else size
         with self.averaged():
             self.derive()
             batches = clean_batches(features, rows, self.device, size, feeds)
@@ -328,6 +362,9 @@ class Pack:
             tensors["averaged"] = torch.tensor(self._averaged)
         for kind, values in self._kept().items():
             tensors |= {f"{kind}.{number}": value for number, value in enumerate(values)}
+        if self.scaler.is_enabled():
+            scale = self.scaler.state_dict()
+            tensors["scaler"] = torch.tensor([scale["scale"], scale["_growth_tracker"]])
         for number, slots in self.optimizer.state.items():
             tensors |= {f"optimizer.{number}.{slot}": value for slot, value in slots.items()}
         return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -363,6 +400,10 @@ class Pack:
             self.epoch, self.step = int(tensors["epoch"]), int(tensors["step"])
             if self._average is not None:
                 self._averaged = int(tensors["averaged"])
+            if self.scaler.is_enabled():
+                scale, growth = tensors["scaler"].tolist()
+                kept = {**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(growth)}
+                self.scaler.load_state_dict(kept)
             self._sums = tensors["sums"].to(self.device)
             if "diverged" in tensors:  # states of earlier versions do not say
                 said = tensors["diverged"].tolist()
@@ -468,15 +509,22 @@ class _Stack:
         return own.eval()
 
 
-def _build_optimizer(weights: Mapping[float, Sequence[Tensor]], loop: Loop) -> Optimizer:
+def _build_optimizer(weights: Mapping[WeightRule, Sequence[Tensor]], loop: Loop) -> Optimizer:
     """The optimizer over all weights, BatchNorm's scale and shift included.
 
     Args:
-        weights: By the factor of their learning rate, which their group keeps.
+        weights: By how they step, which their group keeps.
         loop: Settings.
     """
     groups = [
-        WeightGroup(own, loop.lr, loop.weight_decay, factor) for factor, own in weights.items()
+        WeightGroup(
+            own,
+            loop.lr,
+            loop.weight_decay if rule.weight_decay is None else rule.weight_decay,
+            rule.lr_factor,
+            rule.warms_up,
+        )
+        for rule, own in weights.items()
     ]
     if loop.optimizer == "sgd":
         return SGD(groups, momentum=loop.momentum)

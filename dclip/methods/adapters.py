@@ -13,7 +13,7 @@ from dclip.fitting.batches import Batch, FeatureSource, clean_batches, evenly
 from dclip.logits import pool_cosines
 from dclip.losses.asymmetric import summed_asymmetric_loss
 from dclip.methods.adapter_settings import AdapterSettings
-from dclip.methods.method import Method, Task
+from dclip.methods.method import Method, Task, WeightRule
 from dclip.methods.objective import watched_cosine
 from dclip.prompts import best_phrasing
 
@@ -124,9 +124,9 @@ class AdapterMethod(Method[A]):
         cosines = self.compare(local, self.task.positives)
         return self.logits(cosines.mT).mT
 
-    def lr_factors(self) -> dict[str, float]:
+    def weight_rules(self) -> dict[str, WeightRule]:
         """Scales and offsets step further: there are few."""
-        return {"log_scale": 10.0, "offset": 10.0}
+        return dict.fromkeys(("log_scale", "offset"), WeightRule(lr_factor=10.0))
 
     def watch(self) -> dict[str, float]:
         """Mean cosine between the adapted texts of different classes."""

@@ -11,7 +11,7 @@ from dclip.fitting.batches import Batch, FeatureSource
 from dclip.fitting.loop import Loop
 from dclip.logits import presence_probability, similarity_maps
 from dclip.methods.anchored import anchor, calibrate, for_classes
-from dclip.methods.method import Method, Task
+from dclip.methods.method import Method, Task, WeightRule
 from dclip.methods.objective import asl_of, check_mfi, keep_mfi_weights, watched_cosine, with_mfi
 from dclip.methods.settings import DCLIPSettings, MethodSettings
 from dclip.metrics import similarity_report
@@ -138,13 +138,13 @@ class DCLIPMethod(Method[DCLIPSettings]):
             shown = (features.labels[rows] == 1).sum(0).to(self.trust)
             self.trust.copy_(shown / (shown + prior))
 
-    def lr_factors(self) -> dict[str, float]:
+    def weight_rules(self) -> dict[str, WeightRule]:
         """The image projector is moved by all classes at once."""
         most = self.settings.image_lr_classes
         classes = len(self.task.class_names)
         if most is None or classes <= most:
             return {}
-        return {"model.image_projector.output.weight": most / classes}
+        return {"model.image_projector.output.weight": WeightRule(lr_factor=most / classes)}
 
     def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         r""":math:`w\, L_{ASL} + \alpha\, L_{MFI}`, and both terms.

@@ -214,11 +214,8 @@ class Method(nn.Module, Generic[S]):
         """
         return {}
 
-    def lr_factors(self) -> dict[str, float]:
-        """Multiples of the learning rate, by the names of weights that have one of their own.
-
-        They count after the warm-up, whose rate is the same for all.
-        """
+    def weight_rules(self) -> dict[str, WeightRule]:
+        """How weights step that do not step as the loop says, by their names."""
         return {}
 
     def fit(

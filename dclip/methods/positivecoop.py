@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dclip.fitting.batches import Batch
 from dclip.logits import pooled_linear_logits
 from dclip.losses.asymmetric import presence_logit
-from dclip.methods.method import Method, Task
+from dclip.methods.method import Method, Task, WeightRule
 from dclip.methods.pairs import ContextMethod, PairMethod
 from dclip.methods.settings import (
     MethodSettings,
@@ -63,9 +63,9 @@ class PositiveCoOp(ContextMethod[PositiveCoOpSettings]):
             present = present + self.free_positive
         return torch.cat([self.free_negative.to(present.dtype), present])
 
-    def lr_factors(self) -> dict[str, float]:
+    def weight_rules(self) -> dict[str, WeightRule]:
         """The context steps less than the free vectors do."""
-        return {"positive": self.settings.context_lr_factor}
+        return {"positive": WeightRule(lr_factor=self.settings.context_lr_factor)}
 
 
 class PositiveCoOpBaseline(PairMethod[PositiveCoOpBaselineSettings]):

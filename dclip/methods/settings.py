@@ -53,6 +53,9 @@ class MethodSettings(BaseModel):
             its own, which takes seconds; None: there is nothing to train.
         needs_gradients: Whether it trains through the backbone, which has to offer it.
         needs: What else the backbone has to offer it (`dclip.backbones.gradients`).
+        image_form: How images become the pixels it is fed, where they are not cropped at random:
+            ``"crop"`` (their middle, as CLIP's own preparation), ``"square"`` (squeezed) or
+            ``"native"`` (at their own size, one a batch).
         packed: Whether trainings of it may share a step, as members of a pack.
         may_differ: Settings in which members of a pack may differ. The method keeps each
             as a buffer, or it changes the shapes of its weights.
@@ -72,6 +75,7 @@ class MethodSettings(BaseModel):
     trained_by: ClassVar[Literal["loop", "itself"] | None] = "loop"
     needs_gradients: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
+    image_form: ClassVar[Literal["crop", "square", "native"]] = "crop"
     packed: ClassVar[bool] = True
     may_differ: ClassVar[frozenset[str]] = frozenset()
     presets: ClassVar[Mapping[str, Preset]] = {"robust": Preset()}
@@ -104,6 +108,11 @@ class MethodSettings(BaseModel):
     def training_feeds(self) -> frozenset[Feed]:
         """What it is fed of each image in training."""
         return self.feeds
+
+    @classmethod
+    def sees_images(cls) -> bool:
+        """Whether it may be fed images themselves, which cached features do not hold."""
+        return not cls.feeds <= {"local", "embedding"}
 
     def idle(self) -> frozenset[str]:
         """Settings that make no difference, as others are."""

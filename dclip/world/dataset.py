@@ -102,6 +102,14 @@ class ShapesListing:
         """
         return [_captions(self, int(row)) for row in rows]
 
+    def mask(self, index: int) -> Image.Image:
+        """Mask of the objects, as large as the image: 255 on objects, else 0.
+
+        Raises:
+            ValueError: If the index is out of range.
+        """
+        return Image.fromarray(np.where(self.draw(index).mask > 0, 255, 0).astype(np.uint8))
+
     def identity(self) -> dict[str, str | int]:
         """Split, seed, resolution and the version of the world."""
         return {

@@ -145,13 +145,15 @@ def require_prompts(
         UsageError: The backbone lets no vectors into its texts, or a name or text does not fit.
     """
     own, every = config.own, tried or [config.own]
-    if own.needs_gradients:
-        backbone = describe_backbone(config)
-        if _TEXTS not in backbone.offers:
+    needs = ([_TEXTS] if own.needs_gradients else []) + sorted(own.needs)
+    backbone = describe_backbone(config) if needs else None
+    for need in needs:
+        if backbone is not None and need not in backbone.offers:
+            kind = "CLIP" if need == _TEXTS else "ViT"
             raise UsageError(
-                f"--method {config.method} needs {_TEXTS}, which the backbone {backbone.name} does "
+                f"--method {config.method} needs {need}, which the backbone {backbone.name} does "
                 f"not offer (it offers {', '.join(backbone.offers) or 'features only'}); take a "
-                "CLIP of open_clip, such as --backbone ViT-B-16"
+                f"{kind} of open_clip, such as --backbone ViT-B-16"
             )
     length = context_length(config.backbone)
     if length is None:  # only its own code tells

@@ -8,6 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from dclip.backbones import Backbone, load_backbone
+from dclip.data.listing import Listing
+from dclip.fitting.images import ImageSource
+from dclip.methods.settings import MethodSettings
 from dclip.store.reader import FeatureReader
 from dclip.store.shards import ShardError
 from pipeline.features.backbone import ClipSettings
@@ -39,6 +42,31 @@ def frozen_clip(clip: ClipSettings, device: str) -> Backbone:
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def with_images(
+    reader: FeatureReader, listing: Listing, own: MethodSettings, *, threads: int | None = None
+) -> ImageSource:
+    """The images of features, beside these.
+
+    Args:
+        reader: Features; they say which images can be read, and what is in them.
+        listing: That they are of.
+        own: Settings of the method that is fed them.
+        threads: That decode; left out: one a CPU.
+    """
+    manifest = reader.manifest
+    side = int(manifest.spec["resolution"])
+    is_native = own.image_form == "native"
+    return ImageSource(
+        listing,
+        reader.indices,
+        reader.labels,
+        resolution=side // manifest.grid[0] if is_native else side,
+        form=own.image_form,
+        threads=threads,
+        features=reader,
+    )
 
 
 def open_features(folders: Sequence[str], output: Path, *, verify: bool = True) -> FeatureReader:

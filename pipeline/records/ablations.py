@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from dclip.fitting.subset import Subset
 from dclip.store.shards import digest
 from pipeline.features.backbone import require_prompts
+from pipeline.features.images import require_images
 from pipeline.features.plan import FeaturePlan, is_complete, plan_features
 from pipeline.features.splits import open_labelled
 from pipeline.records.trainings import of_subset
@@ -79,6 +80,8 @@ class RowPlan:
         for method in dict.fromkeys(row.method for row in rows):
             tried = [row.trained.own for row in rows if row.method == method]
             require_prompts(of_method(config, method), self.train.listing.class_names, tried)
+            for plan in (self.train, self.test):
+                require_images(plan.listing, tried)
         self.seeds = range(config.seed, config.seed + seeds)
         every = [[self._training(config, row, seed) for seed in self.seeds] for row in rows]
         self._names = [[training.name for training in own] for own in every]

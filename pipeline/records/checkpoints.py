@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from dclip.backbones import Backbone
 from dclip.fitting.batches import Batch
 from dclip.fitting.pack import Pack
 from dclip.methods.method import Method, Task, initial
@@ -19,6 +21,7 @@ from dclip.methods.registry import find_method
 from dclip.prompts import ClassTexts
 from dclip.store.paths import atomic_write
 from dclip.store.shards import Manifest
+from pipeline.features.opened import frozen_clip
 from pipeline.records.origin import About, bad_checkpoint, read_about
 from pipeline.terminal.errors import StageError, told
 
@@ -81,10 +84,12 @@ def load_checkpoint(path: Path) -> tuple[Method[Any], About]:
         raise bad_checkpoint(path, told(error)) from None
     if not any(name.startswith(_WEIGHTS) for name in tensors):
         tensors = _as_now(tensors)
+    backbone = _backbone_of(path, about)
     try:
-        with torch.device("meta"):  # a width that is wrong takes no memory
+        # a width that is wrong takes no memory; where weights are made from CLIP's, these say it
+        with torch.device("meta") if backbone is None else nullcontext():
             task = Task.placeholder(names, about.embed_dim, about.text_width)
-            sizes = kind(about.settings, task).state_dict()
+            sizes = kind(about.settings, replace(task, backbone=backbone)).state_dict()
     except (RuntimeError, TypeError, ValueError):  # of numbers that are too large for torch
         raise bad_checkpoint(path, "no weights have the widths that it tells of") from None
     expected = {f"{_WEIGHTS}{name}": value for name, value in sizes.items()}
@@ -92,13 +97,22 @@ def load_checkpoint(path: Path) -> tuple[Method[Any], About]:
     grown = _as_grown(kind, tensors, expected)
     _require_alike(path, tensors, expected | grown)
     task = Task.of_features(names, tensors.pop(_PAIRS), tensors.pop(_CLASSES))
-    task = replace(task, text_width=about.text_width)
+    task = replace(task, text_width=about.text_width, backbone=backbone)
     method = initial(kind, about.settings, task, seed=0, follow_task=False)
     for name in grown:
         setattr(method, name.removeprefix(_WEIGHTS), torch.empty_like(tensors[name]))
     weights = {name.removeprefix(_WEIGHTS): value for name, value in tensors.items()}
     method.load_state_dict(weights, strict=True)
     return method.eval(), about
+
+
+def _backbone_of(path: Path, about: About) -> Backbone | None:
+    """The frozen CLIP that a method needs to see images; None for one that does not."""
+    if not about.settings.sees_images():
+        return None
+    if about.encoder is None:
+        raise bad_checkpoint(path, "it does not say of which CLIP it is")
+    return frozen_clip(about.encoder.clip, "cpu")
 
 
 def _as_now(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

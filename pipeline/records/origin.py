@@ -22,7 +22,7 @@ from dclip.fitting.subset import Subset
 from dclip.methods.registry import find_settings, is_known
 from dclip.methods.settings import MethodSettings
 from dclip.store.shards import Manifest, digest
-from pipeline.features.backbone import BackboneInfo, describe_backbone
+from pipeline.features.backbone import BackboneInfo, ClipSettings, describe_backbone
 from pipeline.features.plan import FeaturePlan
 from pipeline.records.provenance import git_commit
 from pipeline.settings.config import Config
@@ -52,6 +52,12 @@ class Encoder(BaseModel):
     include_global_token: bool
     kind: str
     templates: list[str]
+
+    @property
+    def clip(self) -> ClipSettings:
+        """What it is opened by; the mean token is left to what a backbone of one's own chooses."""
+        token = None if ":" in self.backbone else self.include_global_token
+        return ClipSettings(self.backbone, self.pretrained, self.resolution, token)
 
     @classmethod
     def of(cls, config: Config, spec: Mapping[str, Any]) -> Self:

@@ -82,6 +82,8 @@ def alike(trained: Sequence[Trained]) -> list[list[int]]:
     groups: dict[str, list[int]] = {}
     for number, (loop, own, subset) in enumerate(trained):
         common = loop.model_dump_json() + json.dumps(own.common()) + subset.model_dump_json()
+        if not own.packed:
+            common = f"{number} {common}"
         groups.setdefault(common, []).append(number)
     return list(groups.values())
 
@@ -128,6 +130,8 @@ def require_fed(config: Config, tried: Iterable[MethodSettings]) -> None:
         UsageError: One of them does.
     """
     for own in tried:
+        if own.sees_images():
+            continue  # which the data set may have
         if lacking := sorted(own.training_feeds() - {"local", "embedding"}):
             raise UsageError(
                 f"--method {config.method} is fed {' and '.join(lacking)}, which features on disk "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.cluster.address import require_cluster
 from pipeline.features.backbone import require_prompts
+from pipeline.features.images import require_images
 from pipeline.features.plan import is_complete, plan_features
 from pipeline.records.provenance import git_commit
 from pipeline.records.trainings import checkpoint_path
@@ -32,6 +33,7 @@ def run(config: Config) -> Report:
     is_pending = _is_pending(config)  # splits are refused before a backbone is looked at
     listing = plan_features(config, config.train_split).listing
     require_prompts(config, listing.class_names)  # before features are made of what cannot train
+    require_images(listing, [config.own])
     with ExitStack() as session:
         if is_pending:
             require_cluster()

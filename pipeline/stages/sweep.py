@@ -10,6 +10,7 @@ from dclip.store.shards import digest
 from dclip.words import counted
 from pipeline.cluster.address import require_cluster
 from pipeline.features.backbone import require_prompts
+from pipeline.features.images import require_images
 from pipeline.features.plan import FeaturePlan, is_complete, plan_features
 from pipeline.records.trainings import of_features, of_subset
 from pipeline.settings.config import Config
@@ -64,6 +65,7 @@ def run(config: Config) -> Report:
     plan = plan_features(config, config.train_split)
     tried = [at(config, point).own for point in every_value(config)]
     require_prompts(config, plan.listing.class_names, tried)
+    require_images(plan.listing, tried)
     from pipeline.work import sweeping
 
     return sweeping.run(config, plan, sweep_name(config, plan))
@@ -103,6 +105,7 @@ def describe(config: Config) -> str:
     plan = plan_features(config, config.train_split)
     tried = [at(config, point).own for point in every_value(config)]
     require_prompts(config, plan.listing.class_names, tried)
+    require_images(plan.listing, tried)
     sweep = config.sweep
     lines = [f"features {plan.folder} ({'complete' if is_complete(plan) else 'not extracted yet'})"]
     if sweep.search == "optuna":

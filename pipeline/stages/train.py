@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dclip.store.shards import MANIFEST
 from dclip.words import counted, percent
 from pipeline.cluster.address import require_cluster
-from pipeline.features.backbone import describe_backbone, require_prompts
+from pipeline.features.backbone import ClipSettings, describe_backbone, require_prompts
+from pipeline.features.images import require_images
 from pipeline.features.plan import FeaturePlan, plan_features
 from pipeline.records.origin import About, read_about
 from pipeline.records.trainings import STATE, checkpoint_path, pack_folder, run_name
@@ -44,6 +45,7 @@ def run_together(configs: Sequence[Config]) -> list[Report]:
     plan = plan_features(configs[0], configs[0].train_split)
     for config in configs:
         require_prompts(config, plan.listing.class_names)
+        require_images(plan.listing, [config.own])
     paths = [checkpoint_path(config, plan) for config in configs]
     missing = [number for number, path in enumerate(paths) if not path.is_file()]
     for path in paths:
@@ -124,7 +126,9 @@ def describe(config: Config) -> str:
     path = checkpoint_path(config, plan)
     names = plan.listing.class_names
     require_prompts(config, names)
-    method = placeholder(config.method, config.own, names, describe_backbone(config))
+    require_images(plan.listing, [config.own])
+    clip = ClipSettings.of(config)
+    method = placeholder(config.method, config.own, names, describe_backbone(config), clip)
     held = round(plan.num_images * config.train.val_fraction)
     how = (
         f"{config.train.epochs} epochs, preset {config.train.preset}, "

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dclip.data.images import ImageError
-from dclip.fitting.batches import hold_out
+from dclip.fitting.batches import FeatureSource, hold_out
 from dclip.fitting.drawn import part_of
 from dclip.fitting.fit import scores_of
 from dclip.logits import similarity_maps
@@ -22,7 +22,8 @@ from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
 from dclip.metrics import cosine_matrix, inter_class_cosine
 from dclip.store.reader import FeatureReader
-from pipeline.features.opened import open_features
+from pipeline.features.images import require_images
+from pipeline.features.opened import open_features, with_images
 from pipeline.features.plan import FeaturePlan, plan_features
 from pipeline.pictures import figures
 from pipeline.pictures.canvas import MAX_INCHES, heading, more, one_line, save
@@ -89,7 +90,11 @@ def evaluate(
     methods = {name: baseline(config, name, own, test) for name, own in baselines.items()} | trained
     systems, cosines = {}, {}
     for name, method in methods.items():
-        scores = scores_of(method, test, np.arange(len(test)))
+        source: FeatureSource = test
+        if method.settings.sees_images():
+            require_images(plan.listing, [method.settings])
+            source = with_images(test, plan.listing, method.settings)
+        scores = scores_of(method, source, np.arange(len(test)))
         threshold = config.evaluate.threshold if method.gives_probabilities else None
         systems[name] = measure(scores, test.labels, threshold)
         features = method.class_features()

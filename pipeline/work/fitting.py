@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dclip.fitting.fit import check_source, scores_of
-from dclip.methods.method import Method, Task, initial
+from dclip.methods.method import Method, initial
 from dclip.methods.registry import find_method
 from dclip.metrics import mean_average_precision
 from dclip.words import counted
 from pipeline.cluster.device import choose_device
+from pipeline.features.backbone import ClipSettings
 from pipeline.features.opened import open_features
 from pipeline.features.plan import FeaturePlan
 from pipeline.records.checkpoints import write_checkpoint
@@ -22,7 +23,7 @@ from pipeline.records.trainings import metric_names, run_name, run_params, shown
 from pipeline.settings.config import Config
 from pipeline.settings.training import at
 from pipeline.terminal.errors import StageError, told
-from pipeline.work.packs import Job
+from pipeline.work.packs import Job, task_of
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +47,21 @@ def fit_alone(config: Config, plan: FeaturePlan, path: Path) -> None:
     reader = open_features(folders, config.output)
     names, seeds = reader.class_names, (config.seed,)
     job = Job(
-        config.method, (at(config, {}),), seeds, config.data_seed, tuple(folders), config.output
+        config.method,
+        (at(config, {}),),
+        seeds,
+        config.data_seed,
+        tuple(folders),
+        config.output,
+        clip=ClipSettings.of(config),
+        images=plan.listing if config.own.sees_images() else None,
     )
-    task = Task.of_features(names, *reader.text_features())
+    task = task_of(job, reader, device)
     method = initial(find_method(config.method), config.own, task, seed=config.seed).on(device)
     with tracked(Tracker(config), config, plan) as run:
         started = time.perf_counter()
         try:
-            features, rows, held = job.data(reader, names)
+            features, rows, held = job.data(job.beside(reader, reader), names)
             check_source(len(names), features, rows)
             log.info("train: %s fits itself to %s on %s (%s); of the settings of the loop only "
                      "val_fraction and data_seed count",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dclip.data.listing import Listing
 from dclip.fitting.batches import FeatureSource, hold_out
 from dclip.fitting.drawn import columns_of, part_of, with_labels
 from dclip.fitting.fit import DivergenceError, EpochReport, fit, share_state
@@ -23,7 +24,7 @@ from dclip.methods.settings import MethodSettings
 from dclip.store.reader import FeatureReader
 from pipeline.features.backbone import BackboneInfo, ClipSettings
 from pipeline.features.cache import cached_features
-from pipeline.features.opened import frozen_clip, open_features
+from pipeline.features.opened import frozen_clip, open_features, with_images
 from pipeline.records.checkpoints import read_state
 from pipeline.settings.training import Trained
 
@@ -40,6 +41,7 @@ class Job:
         features: Folder of the clean features, then those of their views.
         output: The output folder.
         clip: The frozen CLIP, for methods that train through it.
+        images: Of the features, for methods that are fed images themselves.
         draw_seed: Seed of the part of the data that is drawn; ``data_seed`` where none is given.
     """
 
@@ -50,6 +52,7 @@ class Job:
     features: tuple[str, ...]
     output: Path
     clip: ClipSettings | None = None
+    images: Listing | None = None
     draw_seed: int | None = None
 
     def data(
@@ -68,6 +71,12 @@ class Job:
         left, kept, _ = part_of(one.subset, features, every, class_names, seed=seed)
         rows, held = hold_out(len(kept), one.loop.val_fraction, seed=self.data_seed)
         return left, kept[rows], kept[held]
+
+    def beside(self, reader: FeatureReader, features: FeatureSource) -> FeatureSource:
+        """The features, with their images where the method is fed them."""
+        if self.images is None:
+            return features
+        return with_images(reader, self.images, self.trained[0].own)
 
     def columns(self, class_names: Sequence[str]) -> list[int] | None:
         """Columns of the classes that are trained and scored; None for all."""
@@ -118,7 +127,8 @@ def task_of(job: Job, reader: FeatureReader, device: torch.device | str) -> Task
     if columns is not None:
         task = with_classes(task, columns)
     needs_texts = any(one.own.own_texts() for one in job.trained)
-    if find_method(job.method).Settings.needs_gradients or needs_texts:
+    kind = find_method(job.method).Settings
+    if kind.needs_gradients or kind.sees_images() or needs_texts:
         assert job.clip is not None
         task = replace(task, backbone=frozen_clip(job.clip, str(device)))
     return task
@@ -142,6 +152,7 @@ def fit_pack(
     on_epoch: Callable[[Pack, list[EpochReport]], None],
     on_step: Callable[[Pack], None] | None = None,
     test: Sequence[str] = (),
+    test_images: Listing | None = None,
 ) -> Fitted:
     """Train a pack to its last epoch, from its kept state where there is one.
 
@@ -159,6 +170,7 @@ def fit_pack(
         on_epoch: Called after each epoch, with one report a training.
         on_step: Called after each step but an epoch's last.
         test: Features of a test split, which the weights of the end are asked of.
+        test_images: Their images, for methods that are fed them.
 
     Raises:
         StageError: Features or state are missing or damaged, or do not fit where they should go.
@@ -166,8 +178,9 @@ def fit_pack(
     """
     loop = job.trained[0].loop
     diverged = ""
+    cache = loop.cache if job.images is None else "none"
     with cached_features(
-        job.features, job.output, cache=loop.cache, device=device, gpu_share=gpu_share
+        job.features, job.output, cache=cache, device=device, gpu_share=gpu_share
     ) as (reader, features):
         stands = state is not None and state.is_file()
         pack = begin(job, reader, device, fresh=not stands)
@@ -177,6 +190,7 @@ def fit_pack(
             share_state(pack, rank)
         if begun is not None:
             begun(pack)
+        features = job.beside(reader, features)
         left, rows, val_rows = job.data(features, reader.class_names)
         try:
             fit(
@@ -194,26 +208,47 @@ def fit_pack(
             diverged = str(error)
     if not test:
         return Fitted(pack, diverged)
-    source = scored_features(job, test)
+    source = scored_features(job, test, test_images)
     rows = np.arange(len(source.labels))
     return Fitted(pack, diverged, pack.predict(source, rows), source.labels)
 
 
-def scored_features(job: Job, test: Sequence[str]) -> FeatureSource:
-    """Features of the test split, with the labels of the classes that a job is about."""
+def scored_features(job: Job, test: Sequence[str], images: Listing | None = None) -> FeatureSource:
+    """Features of the test split, with the labels of the classes that a job is about.
+
+    Args:
+        job: What is scored.
+        test: Features.
+        images: Theirs, for methods that are fed images themselves.
+    """
     reader = open_features(test, job.output, verify=False)
+    source = reader if images is None else with_images(reader, images, job.trained[0].own)
     columns = job.columns(reader.class_names)
-    return reader if columns is None else with_labels(reader, reader.labels[:, columns])
+    return source if columns is None else with_labels(source, source.labels[:, columns])
 
 
 def num_parameters(method: Method[Any]) -> int:
     """How many numbers are trained."""
-    return sum(weight.numel() for weight in method.parameters())
+    return sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
 
 
 def placeholder(
-    name: str, own: MethodSettings, class_names: Sequence[str], backbone: BackboneInfo
+    name: str,
+    own: MethodSettings,
+    class_names: Sequence[str],
+    backbone: BackboneInfo,
+    clip: ClipSettings | None = None,
 ) -> Method[Any]:
-    """A method of some settings before any text is encoded, to be counted or looked at."""
+    """A method of some settings before any text is encoded, to be counted or looked at.
+
+    Args:
+        name: Of the method.
+        own: Its settings.
+        class_names: In column order.
+        backbone: What is known of it.
+        clip: The frozen CLIP itself, for methods whose weights are made from it.
+    """
     task = Task.placeholder(class_names, backbone.embed_dim, backbone.text_width)
+    if clip is not None and own.sees_images():
+        task = replace(task, backbone=frozen_clip(clip, "cpu"))
     return initial(find_method(name), own, task, seed=0, follow_task=False)

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from PIL import Image
 
+from dclip.backbones import Backbone
+from dclip.data.crops import as_pixels
 from dclip.data.images import read_image
 from dclip.data.pixels import image_to_tensor
 from dclip.methods.method import Task
@@ -75,10 +78,13 @@ class Predictor:
         self._texts = encode_class_names(self._backbone, spelt).float()
         self._pairs = encode_prompt_pairs(self._backbone, spelt).float()
         self._method = self._trained = None
+        self._sees: Backbone | None = None  # for methods that look at images themselves
         if plan.checkpoint is not None:
             method = load_checkpoint(plan.checkpoint)[0].on(device)
             try:  # before any image, and with the backbone, which some methods ask of new names
                 self._method = method.for_classes(self._task())
+                if method.settings.sees_images():
+                    self._sees = self._backbone
             except ValueError as error:
                 raise StageError(f"checkpoint {plan.checkpoint}: {error}") from None
             self._trained = torch.tensor([name is not None for name in plan.trained_as])
@@ -86,6 +92,15 @@ class Predictor:
     def _task(self) -> Task:
         texts = ClassTexts(self._texts, torch.arange(len(self._names), device=self._texts.device))
         return Task(tuple(self._names), self._pairs, texts, self._backbone)
+
+    def _pixels(self, image: Image.Image) -> UInt8[torch.Tensor, "1 height width 3"] | None:
+        """The image as a method is fed it, if it is."""
+        if self._method is None or self._sees is None:
+            return None
+        form, backbone = self._method.settings.image_form, self._backbone
+        side = backbone.stride if form == "native" else backbone.resolution
+        square = np.array(as_pixels(image, side, form))
+        return torch.from_numpy(square)[None].to(self._device)
 
     def predict(self, image: Image.Image) -> Prediction:
         """What one image shows; its mask has the size of the image."""
@@ -102,6 +117,8 @@ class Predictor:
                 texts=self._texts,
                 pairs=self._pairs,
                 class_names=self._names,
+                backbone=self._sees,
+                pixels=self._pixels(image),
                 model=self._method,
                 trained=self._trained,
                 untrained_probability=wanted.untrained_probability,

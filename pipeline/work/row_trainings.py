@@ -212,10 +212,12 @@ def _fit_all(
             features=tuple(plan.train.folders),
             output=config.output.absolute(),
             clip=ClipSettings.of(config),
+            images=plan.train.listing if pack[0].trained.own.sees_images() else None,
             draw_seed=pack[0].seed if pack[0].trained.subset.is_drawn else None,
         )
         task = looped if pack[0].is_looped else alone
-        ref = task.remote(job, device, plan.test.folders, config.evaluate.threshold)
+        images = None if job.images is None else plan.test.listing
+        ref = task.remote(job, device, plan.test.folders, config.evaluate.threshold, images)
         running[ref] = pack
     count = len(plan.trainings)
     with progress(stage, count, "trainings", count - left) as bar:

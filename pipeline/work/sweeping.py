@@ -93,7 +93,9 @@ def run(config: Config, plan: FeaturePlan, name: str) -> Report:
     unfit = ""
     if tracker.model_uri(model, name) is None:  # before hours of training
         backbone = describe_backbone(config)
-        example = placeholder(config.method, config.own, reader.class_names, backbone)
+        example = placeholder(
+            config.method, config.own, reader.class_names, backbone, ClipSettings.of(config)
+        )
         unfit = export_refusal(example)
     if unfit:
         log.warning("sweep: no model will be registered: %s", unfit)
@@ -332,6 +334,7 @@ def shared(
         gpus=config.sweep.gpus_per_trial,
         apart=frozenset(entry.number for entry in apart),
         clip=ClipSettings.of(config),
+        images=plan.listing if config.own.sees_images() else None,
     )
 
 

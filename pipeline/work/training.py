@@ -71,9 +71,10 @@ def train(configs: Sequence[Config], plan: FeaturePlan, paths: Sequence[Path]) -
         features=tuple(plan.folders),
         output=config.output.absolute(),
         clip=ClipSettings.of(config),
+        images=plan.listing if config.own.sees_images() else None,
     )
     pack = begin(job, reader, fresh=False)  # the workers make the weights
-    check_training(pack, *job.data(reader, reader.class_names))
+    check_training(pack, *job.data(job.beside(reader, reader), reader.class_names))
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / STATE).is_file():
         read_state(folder / STATE, pack)

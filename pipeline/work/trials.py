@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from ray import tune
 
+from dclip.data.listing import Listing
 from dclip.fitting.fit import EpochReport, divergence
 from dclip.fitting.pack import Pack
 from dclip.fitting.subset import Subset
@@ -48,6 +49,7 @@ class Sweep:
         gpus: Share of a GPU that a pack of one trial may fill.
         apart: Numbers of trials that are not trained in packs (any more).
         clip: The frozen CLIP, for methods that train through it.
+        images: Of the features, for methods that are fed images themselves.
     """
 
     method: str
@@ -64,6 +66,7 @@ class Sweep:
     gpus: float = 1.0
     apart: frozenset[int] = field(default_factory=frozenset)
     clip: ClipSettings | None = None
+    images: Listing | None = None
 
     def trained_as(self, entry: Entry) -> Trained:
         """Settings of a trial."""
@@ -98,6 +101,7 @@ class Sweep:
             features=self.features,
             output=self.output,
             clip=self.clip,
+            images=self.images,
         )
 
 

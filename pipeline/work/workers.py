@@ -13,6 +13,7 @@ import ray.train.torch
 import torch
 from torch import Tensor
 
+from dclip.data.listing import Listing
 from dclip.fitting.fit import EpochReport, divergence, scores_of
 from dclip.fitting.pack import Pack
 from dclip.methods.method import Method, initial
@@ -78,7 +79,11 @@ def fit_and_keep(settings: Mapping[str, Any]) -> str:
 
 
 def fit_and_score(
-    job: Job, device: str, test: Sequence[str], threshold: float
+    job: Job,
+    device: str,
+    test: Sequence[str],
+    threshold: float,
+    test_images: Listing | None = None,
 ) -> list[dict[str, Any]]:
     """A task of a table of rows: train a pack to its last epoch and score that on the test split.
 
@@ -87,6 +92,7 @@ def fit_and_score(
         device: ``"cpu"`` or ``"cuda"``.
         test: Features of the test split.
         threshold: Probability above which a class counts as predicted.
+        test_images: Of the test split, for methods that are fed images themselves.
 
     Returns:
         One result a training.
@@ -104,7 +110,14 @@ def fit_and_score(
         history.append(reports)
         ended = time.perf_counter()
 
-    fitted = fit_pack(job, torch.device(device), begun=start, on_epoch=on_epoch, test=test)
+    fitted = fit_pack(
+        job,
+        torch.device(device),
+        begun=start,
+        on_epoch=on_epoch,
+        test=test,
+        test_images=test_images,
+    )
     most = peak(torch.device(device), is_own=is_own)
     pack, scores, labels = fitted.pack, fitted.scores, fitted.labels
     assert scores is not None  # as there is a test split
@@ -131,7 +144,11 @@ def fit_and_score(
 
 
 def score_alone(
-    job: Job, device: str, test: Sequence[str], threshold: float
+    job: Job,
+    device: str,
+    test: Sequence[str],
+    threshold: float,
+    test_images: Listing | None = None,
 ) -> list[dict[str, Any]]:
     """A task of a table of rows: what the loop does not train, fitted if it trains itself.
 
@@ -140,6 +157,7 @@ def score_alone(
         device: ``"cpu"`` or ``"cuda"``.
         test: Features of the test split.
         threshold: Probability above which a class counts as predicted.
+        test_images: Of the test split, for methods that are fed images themselves.
 
     Returns:
         Its result.
@@ -155,11 +173,11 @@ def score_alone(
         task = task_of(job, reader, device)
         method = initial(find_method(job.method), trained.own, task, seed=seed).on(device)
         if is_fitted:
-            left, rows, _ = job.data(features, reader.class_names)
+            left, rows, _ = job.data(job.beside(reader, features), reader.class_names)
             begun = time.perf_counter()
             method.fit(left, rows, seed=seed)
             seconds = time.perf_counter() - begun
-    source = scored_features(job, test)
+    source = scored_features(job, test, test_images)
     scores = scores_of(method.eval(), source, np.arange(len(source.labels)))
     most = peak(place, is_own=is_own)
     diverged = "" if scores.isfinite().all() else "its scores are no numbers"

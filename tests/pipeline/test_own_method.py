@@ -87,3 +87,27 @@ def test_the_page_shows_the_method_that_is_tried_here() -> None:
     here = Path(__file__).parent
     page = (here.parent.parent / "docs" / "methods.md").read_text()
     assert f"```python\n{(here / 'toy_method.py').read_text().strip()}\n```" in page
+
+
+def test_a_method_that_is_fed_images_goes_through_the_stages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = ("--method", "toy_pixels:PixelLine", "--train.augmentation", "crop",
+              "--train.accumulate", "2", "--train.schedule", "step",
+              "--train.warmup-steps", "2")  # fmt: skip
+    call("run", tmp_path, *method, "--evaluate.probe-epochs", "2", "--json")
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 0 < report["map"]["pixel_line"] <= 1
+    (path,) = report["checkpoints"].values()
+    photo = tmp_path / "photo.png"
+    from PIL import Image
+
+    Image.fromarray(np.zeros((96, 70, 3), np.uint8)).save(photo)
+    call("predict", tmp_path, str(photo), *method[:2], "--classes", "star, circle",
+         "--checkpoint", path)  # fmt: skip
+    assert "star" in capsys.readouterr().out
+    call("compare", tmp_path, "--compare.methods", "zero_shot,toy_pixels:PixelLine",
+         "--compare.seeds", "1", "--train.epochs", "1", "--json")  # fmt: skip
+    lines = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [line["test_map"] > 0 for line in lines] == [True, True]
+    assert lines[1]["parameters"] == 16 * 16 + 16
