@@ -113,6 +113,15 @@ def too_long(
     return found
 
 
+EMBEDDED = ("tiny", "tiny-vit")
+"""The small CLIPs that come with the package; the first has a ResNet, the second a ViT."""
+
+
+def embedded_stem(backbone: str) -> str:
+    """What the files of a small CLIP are called in ``dclip/world``, without their endings."""
+    return f"{backbone.replace('-', '_')}_clip"
+
+
 @cache
 def context_length(backbone: str) -> int | None:
     """Tokens that the text encoder of a backbone reads; None where only its own code tells.
@@ -120,8 +129,8 @@ def context_length(backbone: str) -> int | None:
     Args:
         backbone: A name as `dclip.backbones.load_backbone` takes it.
     """
-    if backbone == "tiny":
-        file = Path(__file__).parent / "world" / "tiny_clip.json"
+    if backbone in EMBEDDED:
+        file = Path(__file__).parent / "world" / f"{embedded_stem(backbone)}.json"
     else:
         file = _open_clip() / "model_configs" / f"{backbone.replace('/', '-')}.json"
     try:

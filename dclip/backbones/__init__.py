@@ -18,6 +18,7 @@ from dclip.backbones.gradients import (
     require,
 )
 from dclip.by_name import find_own, is_own
+from dclip.texts import EMBEDDED
 
 __all__ = [
     "DEFAULT_RESOLUTION",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 DEFAULT_RESOLUTION = 448
-"""Side in pixels of the images for every backbone but ``tiny``; the resolution of the paper."""
+"""Side in pixels of the images for every backbone but the embedded ones; the paper's."""
 
 
 class ImageFeatures(NamedTuple):
@@ -126,7 +127,8 @@ def load_backbone(
     Args:
         name: One of
 
-            * ``"tiny"``, the small CLIP that comes with the package;
+            * ``"tiny"`` or ``"tiny-vit"``, the small CLIPs that come with the package, one with a
+              ResNet and one with a ViT;
             * an open_clip architecture with CLIP's own ResNet or ViT as image tower: ``"RN50"``,
               ``"RN101"``, ``"ViT-B-16"`` (or ``"ViT-B/16"``), ...;
             * ``"package.module:factory"``, a callable of yours. It is called with the keyword
@@ -134,13 +136,13 @@ def load_backbone(
               `Backbone`.
         pretrained: Weights, one of
 
-            * None, OpenAI's weights, or for ``tiny`` the packaged ones;
+            * None, OpenAI's weights, or for the small CLIPs the packaged ones;
             * ``"random"``, seeded random weights for a dry trial; nothing is fetched;
             * a tag of open_clip's, such as ``"laion2b_s34b_b79k"``;
             * a local ``.safetensors`` or ``.pt`` file with the state dict of an open_clip model,
               which must match the architecture key by key.
         resolution: Side in pixels of the images, a multiple of the stride. None: 448, except that
-            ``tiny`` takes the side it was trained at.
+            the small CLIPs take the side they were trained at.
         include_global_token: Whether the mean token precedes the locations. None: yes for a ResNet
             (the paper's form); a ViT has none.
         device: Where the weights go.
@@ -169,7 +171,7 @@ def load_backbone(
     # open_clip takes seconds to import: only whoever loads one of its models waits for it.
     from dclip.backbones import clip
 
-    load = clip.load_tiny if name == "tiny" else clip.load_open_clip
+    load = clip.load_tiny if name in EMBEDDED else clip.load_open_clip
     return load(
         name,
         pretrained=pretrained,

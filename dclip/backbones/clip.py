@@ -54,6 +54,7 @@ from dclip.backbones.vv_attention import (
     run_blocks,
 )
 from dclip.backbones.weights import load_strictly, read_state_dict
+from dclip.texts import EMBEDDED, embedded_stem
 
 RANDOM_SEED = 0
 """Seed of the weights that ``pretrained="random"`` stands for."""
@@ -499,10 +500,10 @@ def load_tiny(
     resolution: int | None,
     include_global_token: bool | None,
 ) -> OpenCLIPBackbone:
-    """The small CLIP that comes with the package, or its architecture with other weights.
+    """A small CLIP that comes with the package, or its architecture with other weights.
 
     Args:
-        name: What errors and reports call it: ``tiny``.
+        name: ``tiny`` or ``tiny-vit``.
         pretrained: None for the packaged weights, ``"random"``, or a local file.
         resolution: Side in pixels; None for the side it was trained at.
         include_global_token: As in `OpenCLIPBackbone`.
@@ -511,12 +512,13 @@ def load_tiny(
         ValueError: If there are no such weights, or they do not fit.
     """
     folder = importlib.resources.files("dclip.world")
-    config_file, weights_file = folder / "tiny_clip.json", folder / "tiny_clip.safetensors"
+    stem = embedded_stem(name)
+    config_file, weights_file = folder / f"{stem}.json", folder / f"{stem}.safetensors"
     if not config_file.is_file() or (pretrained is None and not weights_file.is_file()):
         raise ValueError(
-            f"the weights of the {name} CLIP are missing from {folder}; train them with"
-            " 'python -m dclip.world.pretraining --output FILE', or take a larger model such as"
-            " RN101"
+            f"the weights of the {name} CLIP are missing from {folder}; train them with 'python -m"
+            f" dclip.world.pretraining --model {name} --output {stem}.safetensors', or take a"
+            " larger model such as RN101"
         )
     config = json.loads(config_file.read_text())
     if pretrained is None:
@@ -754,12 +756,12 @@ def _architecture_config(name: str, architecture: str) -> dict[str, Any]:
     """open_clip's configuration of an architecture, if our path to local features covers it."""
     names = open_clip.list_models()
     if architecture not in names:
-        lower = {known.lower(): known for known in ["tiny", *names]}
+        lower = {known.lower(): known for known in [*EMBEDDED, *names]}
         near = [lower[match] for match in get_close_matches(architecture.lower(), lower)]
         suggestion = f"did you mean {', '.join(map(repr, near))}? " if near else ""
         raise ValueError(
-            f"unknown backbone {name!r}; {suggestion}Give 'tiny', an open_clip architecture such as"
-            " 'RN101' or 'ViT-B-16', or 'package.module:factory'"
+            f"unknown backbone {name!r}; {suggestion}Give 'tiny', 'tiny-vit', an open_clip"
+            " architecture such as 'RN101' or 'ViT-B-16', or 'package.module:factory'"
         )
     config: dict[str, Any] = open_clip.get_model_config(architecture)
     parts = {

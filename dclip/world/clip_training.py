@@ -12,6 +12,7 @@ from pathlib import Path
 import open_clip
 import torch
 from jaxtyping import Float, Int
+from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,17 +27,23 @@ from dclip.methods.linear_probe import fit_linear_probe
 from dclip.metrics.average_precision import mean_average_precision
 from dclip.metrics.similarity import inter_class_cosine
 from dclip.prompts import encode_class_names
+from dclip.texts import embedded_stem
 from dclip.world import shapes
-from dclip.world.curriculum import CURRICULUM, Pairs, Phase, draw_pairs, draw_scenes
+from dclip.world.curriculum import CURRICULA, Pairs, Phase, draw_pairs, draw_scenes
 
-CONFIG_FILE = "tiny_clip.json"
 INITIAL_LOGIT_SCALE = 50.0
 MAX_LOGIT_SCALE = 100.0
 
 
-def build_model(seed: int) -> open_clip.CLIP:
-    """The small CLIP of ``dclip/world/tiny_clip.json`` with random weights."""
-    config = importlib.resources.files("dclip.world").joinpath(CONFIG_FILE).read_text()
+def build_model(seed: int, name: str = "tiny") -> open_clip.CLIP:
+    """A small CLIP with random weights.
+
+    Args:
+        seed: Of the weights.
+        name: ``"tiny"`` or ``"tiny-vit"``, in ``dclip/world/tiny_clip.json`` and so on.
+    """
+    folder = importlib.resources.files("dclip.world")
+    config = (folder / f"{embedded_stem(name)}.json").read_text()
     torch.manual_seed(seed)
     model = open_clip.CLIP(**json.loads(config))
     with torch.no_grad():
@@ -103,22 +110,48 @@ def encode_windows(
     """Global embeddings of images that are a window of the full canvas.
 
     Args:
-        model: With a ResNet image tower.
-        images: Normalised; sides are multiples of 32, at most the tower's own.
+        model: Its image tower is a ResNet or a ViT.
+        images: Normalised; sides are multiples of the stride, at most the tower's own.
         top: Row of the positional embedding at which the window begins.
         left: Column at which it begins.
     """
     tower = model.visual
+    if isinstance(tower, VisionTransformer):
+        patches = tower.conv1(images)
+        positions = _window(tower.positional_embedding, patches, top, left)
+        patches = patches.flatten(2).transpose(1, 2)
+        class_token = tower.class_embedding.expand(len(images), 1, -1)
+        tokens = tower.ln_pre(torch.cat([class_token, patches], dim=1) + positions)
+        embedding: Tensor = tower.ln_post(tower.transformer(tokens)[:, 0]) @ tower.proj
+        return embedding
     feature_map = tower.stem(images)
     for layer in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
         feature_map = layer(feature_map)
-    rows, columns = feature_map.shape[-2:]
     pool = tower.attnpool
-    whole = math.isqrt(len(pool.positional_embedding) - 1)
-    grid = pool.positional_embedding[1:].view(whole, whole, -1)
-    window = grid[top : top + rows, left : left + columns].flatten(0, 1)
-    positions = torch.cat([pool.positional_embedding[:1], window])
+    positions = _window(pool.positional_embedding, feature_map, top, left)
     return attention_pool(attention_pool_tokens(feature_map, positions), pool)
+
+
+def _window(
+    positions: Float[Tensor, "tokens dim"],
+    feature_map: Float[Tensor, "images dim rows columns"],
+    top: int,
+    left: int,
+) -> Float[Tensor, "window dim"]:
+    """The first position, and those of the window that a feature map has."""
+    rows, columns = feature_map.shape[-2:]
+    whole = math.isqrt(len(positions) - 1)
+    grid = positions[1:].view(whole, whole, -1)
+    window = grid[top : top + rows, left : left + columns].flatten(0, 1)
+    return torch.cat([positions[:1], window])
+
+
+def _grid(model: open_clip.CLIP) -> tuple[int, int]:
+    """Locations along a side of the whole canvas, and pixels from one to the next."""
+    tower = model.visual
+    if isinstance(tower, VisionTransformer):
+        return tower.grid_size[0], tower.patch_size[0]
+    return math.isqrt(len(tower.attnpool.positional_embedding) - 1), 32
 
 
 def encode_tokens(
@@ -153,7 +186,7 @@ def fit(
     """Train on the pairs of one phase, in place.
 
     Args:
-        model: The model, in float32.
+        model: The model, in float32, on the device that computes.
         pairs: What `draw_pairs` drew for this phase.
         phase: Steps, batch size and learning rate.
         tokenize: Captions to token rows.
@@ -163,11 +196,15 @@ def fit(
     Returns:
         The loss of every step.
     """
+    device = model.logit_scale.device
     tokens = tokenize(list(pairs.captions))
-    tokens = tokens[:, : int((tokens != 0).sum(dim=1).max())]
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in _pixel_statistics())
-    whole = math.isqrt(len(model.visual.attnpool.positional_embedding) - 1)
-    places = whole - phase.side // 32 + 1  # of a window, along one axis
+    tokens = tokens[:, : int((tokens != 0).sum(dim=1).max())].to(device)
+    mean, std = (
+        torch.tensor(values, device=device).view(1, 3, 1, 1) for values in _pixel_statistics()
+    )
+    whole, stride = _grid(model)
+    places = whole - phase.side // stride + 1  # of a window, along one axis
+    spare = pairs.images.shape[-1] - phase.side  # pixels that a crop leaves out, along one axis
 
     # Rows of the token table that no caption uses keep their initial values: no decay there.
     weights = [p for n, p in model.named_parameters() if p.ndim > 1 and "embedding" not in n]
@@ -177,7 +214,7 @@ def fit(
         {"params": others, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, betas=(0.9, 0.98), fused=True)
-    warm_up = min(50, phase.steps // 4 + 1)
+    warm_up = min(phase.warm_up, phase.steps // 4 + 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min(1.0, (step + 1) / warm_up, 0.02 + 0.98 * _half_cosine(step, phase.steps)),
@@ -189,7 +226,11 @@ def fit(
     model.train()
     for step in range(1, phase.steps + 1):
         chosen = next(order)
-        images = (pairs.images[chosen].float() / 255 - mean) / std
+        pixels = pairs.images[chosen.to(pairs.images.device)].to(device)
+        if spare:
+            down, right = torch.randint(spare + 1, (2,), generator=generator).tolist()
+            pixels = pixels[..., down : down + phase.side, right : right + phase.side]
+        images = (pixels.float() / 255 - mean) / std
         images = images.contiguous(memory_format=torch.channels_last)
         if torch.rand((), generator=generator) < 0.5:
             images = images.flip(3)
@@ -197,8 +238,8 @@ def fit(
         captions, caption_of = torch.unique(pairs.caption_of[chosen], return_inverse=True)
         loss = contrastive_loss(
             encode_windows(model, images, top=top, left=left),
-            encode_tokens(model, tokens[captions]),
-            caption_of,
+            encode_tokens(model, tokens[captions.to(device)]),
+            caption_of.to(device),
             logit_scale=model.logit_scale.exp(),
         )
         optimizer.zero_grad()
@@ -228,6 +269,7 @@ def _endless_order(
     length: int, batch: int, generator: torch.Generator
 ) -> Iterator[Int[Tensor, " batch"]]:
     """Batches of indices in a new order every pass; what does not fill a batch is left out."""
+    assert batch <= length, f"a batch of {batch} out of {length} pairs"
     while True:
         order = torch.randperm(length, generator=generator)
         for start in range(0, length - batch + 1, batch):
@@ -245,7 +287,7 @@ def _pixel_statistics() -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def evaluate(
-    model: open_clip.CLIP, *, seed: int, sizes: dict[str, int], workers: int
+    model: open_clip.CLIP, *, seed: int, sizes: dict[str, int], workers: int, name: str = "tiny"
 ) -> dict[str, float]:
     """What DCLIP will find in the model.
 
@@ -254,13 +296,14 @@ def evaluate(
         seed: Of the world.
         sizes: How many images of ``train``, ``test`` and ``single`` to use, from the first on.
         workers: Processes that draw.
+        name: Of the model.
 
     Returns:
         ``single/top1``: zero-shot accuracy on single objects; ``test/map_zero_shot``: of the global
         embedding; ``test/map_zero_shot_local``: of the best location; ``test/map_linear_probe``: of
         a linear probe on local features; ``text/inter_class_cosine``.
     """
-    backbone = OpenCLIPBackbone(model, open_clip.SimpleTokenizer(), name="tiny")
+    backbone = OpenCLIPBackbone(model, open_clip.SimpleTokenizer(), name=name)
     features: dict[str, ImageFeatures] = {}
     labels: dict[str, Tensor] = {}
     for split, size in sizes.items():
@@ -268,12 +311,13 @@ def evaluate(
         answers = []
         for images, vectors in draw_scenes(split, size, seed=seed, workers=workers):
             pixels = normalise(images.permute(0, 2, 3, 1), backbone.mean, backbone.std)
-            batches.append(backbone.encode_images(pixels))
+            found = backbone.encode_images(pixels)
+            batches.append(ImageFeatures(found.embedding.cpu(), found.local.cpu()))
             answers.append(vectors)
         features[split] = ImageFeatures(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
         labels[split] = torch.cat(answers)
 
-    texts = encode_class_names(backbone, shapes.CLASS_NAMES)
+    texts = encode_class_names(backbone, shapes.CLASS_NAMES).cpu()
     single = zero_shot_scores(features["single"].embedding, texts)
     global_scores = zero_shot_scores(features["test"].embedding, texts)
     local_scores = similarity_maps(features["test"].local, texts).amax(dim=2)
@@ -300,7 +344,7 @@ def evaluate(
 def write_weights(model: open_clip.CLIP, path: Path, metadata: dict[str, str]) -> None:
     """Write a model's state dict in half precision, renamed into place when complete."""
     state = {
-        name: (value.half() if value.is_floating_point() else value).contiguous()
+        name: (value.half() if value.is_floating_point() else value).cpu().contiguous()
         for name, value in model.state_dict().items()
     }
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -311,9 +355,11 @@ def write_weights(model: open_clip.CLIP, path: Path, metadata: dict[str, str]) -
 def pretrain(
     output: Path,
     *,
+    model_name: str = "tiny",
     seed: int = 0,
     workers: int = 2,
-    curriculum: Sequence[Phase] = CURRICULUM,
+    device: str = "cpu",
+    curriculum: Sequence[Phase] | None = None,
     sizes: dict[str, int] = shapes.SPLIT_SIZES,
     log: Callable[[str], None],
 ) -> dict[str, float]:
@@ -321,9 +367,11 @@ def pretrain(
 
     Args:
         output: The ``.safetensors`` file to write.
+        model_name: ``"tiny"`` or ``"tiny-vit"``.
         seed: Of the world, the weights and the order of the pairs.
         workers: Processes that draw images.
-        curriculum: Phases, in order.
+        device: Where the model is trained.
+        curriculum: Phases, in order; that of the model if None.
         sizes: Images of every split for the report.
         log: Takes lines of progress.
 
@@ -332,15 +380,19 @@ def pretrain(
     """
     start = time.perf_counter()
     tokenizer = open_clip.SimpleTokenizer()
-    model = build_model(seed)
+    model = build_model(seed, model_name).to(device)
+    if curriculum is None:
+        curriculum = CURRICULA[model_name]
 
     def tokenize(texts: list[str]) -> Int[Tensor, "texts tokens"]:
         tokens: Tensor = tokenizer(texts, context_length=model.context_length)
         return tokens
 
+    chosen = "" if model_name == "tiny" else f"--model {model_name} "
     metadata = {
         "format": "pt",
-        "command": f"python -m dclip.world.pretraining --seed {seed} --output {output.name}",
+        "command": f"python -m dclip.world.pretraining {chosen}--seed {seed}"
+        f" --output {output.name}",
         "seed": str(seed),
     }
     firsts = itertools.accumulate((phase.pairs for phase in curriculum), initial=0)
@@ -352,5 +404,5 @@ def pretrain(
         write_weights(model, output, {**metadata, "phase": phase.name})
     load_strictly(model, read_state_dict(output), source=str(output))
     log(f"wrote {output.name}; evaluating")
-    report = evaluate(model, seed=seed, sizes=sizes, workers=workers)
+    report = evaluate(model, seed=seed, sizes=sizes, workers=workers, name=model_name)
     return {**report, "seconds": time.perf_counter() - start}

@@ -27,13 +27,16 @@ class Phase:
     Attributes:
         name: What the log calls it.
         canvas: Side in pixels at which pairs are drawn.
-        side: Side in pixels at which the model sees them, a multiple of 32, at most ``canvas``.
+        side: Side in pixels at which the model sees them, a multiple of its stride, at most
+            ``canvas``.
         neighbours: Fewest and most objects beside the caption's.
         attributes: Whether captions tell more than the name.
         pairs: How many image-caption pairs are drawn; they are passed over again and again.
         steps: Optimiser steps.
         batch: Pairs a step.
         learning_rate: Peak of a warm-up and cosine schedule of its own.
+        is_cropped: Whether a larger canvas is cropped, in each step elsewhere, rather than shrunk.
+        warm_up: Steps to the peak, at most a quarter of all.
     """
 
     name: str
@@ -45,13 +48,23 @@ class Phase:
     steps: int
     batch: int
     learning_rate: float
+    is_cropped: bool = False
+    warm_up: int = 50
 
 
-CURRICULUM: tuple[Phase, ...] = (
-    Phase("names", 96, 64, (0, 0), False, 16_000, 600, 64, 3e-3),
-    Phase("close-ups", 96, 96, (0, 3), True, 40_000, 3_600, 64, 2e-3),
-    Phase("scenes", 192, 192, (0, 4), True, 16_000, 1_000, 32, 1e-3),
-)
+CURRICULA: dict[str, tuple[Phase, ...]] = {
+    "tiny": (
+        Phase("names", 96, 64, (0, 0), False, 16_000, 600, 64, 3e-3),
+        Phase("close-ups", 96, 96, (0, 3), True, 40_000, 3_600, 64, 2e-3),
+        Phase("scenes", 192, 192, (0, 4), True, 16_000, 1_000, 32, 1e-3),
+    ),
+    "tiny-vit": (
+        Phase("names", 112, 96, (0, 0), False, 32_000, 2_000, 64, 1e-3, True, 200),
+        Phase("close-ups", 112, 96, (0, 3), True, 48_000, 5_000, 64, 1e-3, True, 200),
+        Phase("scenes", 192, 192, (0, 4), True, 16_000, 1_200, 32, 5e-4, False, 100),
+    ),
+}
+"""How each of the small CLIPs is trained."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,8 @@ def draw_pairs(phase: Phase, first: int, *, seed: int, workers: int) -> Pairs:
         (phase, seed, range(start, min(start + chunk, first + phase.pairs)))
         for start in range(first, first + phase.pairs, chunk)
     ]
-    images = torch.empty((phase.pairs, 3, phase.side, phase.side), dtype=torch.uint8)
+    side = phase.canvas if phase.is_cropped else phase.side
+    images = torch.empty((phase.pairs, 3, side, side), dtype=torch.uint8)
     written: list[str] = []
     for pixels, captions in _map(_draw_chunk, jobs, workers):
         images[len(written) : len(written) + len(captions)] = torch.from_numpy(pixels)
@@ -119,7 +133,7 @@ def _draw_chunk(job: tuple[Phase, int, range]) -> tuple[UInt8[np.ndarray, "n 3 h
         for index in indices
     ]
     images = np.stack([scene.image for scene in scenes]).transpose(0, 3, 1, 2)
-    if phase.side != phase.canvas:
+    if phase.side != phase.canvas and not phase.is_cropped:
         torch.set_num_threads(1)
         shrunk = F.interpolate(
             torch.from_numpy(np.ascontiguousarray(images)).float(),

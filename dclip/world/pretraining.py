@@ -46,6 +46,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from dclip.texts import EMBEDDED
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
@@ -54,8 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Pretrain the small CLIP on image-caption pairs of the shapes world.",
     )
     parser.add_argument("--output", type=Path, required=True, help="weights file to write")
+    parser.add_argument("--model", choices=EMBEDDED, default=EMBEDDED[0], help="which one (tiny)")
     parser.add_argument("--seed", type=int, default=0, help="of world, weights and order (0)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads and workers (2)")
+    parser.add_argument("--device", default="cpu", help="where the model is trained (cpu)")
     options = parser.parse_args(arguments)
     if not options.output.parent.is_dir() or options.output.suffix != ".safetensors":
         parser.error(f"--output {options.output}: name a .safetensors file in a folder that exists")
@@ -67,6 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from dclip.world.clip_training import pretrain
 
+    try:
+        torch.zeros(1, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        parser.error(f"--device {options.device}: {reason}")
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
 
@@ -74,7 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{time.perf_counter() - start:6.0f} s  {line}\n")
         sys.stderr.flush()
 
-    report = pretrain(options.output, seed=options.seed, workers=options.threads, log=log)
+    report = pretrain(
+        options.output,
+        model_name=options.model,
+        seed=options.seed,
+        workers=options.threads,
+        device=options.device,
+        log=log,
+    )
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
     return 0
 

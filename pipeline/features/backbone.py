@@ -14,9 +14,9 @@ import dclip
 from dclip.methods.settings import MethodSettings
 from dclip.store.paths import write_text
 from dclip.store.shards import digest
-from dclip.texts import context_length, too_long
+from dclip.texts import EMBEDDED, context_length, too_long
 from pipeline.features.splits import tested_on_train
-from pipeline.settings.config import TOY_BACKBONE, TOY_DATASETS, Config
+from pipeline.settings.config import TOY_DATASETS, Config
 from pipeline.terminal.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -32,15 +32,15 @@ def warnings_of(config: Config) -> list[str]:
             f"split {config.test_split!r} is the training images: scores on it say nothing of"
             " other images"
         )
-    is_toy = config.backbone == TOY_BACKBONE and config.pretrained is None
+    is_toy = config.backbone in EMBEDDED and config.pretrained is None
     if not is_toy or (config.dataset in TOY_DATASETS and not config.predict.paths):
         return told
     images = "image files" if config.predict.paths else config.dataset
     return [
         *told,
-        f"backbone tiny on {images}: this small CLIP has seen nothing but the drawn scenes of the "
-        "data set shapes; what it says of photographs is meaningless. Take a real CLIP, such as "
-        "--backbone RN101",
+        f"backbone {config.backbone} on {images}: this small CLIP has seen nothing but the drawn "
+        "scenes of the data set shapes; what it says of photographs is meaningless. Take a real "
+        "CLIP, such as --backbone RN101",
     ]
 
 
@@ -199,7 +199,7 @@ def describe_backbone(config: Config) -> BackboneInfo:
 @lru_cache(maxsize=8)
 def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneInfo:
     package = Path(dclip.__file__).parent
-    code = sorted([*package.glob("backbones/*.*"), *package.glob("world/tiny_clip.*")])
+    code = sorted([*package.glob("backbones/*.*"), *package.glob("world/tiny*_clip.*")])
     about = {
         "settings": [*clip, stamp],
         "code": [_stamp(path) for path in code],

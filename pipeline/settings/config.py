@@ -603,8 +603,9 @@ class Config(BaseSettings):
     )
     backbone: str = Field(
         default_factory=usual_backbone,
-        description="an open_clip name (RN101, ViT-B-16), tiny (ships with dclip; knows the drawn "
-        "shapes alone) or package.module:factory; left out: tiny for shapes, RN101 for all else",
+        description="an open_clip name (RN101, ViT-B-16), tiny or tiny-vit (ship with dclip; know "
+        "the drawn shapes alone) or package.module:factory; left out: tiny for shapes, RN101 for "
+        "all else",
     )
     pretrained: str | None = Field(
         None, description="weights: an open_clip tag, a local file, or random; left out: openai"

@@ -12,12 +12,12 @@ def require_backbone(name: str) -> None:
     """Refuse a frozen CLIP that nothing knows; one of the user's own code is not looked at.
 
     Raises:
-        UsageError: It is neither tiny nor an architecture of open_clip.
+        UsageError: It is neither a small one of ours nor an architecture of open_clip.
     """
     if ":" not in name and context_length(name) is None:
         raise UsageError(
-            f"unknown backbone {name!r}; give 'tiny', an open_clip architecture such as 'RN101' or "
-            "'ViT-B-16', or 'package.module:factory'"
+            f"unknown backbone {name!r}; give 'tiny', 'tiny-vit', an open_clip architecture such "
+            "as 'RN101' or 'ViT-B-16', or 'package.module:factory'"
         )
 
 

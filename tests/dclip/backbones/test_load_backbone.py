@@ -230,7 +230,9 @@ def test_tiny_without_its_weights_says_how_to_make_them(
 ) -> None:
     if config_is_there:
         (tiny_folder / "tiny_clip.json").write_text(json.dumps(configs["resnet"]))
-    with pytest.raises(ValueError, match=r"python -m dclip\.world\.pretraining --output"):
+    with pytest.raises(
+        ValueError, match=r"python -m dclip\.world\.pretraining --model tiny --output"
+    ):
         load_backbone("tiny")
 
 

@@ -3,10 +3,13 @@
 import importlib.resources
 import json
 import math
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,6 +18,7 @@ from torch.nn import functional as F
 from dclip.backbones import load_backbone
 from dclip.metrics.similarity import inter_class_cosine
 from dclip.prompts import encode_class_names
+from dclip.texts import EMBEDDED
 from dclip.world import clip_training, curriculum, pretraining, shapes
 
 TINY = curriculum.Phase(
@@ -71,8 +75,9 @@ def test_agrees_with_a_plain_loop_over_the_equation() -> None:
     assert loss.item() == pytest.approx(total, rel=1e-12)
 
 
-def test_a_window_of_the_whole_canvas_is_clips_own_embedding() -> None:
-    model = clip_training.build_model(0).eval()
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_a_window_of_the_whole_canvas_is_clips_own_embedding(name: str) -> None:
+    model = clip_training.build_model(0, name).eval()
     images = torch.randn(2, 3, 192, 192)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -83,11 +88,27 @@ def test_a_window_of_the_whole_canvas_is_clips_own_embedding() -> None:
         )
 
 
-def test_cutting_the_padding_off_leaves_text_features_as_they_are() -> None:
-    import open_clip
+def test_a_window_of_a_vit_takes_the_positions_it_lies_at() -> None:
+    # Tokens that are alike but for their positions: the window at row 2, column 5 is that of a ViT
+    # whose table begins there.
+    model = clip_training.build_model(0, "tiny-vit").eval()
+    images = torch.randn(1, 3, 32, 48)
+    with torch.no_grad():
+        there = clip_training.encode_windows(model, images, top=2, left=5)
+        table = model.visual.positional_embedding[1:].view(12, 12, -1)
+        moved = torch.roll(table, (-2, -5), dims=(0, 1)).flatten(0, 1)
+        model.visual.positional_embedding[1:] = moved
+        torch.testing.assert_close(
+            there, clip_training.encode_windows(model, images, top=0, left=0)
+        )
 
-    model = clip_training.build_model(0).eval()
-    tokens = open_clip.SimpleTokenizer()(["a star", "a photo of a ring."], context_length=32)
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_cutting_the_padding_off_leaves_text_features_as_they_are(name: str) -> None:
+    model = clip_training.build_model(0, name).eval()
+    tokens = open_clip.SimpleTokenizer()(
+        ["a star", "a photo of a ring."], context_length=model.context_length
+    )
     with torch.no_grad():
         torch.testing.assert_close(
             clip_training.encode_tokens(model, tokens[:, :8]), model.encode_text(tokens)
@@ -105,9 +126,20 @@ def test_pairs_of_a_phase_come_in_order_and_share_equal_captions() -> None:
     assert pairs.images[2].float().mean() == pytest.approx(third.image.mean(), abs=1)
 
 
-def test_twenty_steps_lower_the_loss_and_the_seed_decides_them() -> None:
-    import open_clip
+def test_a_larger_canvas_is_kept_for_crops_where_the_phase_asks_for_it() -> None:
+    phase = replace(TINY, canvas=112, side=96, pairs=8, steps=2, batch=4, is_cropped=True)
+    pairs = curriculum.draw_pairs(phase, 0, seed=0, workers=0)
+    whole = shapes.photo(3, resolution=112, neighbours=(0, 0), attributes=False)
+    assert (pairs.images[3].permute(1, 2, 0).numpy() == whole.image).all()
+    model = clip_training.build_model(0, "tiny-vit")
+    seen = []
+    model.visual.conv1.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    tokens = open_clip.SimpleTokenizer(context_length=77)
+    clip_training.fit(model, pairs, phase, tokenize=tokens, seed=0, log=[].append)
+    assert seen == [(4, 3, 96, 96)] * 2
 
+
+def test_twenty_steps_lower_the_loss_and_the_seed_decides_them() -> None:
     tokenizer = open_clip.SimpleTokenizer(context_length=32)
     pairs = curriculum.draw_pairs(TINY, 0, seed=0, workers=0)
     runs = []
@@ -120,11 +152,15 @@ def test_twenty_steps_lower_the_loss_and_the_seed_decides_them() -> None:
     assert runs[0] == runs[1]
 
 
-def test_the_program_writes_weights_that_load_and_reports_on_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_program_writes_weights_that_load_and_reports_on_them(
+    tmp_path: Path, name: str
+) -> None:
     lines: list[str] = []
     path = tmp_path / "weights.safetensors"
     report = clip_training.pretrain(
         path,
+        model_name=name,
         workers=0,
         curriculum=[TINY],
         sizes={"train": 100, "test": 40, "single": 16},
@@ -139,7 +175,14 @@ def test_the_program_writes_weights_that_load_and_reports_on_them(tmp_path: Path
         "seconds",
     }
     assert any("loss" in line for line in lines)
-    assert load_backbone("tiny", pretrained=str(path)).embed_dim == 128
+    assert path.stat().st_size <= 10_000_000
+    assert (
+        load_backbone(name, pretrained=str(path)).embed_dim == {"tiny": 128, "tiny-vit": 64}[name]
+    )
+    with safe_open(path, framework="pt") as weights:
+        command = shlex.split(weights.metadata()["command"])[3:]
+    with pytest.raises(SystemExit):  # every word is known; the last is to be told so
+        pretraining.main([*command, "--threads", "0"])
     assert [item.name for item in tmp_path.iterdir()] == [path.name]  # no part file left
 
 
