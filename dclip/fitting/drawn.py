@@ -6,6 +6,7 @@ order of the rows nor on which of them are looked at, and a draw of more holds t
 
 import copy
 from collections.abc import Iterator, Sequence
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
+from dclip.data.few_shot import base_and_new, draw_shots
 from dclip.fitting.batches import FeatureSource
 from dclip.fitting.subset import Subset
 
@@ -46,6 +48,7 @@ def part_of(
 
     Args:
         subset: What is left of it. Shots count images by their true labels, whatever noise does.
+            Those of a protocol follow from the order of the rows, too.
         features: All of the data; they stay as they are.
         rows: Images to choose among.
         class_names: Of the columns of the labels.
@@ -62,7 +65,9 @@ def part_of(
         if subset.num_images > len(rows):
             raise ValueError(f"subset.num_images {subset.num_images}: there are {len(rows)} images")
         rows = _lowest(rows, _uniform(len(labels), seed, _IMAGES)[rows], subset.num_images)
-    if subset.shots is not None:
+    if subset.protocol is not None:
+        rows = _of_protocol(subset, labels, rows, class_names, seed)
+    elif subset.shots is not None:
         rows = _of_every_class(labels, rows, columns, subset.shots, seed)
     if subset.label_fraction < 1 or subset.label_noise > 0:
         labels = _spoilt(labels, subset, seed)
@@ -77,12 +82,14 @@ def part_of(
 
 
 def columns_of(subset: Subset, class_names: Sequence[str]) -> list[int] | None:
-    """Columns of the classes that a subset asks for, ascending; None for all.
+    """Columns of the classes that a subset trains, ascending; None for all.
 
     Raises:
         ValueError: There are not so many, or a name is not there or there twice.
     """
     wanted = subset.classes
+    if subset.protocol == "base_to_new":
+        return base_and_new(range(len(class_names)))[0]
     if wanted is None:
         return None
     if isinstance(wanted, int):
@@ -95,6 +102,12 @@ def columns_of(subset: Subset, class_names: Sequence[str]) -> list[int] | None:
         why = f"{strange[0]!r} is none of the classes" if strange else "name each class once"
         raise ValueError(f"subset.classes {', '.join(wanted)!r}: {why}")
     return sorted(known[name] for name in wanted)
+
+
+def new_columns(subset: Subset, class_names: Sequence[str]) -> list[int]:
+    """Columns of the classes that a protocol keeps for scoring alone, ascending; mostly none."""
+    is_parted = subset.protocol == "base_to_new"
+    return base_and_new(range(len(class_names)))[1] if is_parted else []
 
 
 def with_labels(features: FeatureSource, labels: Int[Tensor, "images classes"]) -> FeatureSource:
@@ -127,6 +140,46 @@ def _of_every_class(
     if not is_left.any():
         raise ValueError(f"subset.shots {shots}: no image shows any of the classes")
     return rows[is_left]
+
+
+def _of_protocol(
+    subset: Subset, labels: Tensor, rows: np.ndarray, class_names: Sequence[str], seed: int
+) -> np.ndarray:
+    """Rows of the shots that Dassl draws, of the base classes where they are parted.
+
+    Shots are drawn of all classes before they are parted, as the authors do.
+    """
+    own = classes_of(labels[rows])
+    absent = sorted(set(range(len(class_names))) - set(own))
+    if absent:
+        raise ValueError(
+            f"subset.protocol {subset.protocol}: no training image is of class "
+            f"{class_names[absent[0]]!r}"
+        )
+    drawn = (
+        range(len(rows)) if subset.shots is None else draw_shots(own, subset.shots, Random(seed))
+    )
+    if subset.protocol == "base_to_new":
+        base = set(base_and_new(own)[0])
+        drawn = [place for place in drawn if own[place] in base]
+    chosen: np.ndarray = rows[np.sort(np.array(drawn))]
+    return chosen
+
+
+def classes_of(labels: Int[Tensor, "images classes"]) -> list[int]:
+    """The one class of each image.
+
+    Raises:
+        ValueError: An image shows none or several, or it is not known.
+    """
+    strange = int((((labels == 1).sum(1) != 1) | (labels < 0).any(1)).sum())
+    if strange:
+        raise ValueError(
+            f"a few-shot protocol is for images of one class each; {strange:,} of {len(labels):,} "
+            "show none, several or unknown ones"
+        )
+    found: list[int] = labels.argmax(1).tolist()
+    return found
 
 
 def _spoilt(labels: Tensor, subset: Subset, seed: int) -> Tensor:

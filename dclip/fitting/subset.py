@@ -1,8 +1,8 @@
 """Settings that say which part of the training data is used; reading them takes no torch."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _class_list(value: object) -> object:
@@ -48,6 +48,23 @@ class Subset(BaseModel):
         description="only so many classes, the first ones, or those of these names; of training "
         "and scoring alike; left out: all",
     )
+
+    protocol: Literal["few_shot", "base_to_new"] | None = Field(
+        None,
+        description="images of one class each, whose shots are drawn as Dassl and CoOp draw them: "
+        "few_shot trains and scores all classes, base_to_new trains the first half of them and "
+        "scores it and the other; none is held out; left out: shots of any images",
+    )
+
+    @model_validator(mode="after")
+    def _is_of_all_classes(self) -> Self:
+        others = {"num_images", "label_fraction", "label_noise", "classes"} & self.identity().keys()
+        if self.protocol is not None and others:
+            raise ValueError(
+                f"protocol {self.protocol} draws shots of whole images of all classes; take out "
+                f"{' and '.join(sorted(others))}"
+            )
+        return self
 
     @property
     def is_drawn(self) -> bool:

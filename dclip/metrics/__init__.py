@@ -1,5 +1,6 @@
 """Measures, one a file; all fractions in [0, 1] except cosines."""
 
+from dclip.metrics.accuracy import harmonic_mean, top1_accuracy
 from dclip.metrics.average_precision import (
     ap_11_point,
     average_precision,
@@ -43,6 +44,7 @@ __all__ = [
     "cosine_matrix",
     "expected_calibration_error",
     "f1_scores",
+    "harmonic_mean",
     "image_miou_paper",
     "inter_class_cosine",
     "leakage",
@@ -53,4 +55,5 @@ __all__ = [
     "pixel_accuracy",
     "retrieval_recall",
     "similarity_report",
+    "top1_accuracy",
 ]

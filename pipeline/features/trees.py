@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dclip.data import class_folders, label_studio, tool_tables, yolo
+from dclip.data import class_folders, few_shot_splits, label_studio, tool_tables, yolo
 from dclip.data.folder import SEPARATORS, find_splits, find_tables
 from dclip.data.label_studio import is_export
 from dclip.data.listing import ImageListing
@@ -81,7 +81,9 @@ def find_tree(folder: AnyPath, options: Mapping[str, str] | None = None) -> Tree
     trees = [tree for tree in found if tree is not None]
     try:
         tree = finders[CLASS_FOLDERS](folder, False)
-        trees += [tree] if tree is not None else []
+        # a file of splits tells more of the same folders
+        if tree is not None and not any(one.format == few_shot_splits.FORMAT for one in trees):
+            trees.append(tree)
     except ValueError:
         if not trees:  # else its folders need not be classes
             raise
@@ -148,6 +150,9 @@ def _finders(separator: str) -> dict[str, Callable[[Path, bool], Tree | None]]:
         ),
         tool_tables.CLASSES: lambda folder, _: tool_tables.find_classes_csv(folder),
         label_studio.FORMAT: lambda folder, _: label_studio.find_label_studio(folder),
+        few_shot_splits.FORMAT: lambda folder, is_sure: few_shot_splits.find_few_shot(
+            folder, is_sure=is_sure
+        ),
     }
 
 

@@ -60,6 +60,23 @@ def class_folders_of_one_split(root: Path) -> Expected:
     )
 
 
+def few_shot(root: Path) -> Expected:
+    """As of CoOp: a file of splits beside folders of classes, which it tells more of."""
+    lists = {
+        "train": [["hot_dog/2.jpg", 1, "hot_dog"], ["cat/1.jpg", 0, "cat"]],
+        "val": [["cat/2.jpg", 0, "cat"]],
+        "test": [["cat/3.jpg", 0, "cat"], ["hot_dog/1.jpg", 1, "hot_dog"]],
+    }
+    for number, (path, *_) in enumerate(entry for own in lists.values() for entry in own):
+        image(root / str(path), number)
+    (root / "split_zhou_Food.json").write_text(json.dumps(lists))
+    splits = {
+        split: {str(path): [int(label == 0), int(label == 1)] for path, label, _ in own}
+        for split, own in lists.items()
+    }
+    return Expected(("cat", "hot dog"), splits)
+
+
 BOX, OUTLINE, POSE = "0.5 0.5 0.2 0.2", "0.1 0.1 0.9 0.1 0.5 0.9", "0.5 0.5 0.2 0.2 0.4 0.4 2"
 
 
@@ -266,6 +283,7 @@ TREES: Mapping[str, Callable[[Path], Expected]] = {
         huggingface_of_all,
         huggingface_without_splits,
         roboflow_classes,
+        few_shot,
     )
 }
 
