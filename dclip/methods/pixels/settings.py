@@ -209,6 +209,8 @@ class SmartCLIPSettings(MethodSettings):
                 "lr": 1e-5,
                 "weight_decay": 1e-2,
                 "warmup_epochs": 0,
+                "schedule": "step",
+                "warmup_steps": 50,
             },
             own={"mask_lr_factor": 100.0},
         ),
@@ -220,6 +222,8 @@ class SmartCLIPSettings(MethodSettings):
                 "lr": 1e-6,
                 "weight_decay": 1e-2,
                 "warmup_epochs": 0,
+                "schedule": "step",
+                "warmup_steps": 200,
             },
         ),
     }

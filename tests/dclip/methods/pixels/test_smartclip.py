@@ -1,6 +1,5 @@
 """SmartCLIP as published, against the numbers of its authors' own modules."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 from dclip.backbones.clip import OpenCLIPBackbone
 from dclip.backbones.long_text import LongCLIP, Tokens, stretch_positions, tokenize_cut
 from dclip.fitting.batches import Batch
+from dclip.fitting.fit import step_learning_rate
 from dclip.fitting.gather import gather_rows
+from dclip.fitting.pack import Pack
 from dclip.methods.method import Task
 from dclip.methods.pixels.mask_network import MaskNetwork
 from dclip.methods.pixels.settings import SmartCLIPSettings
@@ -394,14 +395,62 @@ def test_a_batch_in_parts_has_the_mean_loss_of_its_parts() -> None:
         torch.testing.assert_close(found[0][term] + found[1][term] + found[2][term], mean)
 
 
-def test_the_published_recipe() -> None:
+def test_the_published_recipe_steps_as_the_authors_do(arrays: dict[str, Tensor]) -> None:
     loop, own = of_preset(SmartCLIPSettings, "author")
     assert isinstance(own, SmartCLIPSettings)
-    assert (loop.lr, loop.weight_decay, loop.batch_size, loop.epochs) == (1e-6, 1e-2, 1024, 3)
+    assert (loop.weight_decay, loop.batch_size, loop.epochs) == (1e-2, 1024, 3)
     rules = SmartCLIP(own, task_of(tiny_clip())).weight_rules()
     (rule,) = set(rules.values())
-    assert math.isclose(loop.lr * rule.lr_factor, 1e-3)
     assert rule.weight_decay == 0
-    assert not rule.warms_up
     assert all(name.startswith("mask_network.") for name in rules)
     assert len(rules) == 14
+    steps = arrays["schedule.steps"].tolist()
+    for name, warms_up, factor in (
+        ("clip", True, 1.0),
+        ("mask", rule.warms_up, rule.lr_factor),
+    ):
+        found = [factor * step_learning_rate(loop, n, 3651, warms_up=warms_up) for n in steps]
+        expected = arrays[f"schedule.out.lr_{name}"]
+        torch.testing.assert_close(
+            torch.tensor(found, dtype=torch.float64), expected, rtol=1e-9, atol=0
+        )
+
+
+def test_a_pack_trains_it_and_the_first_positions_stay() -> None:
+    backbone = tiny_clip()
+    before = {name: value.clone() for name, value in backbone.model.state_dict().items()}
+    loop, own = of_preset(SmartCLIPSettings, "robust")
+    loop = loop.model_copy(update={"warmup_steps": 0, "lr": 1e-3})
+    pack = Pack(SmartCLIP, [own], loop, task_of(backbone), seeds=[0])
+    start = pack.method().state_dict()
+    batch = batch_of([("A red hat. A dog",), ("Snow on a tree.",)])
+    losses = []
+    for step in range(30):
+        found = pack.losses(batch, seed=step)
+        pack.optimizer.zero_grad()
+        pack.backward(found)
+        pack.take_step()
+        losses.append(float(found[0, 0].detach()))
+    assert min(losses[-5:]) < 0.2 * losses[0]
+    now = pack.method().state_dict()
+    assert torch.equal(now["clip.kept_positions"], start["clip.kept_positions"])
+    for name in ("clip.positions", "clip.model.visual.proj", "mask_network.pool_score.weight"):
+        assert not torch.equal(now[name], start[name])
+    after = backbone.model.state_dict()  # the frozen CLIP of the task is another
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_running_statistics_of_a_resnet_stay_in_training() -> None:
+    model = open_clip.CLIP(
+        embed_dim=16,
+        vision_cfg={"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": 64,
+                    "patch_size": None},
+        text_cfg={"context_length": 32, "width": 16, "heads": 2, "layers": 1},
+    )  # fmt: skip
+    backbone = OpenCLIPBackbone(model, open_clip.SimpleTokenizer(), name="small resnet")
+    clip = LongCLIP(backbone).train()
+    assert clip.length == 68
+    images = torch.randn(2, 3, 64, 64)
+    one = clip.embed_images(images[:1])
+    torch.testing.assert_close(clip.embed_images(images)[:1], one, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one, backbone.encode_images(images[:1]).embedding)
