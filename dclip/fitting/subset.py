@@ -1,6 +1,6 @@
 """Settings that say which part of the training data is used; reading them takes no torch."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -57,7 +57,7 @@ class Subset(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _is_of_all_classes(self) -> Self:
+    def _is_of_all_classes(self) -> Any:
         others = {"num_images", "label_fraction", "label_noise", "classes"} & self.identity().keys()
         if self.protocol is not None and others:
             raise ValueError(
