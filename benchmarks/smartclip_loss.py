@@ -29,8 +29,9 @@ from torch.nn import functional as F
 from dclip.backbones.clip import OpenCLIPBackbone
 from dclip.methods.method import Task
 from dclip.methods.pixels.settings import SmartCLIPSettings
-from dclip.methods.pixels.smartclip import Encoded, SmartCLIP
+from dclip.methods.pixels.smartclip import SmartCLIP
 from dclip.methods.smartclip import straight_through_mask
+from dclip.retrieval import Encoded
 
 DIM, PAIRS = 512, 1024
 CPU_SIZES = {"products": (256, 512, 1024), "repeated": (128, 256, 512)}

@@ -35,13 +35,16 @@ def warnings_of(config: Config) -> list[str]:
     is_toy = config.backbone in EMBEDDED and config.pretrained is None
     if not is_toy or (config.dataset in TOY_DATASETS and not config.predict.paths):
         return told
-    images = "image files" if config.predict.paths else config.dataset
-    return [
-        *told,
-        f"backbone {config.backbone} on {images}: this small CLIP has seen nothing but the drawn "
-        "scenes of the data set shapes; what it says of photographs is meaningless. Take a real "
-        "CLIP, such as --backbone RN101",
-    ]
+    return [*told, tiny_warning("image files" if config.predict.paths else config.dataset)]
+
+
+def tiny_warning(images: str) -> str:
+    """What has to be known where the small CLIP looks at other images than the drawn ones."""
+    return (
+        f"backbone tiny on {images}: this small CLIP has seen nothing but the drawn scenes of the "
+        "data set shapes; what it says of photographs is meaningless. Take a real CLIP, such as "
+        "--backbone RN101"
+    )
 
 
 @cache

@@ -224,6 +224,71 @@ class EvaluateConfig(BaseModel):
     )
 
 
+class RetrieveConfig(BaseModel):
+    """Which captions find which images, and whose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    checkpoint: Checkpoints = Field(
+        [], description="checkpoints of smartclip to score beside frozen CLIP, or folders of them"
+    )
+    protocol: (
+        Literal[
+            "coco_val2017",
+            "karpathy_5k",
+            "flickr30k_1k",
+            "flickr30k_all",
+            "urban1k",
+            "sharegpt4v_1k",
+        ]
+        | None
+    ) = Field(None, description="a published test set; --root is its folder")
+    captions: str | None = Field(
+        None,
+        description="a file of captions (COCO's or ShareGPT4V's JSON, .token, .csv, .tsv, .jsonl, "
+        ".parquet), a pattern of tars, or a folder with image and caption; left out, and without a "
+        "protocol: the captions of --dataset",
+    )
+    image_folder: PathOrURL | None = Field(
+        None, description="folder of the images of a file of captions; left out: that of the file"
+    )
+    split: str | None = Field(
+        None, description="part of the captions; left out: the test split of --dataset, else all"
+    )
+    most: int | None = Field(
+        None, ge=1, description="captions of an image that count, the first; left out: all"
+    )
+    only: int | None = Field(
+        None, ge=1, description="only this caption of each image, counted from 1; left out: all"
+    )
+    limit: int | None = Field(None, ge=1, description="only the first images")
+    form: Literal["crop", "square"] = Field(
+        "crop",
+        description="how an image becomes a square: crop, its middle as CLIP prepares it, or "
+        "square, all of it squeezed, as cached features are made",
+    )
+    score: Literal["cosine", "fp16_softmax"] = Field(
+        "cosine",
+        description="what ranks: the cosine in float32; or the softmax in float16 of SmartCLIP's "
+        "script for Flickr30k, most of which ties",
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="in which encoders compute; auto: float16 on a GPU, else float32"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="images or texts per forward pass; left out: 32, 128 on a GPU"
+    )
+    threads: int | None = Field(
+        None, ge=1, description="threads that read and decode; left out: one per CPU"
+    )
+    masked_captions: int = Field(
+        12, ge=2, le=60, description="captions whose masks are drawn, where a method has some"
+    )
+    anew: bool = Field(
+        False, description="score again although a report of these settings and files stands"
+    )
+
+
 def bounds(text: str) -> tuple[float, float]:
     """Both ends of ``low..high``.
 
@@ -643,6 +708,7 @@ class Config(BaseSettings):
     segments_mlr: SegmentsMlrConfig = Field(
         SegmentsMlrConfig(), description="python -m pipeline.segments_mlr"
     )
+    retrieve: RetrieveConfig = Field(RetrieveConfig(), description="python -m pipeline.retrieve")
     predict: PredictConfig = Field(PredictConfig(), description="python -m pipeline.predict")
     sweep: SweepConfig = Field(SweepConfig(), description="python -m pipeline.sweep")
     ablate: AblateConfig = Field(AblateConfig(), description="python -m pipeline.ablate")

@@ -6,6 +6,7 @@ Of this folder, the one module that loads neither torch nor Ray: stages make the
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -198,3 +199,30 @@ def stamp_of(source: AnyPath) -> list[int] | None:
     except OSError:
         return None
     return about and [about.st_size, about.st_mtime_ns]
+
+
+class RetrievePlan(NamedTuple):
+    """What is compared.
+
+    Attributes:
+        data: How reports call the captions.
+        listing: Of the images.
+        rows: Of the images that take part.
+        texts: Captions of each of them, one or more.
+        files: Checkpoints by what the report calls them.
+        notes: How the captions were read.
+        identity: Hash of all that numbers depend on.
+    """
+
+    data: str
+    listing: Listing
+    rows: tuple[int, ...]
+    texts: tuple[tuple[str, ...], ...]
+    files: Mapping[str, Path]
+    notes: tuple[str, ...]
+    identity: str
+
+    @property
+    def num_captions(self) -> int:
+        """Over all images."""
+        return sum(map(len, self.texts))

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from dclip.methods.adapter_settings import BACKGROUND_TEMPLATE, BACKGROUND_WORDS
-from dclip.methods.settings import Feed, MethodSettings, Preset
+from dclip.methods.settings import Feed, MethodSettings, Preset, Variant
 from dclip.templates import ZERO_SHOT_TEMPLATE
 from dclip.texts import same_text
 
@@ -226,6 +226,9 @@ class SmartCLIPSettings(MethodSettings):
                 "warmup_steps": 200,
             },
         ),
+    }
+    variants: ClassVar[Mapping[str, Variant]] = {
+        "smartclip_no_masks": Variant({"masks": "none"}, "SmartCLIP without masks")
     }
     watched: ClassVar[Mapping[str, str]] = {"inter_class_cosine": "cosine"}
     sweep_space: ClassVar[Mapping[str, list[Any]]] = {"masks": ["hard", "none"]}

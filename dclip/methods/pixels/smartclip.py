@@ -1,7 +1,7 @@
 """SmartCLIP as published: all of CLIP trains on captions, each behind a mask of its own."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -23,23 +23,10 @@ from dclip.methods.pixels.settings import SmartCLIPSettings
 from dclip.methods.settings import MethodSettings
 from dclip.methods.smartclip import MaskForm, straight_through_mask
 from dclip.precision import at_least_float32
+from dclip.retrieval import Encoded
 from dclip.templates import ZERO_SHOT_TEMPLATE
 
 _NETWORK = "mask_network."
-
-
-class Encoded(NamedTuple):
-    """Texts as SmartCLIP sees them.
-
-    Attributes:
-        features: In the joint space, of any length.
-        mask_logits: A dimension is open from 0 on; None where there are no masks.
-        cut: How many texts were too long to be read to their end.
-    """
-
-    features: Float[Tensor, "texts dim"]
-    mask_logits: Float[Tensor, "texts dim"] | None
-    cut: int
 
 
 class SmartCLIP(Method[SmartCLIPSettings]):

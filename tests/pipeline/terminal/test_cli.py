@@ -17,7 +17,7 @@ from ...processes import in_a_new_process
 
 STAGES = (
     "extract", "train", "evaluate", "segment", "segments_mlr", "predict", "sweep", "ablate",
-    "compare", "run",
+    "compare", "retrieve", "run",
 )  # fmt: skip
 
 

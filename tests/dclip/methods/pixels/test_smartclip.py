@@ -18,8 +18,9 @@ from dclip.fitting.pack import Pack
 from dclip.methods.method import Task
 from dclip.methods.pixels.mask_network import MaskNetwork
 from dclip.methods.pixels.settings import SmartCLIPSettings
-from dclip.methods.pixels.smartclip import Encoded, SmartCLIP
+from dclip.methods.pixels.smartclip import SmartCLIP
 from dclip.methods.settings import of_preset
+from dclip.retrieval import Encoded, PairEncoder
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 NAMES = {
@@ -310,6 +311,7 @@ def test_captions_that_are_too_long_are_cut_as_clip_cuts_them_and_counted() -> N
 def test_scores_are_cosines_of_images_and_classes_without_any_mask() -> None:
     backbone = tiny_clip()
     method = SmartCLIP(SmartCLIPSettings(), task_of(backbone)).eval()
+    assert isinstance(method, PairEncoder)
     method.class_texts.copy_(method.derived()["class_texts"])
     batch = batch_of([("a",), ("b",)])
     assert batch.pixels is not None
