@@ -13,6 +13,7 @@ examples:
   python -m pipeline.compare --methods dclip,linear_probe --label-fraction 0.1,0.5,1
   python -m pipeline.compare --methods dclip,asl_only --num-images 50,100,all
   python -m pipeline.compare --methods dclip,asl_only --vary train.lr=x0.3,x1,x3
+  python -m pipeline.compare --methods maple,zero_shot --shots 1,4,16 --protocol base_to_new
   python -m pipeline.compare --config mine.yaml           rows of your own, as conf/compare.yaml
 Each method is trained with the defaults of its preset, once a seed; what --train.* is given holds
 for all that the loop trains. The section of --method counts for that method alone: to change

@@ -144,6 +144,64 @@ def curves(
     return figure
 
 
+def accuracies(
+    lines: Sequence[Mapping[str, Any]], across: str, values: Sequence[Any], title: str = ""
+) -> Figure:
+    """Top-1 accuracy of every row; of base classes, of new ones and their harmonic mean.
+
+    Bars are standard deviations over seeds; the harmonic mean of averages has none.
+
+    Args:
+        lines: Rows of all points, point by point: ``row``, ``point``, ``top1``, ``top1_std``; where
+            classes are parted ``top1_new`` with its deviation, too, and ``harmonic``.
+        across: What is varied; empty where nothing is.
+        values: Where on the axis each point is, as in `curves`; empty where nothing is varied.
+        title: Of the picture.
+    """
+    said = {"top1": "accuracy", "top1_new": "new classes", "harmonic": "harmonic mean"}
+    panels = {name: words for name, words in said.items() if name in lines[0]}
+    if len(panels) > 1:
+        panels["top1"] = "base classes"
+    points = list(dict.fromkeys(line["point"] for line in lines))
+    rows = list(dict.fromkeys(line["row"] for line in lines))
+    looks = _looks(rows)
+    figure = Figure(figsize=(2.6 + 3.6 * len(panels), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    is_number = bool(values) and all(isinstance(value, int | float) for value in values)
+    for axis, (name, words) in zip(axes, panels.items(), strict=True):
+        for number, row in enumerate(rows):
+            own = [line for line in lines if line["row"] == row and line[name] is not None]
+            at = [points.index(line["point"]) for line in own]
+            places = [values[n] if is_number else float(n) for n in at]
+            if not across:  # one value a row: rows stand side by side
+                places = [float(number)] * len(own)
+            spreads = [100 * (line.get(f"{name}_std") or 0.0) for line in own]
+            bars = None if name == "harmonic" else spreads
+            color, marker = looks[row]
+            axis.errorbar(
+                places, [100 * line[name] for line in own], bars, fmt=marker, color=color,
+                ls="-" if is_number else "none", capsize=3, lw=1.4, markersize=5,
+                label=one_line(short_title_of(row), 40),
+            )  # fmt: skip
+        axis.set_title(words, fontsize=9)
+        axis.grid(linewidth=0.4)
+        axis.spines[["top", "right"]].set_visible(False)
+        if is_number:
+            _scale(axis, values)
+            axis.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+        else:
+            names = [one_line(str(value), 20) for value in values] if across else [""] * len(rows)
+            axis.set_xticks(range(len(names)), names, fontsize=8)
+            axis.set_xlim(-0.5, len(names) - 0.5)
+        axis.set_xlabel(across)
+    axes[0].set_ylabel("test top-1 accuracy, %")
+    axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.suptitle(heading(title, "bars: standard deviation over seeds"), fontsize=9)
+    return figure
+
+
 def _looks(rows: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of every row."""
     colors = colors_of(rows)

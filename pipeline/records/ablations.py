@@ -108,7 +108,8 @@ class RowPlan:
         trained = row.trained
         if trained.own.trained_by is None:
             seed, features = 0, features[-1:]
-            trained = trained._replace(subset=Subset(classes=trained.subset.classes))
+            asked = trained.subset.model_dump(include={"classes", "protocol"})
+            trained = trained._replace(subset=Subset.model_validate(asked))
         shared["features"] = features
         if trained.own.trained_by is not None:
             shared |= {"data_seed": config.data_seed, "val_fraction": config.train.val_fraction}

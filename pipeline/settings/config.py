@@ -574,6 +574,12 @@ class CompareConfig(BaseModel):
     shots: list[int | Literal["all"]] = Field(
         [], description="a curve over images per class: 1,2,4,8,16 (or all)"
     )
+    protocol: Literal["few_shot", "base_to_new"] | None = Field(
+        None,
+        description="top-1 accuracy of images of one class each, shots drawn as Dassl and CoOp do: "
+        "few_shot, of all classes, or base_to_new, which trains the first half of the classes and "
+        "is asked for the others as well (subset.protocol)",
+    )
     num_images: list[int | Literal["all"]] = Field(
         [], description="a curve over the number of training images: 20,50,100,all"
     )

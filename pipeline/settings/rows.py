@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
+from pydantic import ValidationError
+
 from dclip.fitting.loop import Loop
 from dclip.methods.registry import METHODS, find_settings
 from dclip.methods.settings import MethodSettings
@@ -34,6 +36,7 @@ AS_IT_IS = "as it is"
 
 _TIMES = re.compile(r"x[0-9]+(\.[0-9]+)?")
 _PRESET = "train.preset"
+_PROTOCOL = f"{SUBSET}protocol"
 # of the section train: where and how, not what
 _NOT_THE_LOOP = {*TrainConfig.model_fields} - {*Loop.model_fields}
 
@@ -129,6 +132,11 @@ def compared_rows(config: Config) -> list[Row]:
                 )
             one = _system(config, row, point)
             found.append(replace(one, against=None if against == row.label else against))
+    if len({row.trained.subset.protocol for row in found}) > 1:
+        raise UsageError(
+            "compare: rows are of different protocols, which are scored differently; give one to "
+            "all by --protocol"
+        )
     return found
 
 
@@ -253,6 +261,8 @@ def _system(config: Config, row: CompareRow, point: Point | None) -> Row:
     base = of_method(config, row.method)
     own = base.own
     changes = dict(row.set)
+    if config.compare.protocol is not None:
+        changes = {_PROTOCOL: config.compare.protocol, **changes}
     key = "" if point is None else point.key
     if key in {name.replace("-", "_") for name in changes}:
         raise UsageError(f"compare row {row.label!r} sets {key}, which is varied")
@@ -334,10 +344,12 @@ def _trained(config: Config, row: AblateRow, epochs: int | None, stage: str = "a
             )
     try:
         point = {key: _relative(base, key, value) for key, value in changes.items()}
-        checked = checked_point(base, point)
+        found = at(base, checked_point(base, point))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
-    found = at(base, checked)
+    except ValidationError as error:  # each value will do by itself, and not all together
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{where}: {message}") from None
     return found._replace(loop=found.loop.model_copy(update=fixed))
 
 

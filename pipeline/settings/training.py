@@ -116,7 +116,13 @@ def require_all_classes(trained: Iterable[Trained]) -> None:
     Raises:
         UsageError: There is one.
     """
-    if any(one.subset.classes is not None for one in trained):
+    every = list(trained)
+    if any(one.subset.protocol == "base_to_new" for one in every):
+        raise UsageError(
+            "subset.protocol base_to_new is for pipeline.compare, which scores base and new "
+            "classes; take it out here"
+        )
+    if any(one.subset.classes is not None for one in every):
         raise UsageError(
             "subset.classes is for pipeline.ablate and pipeline.compare, which score the classes "
             "that they train on; take it out here"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dclip.metrics import paired_interval
+from dclip.metrics import harmonic_mean, paired_interval
 from dclip.words import counted
 from pipeline.features.backbone import warnings_of
 from pipeline.pictures import comparison_figures as figures
@@ -61,13 +61,20 @@ def summary(
         is none; ``<score>_std`` the sample standard deviation, None for fewer than two.
         ``difference`` is the mean of what its mAP is above that of the row it is compared with, of
         the same seeds; its 95 % interval is None for fewer than two seeds, and where all seeds
-        give the same.
+        give the same. Under a protocol it is of top-1 accuracy, and where classes are parted of
+        each seed's harmonic mean; ``harmonic`` is the harmonic mean of the two averages, and
+        ``not_asked`` says why new classes have no accuracy.
     """
+    protocol = rows[0].trained.subset.protocol
+    measured, leading = _MEASURED, "test_map"
+    if protocol is not None:
+        leading = "harmonic" if protocol == "base_to_new" else "top1"
+        measured = (*_accuracies(protocol), *_MEASURED)
     scores = [
         {
-            seed: result["test"]["map"]
+            seed: value
             for seed, result in zip(seeds, own, strict=True)
-            if not result["diverged"] and result["test"]["map"] is not None
+            if not result["diverged"] and (value := _value(result, leading)) is not None
         }
         for own in results
     ]
@@ -81,12 +88,16 @@ def summary(
         line: dict[str, Any] = {"study": row.study, "point": point, "row": row.label}
         line |= {"method": row.method, "seeds": count, "diverged": count - len(kept)}
         by_seed: dict[str, dict[int, float]] = {}
-        for name in _MEASURED:
+        for name in measured:
             values = {seed: _value(result, name) for seed, result in kept}
             found = {seed: value for seed, value in values.items() if value is not None}
             by_seed[name] = found
             line[name] = statistics.fmean(found.values()) if found else None
             line[f"{name}_std"] = statistics.stdev(found.values()) if len(found) > 1 else None
+        if protocol == "base_to_new":
+            base, new = line["top1"], line["top1_new"]
+            line["harmonic"] = None if base is None or new is None else harmonic_mean(base, new)
+            line["not_asked"] = own[0].get("not_asked")
         line["parameters"] = own[0]["parameters"]
         line["together"] = max(result["together"] for result in own)
         line["peak_bytes"] = max(result["peak"]["bytes"] for result in own)
@@ -108,20 +119,38 @@ def summary(
     return lines
 
 
+def _accuracies(protocol: str) -> tuple[str, ...]:
+    """What a protocol measures, the harmonic mean last."""
+    return ("top1", "top1_new", "harmonic") if protocol == "base_to_new" else ("top1",)
+
+
 def _value(result: Mapping[str, Any], name: str) -> float | None:
     value: float | None
-    value = result["test"].get(_TEST[name]) if name in _TEST else result[name]
+    test = result["test"]
+    if name == "harmonic":
+        base, new = test.get("top1"), test.get("top1_new")
+        return None if base is None or new is None else harmonic_mean(base, new)
+    if name in ("top1", "top1_new"):
+        value = test.get(name)
+    else:
+        value = test.get(_TEST[name]) if name in _TEST else result[name]
     return value
 
 
 def as_text(config: Config, table: Sequence[Mapping[str, Any]]) -> str:
     """The table for people; scores in percent."""
+    accuracies = [name for name in ("top1", "top1_new", "harmonic") if name in table[0]]
+    titles = ("accuracy",) if len(accuracies) == 1 else ("base", "new", "H")
+    scores = {"test_map": 2} if accuracies else {"test_map": 2, "cf1": 1, "of1": 1}
+    scores |= {"ece": 1} if accuracies else {"class_precision": 1, "ece": 1}
+    named = {"test_map": "mAP", "cf1": "CF1", "of1": "OF1", "class_precision": "C-P", "ece": "ECE"}
+    compared = "mAP" if not accuracies else titles[-1]
     columns = [
         Column("", width=26, is_left=True),
-        Column("mAP", width=12),
-        *(Column(title, width=11) for title in ("CF1", "OF1", "C-P", "ECE")),
+        *(Column(title, width=12) for title, _ in zip(titles, accuracies, strict=False)),
+        *(Column(named[name], width=12 if name == "test_map" else 11) for name in scores),
         Column("cosine", width=13),
-        Column("difference of mAP", width=22),
+        Column(f"difference of {compared}", width=22),
         Column("parameters", ",", width=10),
         Column("seconds", ".1f", width=7),
         Column("MB", ",.0f", times=1e-6, width=6),
@@ -135,11 +164,13 @@ def as_text(config: Config, table: Sequence[Mapping[str, Any]]) -> str:
             group = own
             rows.append([group, *[""] * (len(columns) - 1)])
         note = f"{line['diverged']} of {line['seeds']} diverged" if line["diverged"] else ""
+        if line.get("not_asked"):
+            note = "; ".join(filter(None, [note, line["not_asked"]]))
         rows.append(
             [
                 f"  {title_of(line['row'])}",
-                spread(line, "test_map", 100, 2),
-                *(spread(line, n, 100, 1) for n in ("cf1", "of1", "class_precision", "ece")),
+                *(_accuracy(line, name) for name in accuracies),
+                *(spread(line, name, 100, digits) for name, digits in scores.items()),
                 spread(line, "class_cosine", 1, 3),
                 _gain(line),
                 line["parameters"],
@@ -153,15 +184,25 @@ def as_text(config: Config, table: Sequence[Mapping[str, Any]]) -> str:
     together = max(line["together"] for line in table)
     partners = {line["against"] for line in table if line["against"] is not None}
     partner = title_of(partners.pop()) if len(partners) == 1 else "the row each is compared with"
+    notes = [
+        "CF1, OF1: F1 from means over classes and from pooled counts; C-P: mean precision of "
+        f"classes; predicted above {config.evaluate.threshold:g}"
+    ]
+    if accuracies:
+        notes = ["accuracy: the class of an image has the highest score, and has it alone; shots "
+                 "drawn as Dassl draws them, none held out"]  # fmt: skip
+    if len(accuracies) > 1:
+        notes = ["base, new: accuracy of the classes that were trained, among them, and of the "
+                 "others, among them; H: harmonic mean of the two averages; its difference is the "
+                 "mean of each seed's; all else is of the base", *notes]  # fmt: skip
     return "\n".join(
         [
             *aligned(columns, rows),
             f"{config.dataset} {config.test_split}, weights of the last epoch; scores in percent; "
             f"mean ± standard deviation over {seeds}; what is not trained has one value",
-            f"difference: mAP less that of {partner}, of the same seeds, with the 95 % interval "
-            "of the mean (Student's t), unless all seeds give the same",
-            "CF1, OF1: F1 from means over classes and from pooled counts; C-P: mean precision of "
-            f"classes; predicted above {config.evaluate.threshold:g}",
+            f"difference: {compared} less that of {partner}, of the same seeds, with the 95 % "
+            "interval of the mean (Student's t), unless all seeds give the same",
+            *notes,
             "ECE: expected calibration error of all pairs of image and class, 15 bins; cosine: "
             "mean between the texts of different classes",
             f"seconds: of training, on one CPU or GPU, of up to {together} trainings together "
@@ -169,6 +210,13 @@ def as_text(config: Config, table: Sequence[Mapping[str, Any]]) -> str:
             *remarks(warnings_of(config)),
         ]
     )
+
+
+def _accuracy(line: Mapping[str, Any], name: str) -> str:
+    """An accuracy with its deviation; the harmonic mean of averages has none."""
+    if name == "harmonic":
+        return "-" if line[name] is None else f"{100 * line[name]:.2f}"
+    return spread(line, name, 100, 2)
 
 
 def _gain(line: Mapping[str, Any]) -> str:
@@ -188,12 +236,17 @@ def _draw(config: Config, plan: Comparison, table: Sequence[Mapping[str, Any]]) 
     studies = dict.fromkeys((row.study, row.point and row.point.key) for row in plan.rows)
     for study, key in studies:
         own = [line for line in table if line["study"] == study]
-        if key is None:
+        of_key = (row.point for row in plan.rows if row.point and row.point.key == key)
+        points = list({str(point): point for point in of_key}.values())
+        if "top1" in own[0]:
+            values = _places(points, plan.train.num_images)
+            across = _across(key, [point.value for point in points]) if key else ""
+            figure = figures.accuracies(own, across, values, title)
+            words = "" if len(studies) == 1 else f"-{_slug(study)}"
+        elif key is None:
             figure = figures.costs(own, title)
             words = "" if len(studies) == 1 else f"-{_slug(study)}"
         else:
-            of_key = (row.point for row in plan.rows if row.point and row.point.key == key)
-            points = list({str(point): point for point in of_key}.values())
             places = _places(points, plan.train.num_images)
             across = _across(key, [point.value for point in points])
             figure, words = figures.curves(own, across, places, title), f"-{_slug(study)}"

@@ -7,7 +7,7 @@ differ in what they do after an epoch, and in what becomes of the pack.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dclip.data.listing import Listing
 from dclip.fitting.batches import FeatureSource, hold_out
-from dclip.fitting.drawn import columns_of, part_of, with_labels
+from dclip.fitting.drawn import columns_of, new_columns, part_of, with_labels
 from dclip.fitting.fit import DivergenceError, EpochReport, fit, share_state
 from dclip.fitting.pack import Pack
 from dclip.methods.method import Method, Task, initial, with_classes
@@ -60,7 +60,8 @@ class Job:
     ) -> tuple[FeatureSource, np.ndarray, np.ndarray]:
         """Features with the labels that are left, rows to train on, and rows to validate on.
 
-        Both are of the subset: who has 50 images holds some of these 50 out.
+        Both are of the subset: who has 50 images holds some of these 50 out. Of the shots of a
+        protocol none is held out.
 
         Raises:
             ValueError: See :func:`dclip.fitting.drawn.part_of`.
@@ -69,7 +70,8 @@ class Job:
         seed = self.data_seed if self.draw_seed is None else self.draw_seed
         every = np.arange(len(features.labels))
         left, kept, _ = part_of(one.subset, features, every, class_names, seed=seed)
-        rows, held = hold_out(len(kept), one.loop.val_fraction, seed=self.data_seed)
+        fraction = one.loop.val_fraction if one.subset.protocol is None else 0.0
+        rows, held = hold_out(len(kept), fraction, seed=self.data_seed)
         return left, kept[rows], kept[held]
 
     def beside(self, reader: FeatureReader, features: FeatureSource) -> FeatureSource:
@@ -78,9 +80,15 @@ class Job:
             return features
         return with_images(reader, self.images, self.trained[0].own)
 
-    def columns(self, class_names: Sequence[str]) -> list[int] | None:
-        """Columns of the classes that are trained and scored; None for all."""
-        return columns_of(self.trained[0].subset, class_names)
+    def columns(self, class_names: Sequence[str], *, new: bool = False) -> list[int] | None:
+        """Columns of the classes that are trained and scored; None for all.
+
+        Args:
+            class_names: Of all classes.
+            new: Those instead that a protocol keeps for scoring alone.
+        """
+        subset = self.trained[0].subset
+        return (new_columns if new else columns_of)(subset, class_names)
 
 
 @dataclass(frozen=True)
@@ -120,10 +128,19 @@ def begin(
     return Pack(kind, own, train.loop, task, seeds=job.seeds, device=device, fresh=fresh)
 
 
-def task_of(job: Job, reader: FeatureReader, device: torch.device | str) -> Task:
-    """The classes that a job is about, with the frozen CLIP where the method needs it."""
+def task_of(
+    job: Job, reader: FeatureReader, device: torch.device | str, *, new: bool = False
+) -> Task:
+    """The classes that a job is about, with the frozen CLIP where the method needs it.
+
+    Args:
+        job: What is trained or scored.
+        reader: Features; they hold the texts of all classes.
+        device: Of the frozen CLIP.
+        new: The classes instead that a protocol keeps for scoring alone.
+    """
     task = Task.of_features(reader.class_names, *reader.text_features())
-    columns = job.columns(reader.class_names)
+    columns = job.columns(reader.class_names, new=new)
     if columns is not None:
         task = with_classes(task, columns)
     needs_texts = any(one.own.own_texts() for one in job.trained)
@@ -208,23 +225,45 @@ def fit_pack(
             diverged = str(error)
     if not test:
         return Fitted(pack, diverged)
-    source = scored_features(job, test, test_images)
-    rows = np.arange(len(source.labels))
-    return Fitted(pack, diverged, pack.predict(source, rows), source.labels)
+    scored = scored_features(job, test, test_images)
+    scores = pack.predict(scored.source, scored.rows)
+    return Fitted(pack, diverged, scores, scored.source.labels[scored.rows])
 
 
-def scored_features(job: Job, test: Sequence[str], images: Listing | None = None) -> FeatureSource:
+class Scored(NamedTuple):
+    """What of the test split is scored.
+
+    Attributes:
+        source: Features, with the labels of the classes that are asked for.
+        rows: Of the images: all, or under a protocol that parts the classes those that show one.
+    """
+
+    source: FeatureSource
+    rows: np.ndarray
+
+
+def scored_features(
+    job: Job, test: Sequence[str], images: Listing | None = None, *, new: bool = False
+) -> Scored:
     """Features of the test split, with the labels of the classes that a job is about.
 
     Args:
         job: What is scored.
         test: Features.
         images: Theirs, for methods that are fed images themselves.
+        new: The classes instead that a protocol keeps for scoring alone.
     """
     reader = open_features(test, job.output, verify=False)
-    source = reader if images is None else with_images(reader, images, job.trained[0].own)
-    columns = job.columns(reader.class_names)
-    return source if columns is None else with_labels(source, source.labels[:, columns])
+    source: FeatureSource = reader
+    if images is not None:
+        source = with_images(reader, images, job.trained[0].own)
+    columns = job.columns(reader.class_names, new=new)
+    if columns is not None:
+        source = with_labels(source, source.labels[:, columns])
+    rows = np.arange(len(source.labels))
+    if job.trained[0].subset.protocol == "base_to_new":
+        rows = rows[(source.labels == 1).any(1).numpy()]
+    return Scored(source, rows)
 
 
 def num_parameters(method: Method[Any]) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import ray
 
 from dclip.fitting.batches import FeatureSource
-from dclip.fitting.drawn import part_of
+from dclip.fitting.drawn import classes_of, part_of
 from dclip.fitting.fit import check_loop, check_source
 from dclip.methods.registry import find_method
 from dclip.store.paths import atomic_write, write_text
@@ -144,6 +144,11 @@ def check_rows(config: Config, plan: RowPlan, stage: str) -> None:
             f"splits {config.train_split} and {config.test_split} have other classes; {stage} "
             "scores the classes that are trained"
         )
+    if any(row.trained.subset.protocol is not None for row in plan.rows):
+        try:
+            classes_of(test.labels)
+        except ValueError as error:
+            raise StageError(f"split {config.test_split}: {error}") from None
     for row in plan.rows:
         try:
             _check_row(row, reader, reader.class_names, plan.seeds[0])

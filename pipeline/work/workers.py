@@ -3,10 +3,10 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -18,9 +18,10 @@ from dclip.fitting.fit import EpochReport, divergence, scores_of
 from dclip.fitting.pack import Pack
 from dclip.methods.method import Method, initial
 from dclip.methods.registry import find_method
-from dclip.metrics import expected_calibration_error, inter_class_cosine
+from dclip.metrics import expected_calibration_error, inter_class_cosine, top1_accuracy
 from dclip.store.paths import write_text
 from pipeline.features.cache import cached_features
+from pipeline.features.opened import open_features
 from pipeline.records.checkpoints import write_state
 from pipeline.records.provenance import git_commit
 from pipeline.records.trainings import HISTORY, STATE, of_subset, read_history
@@ -120,6 +121,7 @@ def fit_and_score(
     )
     most = peak(torch.device(device), is_own=is_own)
     pack, scores, labels = fitted.pack, fitted.scores, fitted.labels
+    of_test = _Test(job, device, test, test_images, threshold)
     assert scores is not None  # as there is a test split
     assert labels is not None
     results = []
@@ -137,7 +139,7 @@ def fit_and_score(
                 "seconds": (ended - begun) / len(pack) if history else None,
                 "together": len(pack),
                 "peak": most._asdict(),
-                **_scored(pack.method(number), scores[number], labels, threshold, diverged),
+                **of_test.scored(pack.method(number), scores[number], labels, diverged),
             }
         )
     return results
@@ -177,8 +179,9 @@ def score_alone(
             begun = time.perf_counter()
             method.fit(left, rows, seed=seed)
             seconds = time.perf_counter() - begun
-    source = scored_features(job, test, test_images)
-    scores = scores_of(method.eval(), source, np.arange(len(source.labels)))
+    source, shown = scored_features(job, test, test_images)
+    scores, labels = scores_of(method.eval(), source, shown), source.labels[shown]
+    of_test = _Test(job, device, test, test_images, threshold)
     most = peak(place, is_own=is_own)
     diverged = "" if scores.isfinite().all() else "its scores are no numbers"
     weights = [w.numel() for w in method.parameters() if w.requires_grad] if is_fitted else []
@@ -191,7 +194,7 @@ def score_alone(
             "seconds": seconds,
             "together": 1,
             "peak": most._asdict(),
-            **_scored(method, scores, source.labels, threshold, diverged),
+            **of_test.scored(method, scores, labels, diverged),
         }
     ]
 
@@ -207,18 +210,62 @@ def _about(trained: Trained, seed: int, threshold: float) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
-def _scored(
-    method: Method[Any], scores: Tensor, labels: Tensor, threshold: float, diverged: str
-) -> dict[str, Any]:
-    """What a result says of scores on the test split, and of the texts they come from."""
-    if diverged:
-        return {"class_cosine": None, "test": {}}
-    texts = method.class_features()
-    cosine = None if texts is None or len(texts) < 2 else inter_class_cosine(texts.float().cpu())
-    is_probability = method.gives_probabilities
-    test = measure(scores, labels, threshold if is_probability else None)
-    if is_probability:
-        ece = expected_calibration_error(scores, labels)
-        test["ece"] = None if ece != ece else ece
-    return {"class_cosine": cosine, "test": test}
+@dataclass(frozen=True)
+class _Test:
+    """A test split that methods of a job are scored on.
+
+    Attributes:
+        job: What was trained.
+        device: Where.
+        features: Of the split.
+        images: Theirs, for methods that are fed images themselves.
+        threshold: Probability above which a class counts as predicted.
+    """
+
+    job: Job
+    device: str
+    features: Sequence[str]
+    images: Listing | None
+    threshold: float
+
+    @torch.no_grad()
+    def scored(
+        self, method: Method[Any], scores: Tensor, labels: Tensor, diverged: str
+    ) -> dict[str, Any]:
+        """What a result says of scores, and of the texts they come from.
+
+        Args:
+            method: That has scored.
+            scores: Of the images.
+            labels: Of the same.
+            diverged: Why scores mean nothing; empty where they do.
+        """
+        if diverged:
+            return {"class_cosine": None, "test": {}}
+        texts = method.class_features()
+        alone = texts is None or len(texts) < 2
+        cosine = None if texts is None or alone else inter_class_cosine(texts.float().cpu())
+        is_probability = method.gives_probabilities
+        test = measure(scores, labels, self.threshold if is_probability else None)
+        if is_probability:
+            ece = expected_calibration_error(scores, labels)
+            test["ece"] = None if ece != ece else ece
+        protocol = self.job.trained[0].subset.protocol
+        if protocol is None:
+            return {"class_cosine": cosine, "test": test}
+        test["top1"] = top1_accuracy(scores, labels)
+        result = {"class_cosine": cosine, "test": test}
+        return result if protocol == "few_shot" else result | self._of_new(method, test)
+
+    def _of_new(self, method: Method[Any], test: dict[str, Any]) -> dict[str, Any]:
+        """Accuracy on classes that were not trained, put into the scores; or why there is none."""
+        reader = open_features(self.features, self.job.output, verify=False)
+        task = task_of(self.job, reader, self.device, new=True).to(self.device)
+        try:
+            asked = method.for_classes(task)
+        except ValueError as error:
+            test["top1_new"] = None
+            return {"not_asked": str(error)}
+        source, rows = scored_features(self.job, self.features, self.images, new=True)
+        test["top1_new"] = top1_accuracy(scores_of(asked.eval(), source, rows), source.labels[rows])
+        return {}

@@ -21,6 +21,7 @@ _MAPLE_LOOP: Mapping[str, Any] = {
     "weight_decay": 5e-4,
     "warmup_epochs": 1,
     "warmup_lr": 1e-5,
+    "augmentation": "crop",
 }
 
 
@@ -81,7 +82,7 @@ class MaPLeSettings(PromptSettings):
     name = "maple"
     title = "MaPLe"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "robust": Preset(loop={"batch_size": 16}),
+        "robust": Preset(loop={"batch_size": 16, "augmentation": "crop"}),
         "author": Preset(loop=_MAPLE_LOOP),
     }
 
@@ -97,7 +98,7 @@ class DAPTSettings(PromptSettings):
     title = "DAPT"
     needs: ClassVar[frozenset[str]] = frozenset({"visual prompts", "attention"})
     presets: ClassVar[Mapping[str, Preset]] = {
-        "robust": Preset(loop={"batch_size": 16}),
+        "robust": Preset(loop={"batch_size": 16, "augmentation": "crop"}),
         "author": Preset(
             loop={**_MAPLE_LOOP, "epochs": 10},
             own={

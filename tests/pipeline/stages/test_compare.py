@@ -12,21 +12,25 @@ import pytest
 from dclip.fitting.batches import hold_out
 from dclip.fitting.fit import scores_of
 from dclip.fitting.subset import Subset
+from dclip.logits import zero_shot_scores
 from dclip.methods.linear_probe import LinearProbeMethod
 from dclip.methods.method import Task, initial
 from dclip.methods.settings import DCLIPSettings, DualCoOpSettings, LinearProbeSettings
 from dclip.metrics import mean_average_precision
+from pipeline.features.backbone import ClipSettings
 from pipeline.features.opened import open_features
 from pipeline.features.plan import plan_features
 from pipeline.pictures import comparison_figures
 from pipeline.records.ablations import Ablation, Comparison, Training, name_of, packs
 from pipeline.settings.config import Config, TrainConfig
 from pipeline.settings.rows import compared_rows, of_method
-from pipeline.settings.training import Trained
+from pipeline.settings.training import Trained, require_all_classes
 from pipeline.stages import compare, extract
 from pipeline.terminal.errors import StageError, UsageError
 from pipeline.work import comparison
+from pipeline.work.packs import Job
 from pipeline.work.row_trainings import check_rows
+from pipeline.work.workers import fit_and_score, score_alone
 
 from ..conftest import WITH_RAY, settings
 from .test_extract import make_here
@@ -202,6 +206,134 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
         compared_rows(config), [[r[0]] for r in (first, second, frozen)], [0]
     )
     assert (lines[1]["difference"], lines[1]["difference_low"]) == (pytest.approx(0.03), None)
+
+
+def few(tmp_path: Path, **changes: object) -> Config:
+    """Images of one class each, a small ViT of random weights."""
+    return settings(
+        tmp_path,
+        dataset="shapes-single",
+        backbone="tiny-vit",
+        pretrained="random",
+        resolution=64,
+        extract={"limit": 64, "shard_size": 64, "workers": 1},
+        compare={"epochs": 1, "seeds": 2, **changes},
+    )
+
+
+def test_a_protocol_is_of_all_rows_and_counts_in_their_names(tmp_path: Path) -> None:
+    config = few(tmp_path, methods=["maple", "zero_shot"], shots=[1, 4], protocol="base_to_new")
+    table = compared_rows(config)
+    subsets = [row.trained.subset for row in table]
+    assert {subset.protocol for subset in subsets} == {"base_to_new"}
+    assert [subset.shots for subset in subsets] == [1, 1, 4, 4]
+    plan = Comparison(config)
+    assert [one.method for one in plan.trainings.values()].count("zero_shot") == 1
+    plain = Comparison(few(tmp_path, methods=["maple", "zero_shot"], shots=[1, 4]))
+    assert not plain.trainings.keys() & plan.trainings.keys()
+    rows = [
+        {"label": label, "method": "zero_shot", "set": {"subset.protocol": protocol}}
+        for label, protocol in (("a", "few_shot"), ("b", "base_to_new"))
+    ]
+    with pytest.raises(UsageError, match=r"rows are of different protocols.* by --protocol"):
+        compared_rows(few(tmp_path, rows=rows))
+    with pytest.raises(
+        UsageError, match=r"row 'dclip': protocol few_shot .* take out label_fraction"
+    ):
+        compared_rows(few(tmp_path, methods=["dclip"], label_fraction=[0.5], protocol="few_shot"))
+    with pytest.raises(UsageError, match=r"is for pipeline\.compare, which scores base and new"):
+        require_all_classes([table[0].trained])
+
+
+def test_a_protocol_is_refused_where_images_show_several_classes(tmp_path: Path) -> None:
+    config = wanted(tmp_path, methods=["zero_shot"], protocol="few_shot")
+    config = config.model_copy(update={"backbone": "tiny"})
+    for split in ("train", "test"):
+        plan = plan_features(config, split)
+        make_here(plan, config)
+    extract.extract(config, [plan_features(config, split) for split in ("train", "test")])
+    with pytest.raises(StageError, match=r"^split test: a few-shot protocol is for images of one"):
+        check_rows(config, Comparison(config), "compare")
+
+
+def accuracies(base: float, new: float | None) -> dict[str, Any]:
+    found = result(0.5)
+    found["test"] |= {"top1": base, "top1_new": new}
+    return found if new is not None else found | {"not_asked": "bound to its classes"}
+
+
+def test_the_harmonic_mean_is_of_the_averages_and_its_difference_of_each_seed(
+    tmp_path: Path,
+) -> None:
+    methods = ["maple", "zero_shot", "linear_probe"]
+    config = few(tmp_path, methods=methods, protocol="base_to_new")
+    own = [accuracies(0.8, 0.4), accuracies(0.6, 0.6)]
+    clip = [accuracies(0.5, 0.5)] * 2
+    probe = [accuracies(0.9, None)] * 2
+    table = comparison.summary(compared_rows(config), [own, clip, probe], range(2))
+    assert [line["top1"] for line in table] == pytest.approx([0.7, 0.5, 0.9])
+    # of 0.7 and 0.5: 0.7 / 1.2; not the mean of 0.5333 and 0.6
+    assert table[0]["harmonic"] == pytest.approx(0.7 / 1.2)
+    assert table[1]["difference"] == pytest.approx(0.5 - (0.64 / 1.2 + 0.6) / 2)
+    assert (table[2]["harmonic"], table[2]["difference"]) == (None, None)
+    told = comparison.as_text(config, table)
+    assert "58.33" in told
+    assert "bound to its classes" in told
+    assert "difference: H less that of MaPLe" in told
+    figure = comparison_figures.accuracies(table, "", [], "")
+    assert [axis.get_title() for axis in figure.axes] == [
+        "base classes", "new classes", "harmonic mean",
+    ]  # fmt: skip
+    one = few(tmp_path, methods=methods[:2], shots=[1, 16], protocol="few_shot")
+    four = [own, clip, own[::-1], clip]
+    lines = comparison.summary(compared_rows(one), four, range(2))
+    assert "harmonic" not in lines[0]
+    assert lines[1]["difference"] == pytest.approx(0.5 - 0.7)
+    (axis,) = comparison_figures.accuracies(lines, "images per class", [1, 16], "").axes
+    assert axis.get_xscale() == "log"
+
+
+def test_base_and_new_classes_are_scored_among_themselves(tmp_path: Path) -> None:
+    config = few(tmp_path, methods=["maple"], protocol="base_to_new")
+    plans = [plan_features(config, split) for split in ("train", "test")]
+    for plan in plans:
+        make_here(plan, config)
+    extract.extract(config, plans)
+    train, test = plans
+
+    def score(method: str, seed: int) -> dict[str, Any]:
+        changes = {"methods": [method], "protocol": "base_to_new", "shots": [2]}
+        (row,) = compared_rows(few(tmp_path, **changes))
+        is_looped = row.trained.own.trained_by == "loop"
+        sees = row.trained.own.sees_images()
+        job = Job(
+            method, (row.trained,), (seed,), 0, tuple(map(str, train.folders)), tmp_path,
+            clip=ClipSettings.of(config), images=train.listing if sees else None, draw_seed=seed,
+        )  # fmt: skip
+        task = fit_and_score if is_looped else score_alone
+        (found,) = task(job, "cpu", test.folders, 0.5, test.listing if sees else None)
+        return found
+
+    reader = open_features(test.folders, tmp_path)
+    texts = Task.of_features(reader.class_names, *reader.text_features()).texts.features
+    rows = np.arange(len(reader.labels))
+    own = zero_shot_scores(reader.embeddings(rows).float(), texts)
+    labels = reader.labels.argmax(1)
+    clip = score("zero_shot", 0)["test"]
+    for name, first in (("top1", 0), ("top1_new", 8)):
+        columns = slice(first, first + 8)
+        shown = (labels >= first) & (labels < first + 8)
+        right = own[shown, columns].argmax(1) + first == labels[shown]
+        assert clip[name] == pytest.approx(float(right.float().mean()))
+    found = score("maple", 1)
+    assert found["diverged"] == ""
+    assert {"top1", "top1_new", "map"} <= found["test"].keys()
+    assert 0 <= found["test"]["top1_new"] <= 1
+    assert found["parameters"] == 4 * (2 * 64 + 64 * 128 + 128)
+    assert found["subset"] == {"shots": 2, "protocol": "base_to_new"}
+    probe = score("linear_probe", 1)
+    assert probe["test"]["top1_new"] is None
+    assert "no others" in probe["not_asked"]
 
 
 def test_names_of_points_do_not_overlap() -> None:
