@@ -52,6 +52,29 @@ def gather_rows(own: Float[Tensor, "rows dim"]) -> Gathered:
     return Gathered(rows, first)
 
 
+def draw_rows(
+    count: int, total: int, draws: int, device: torch.device
+) -> Float[Tensor, "count draws"]:
+    """Numbers in [0, 1) for each row of this worker, from torch's generator.
+
+    They belong to places in the batch, of which each worker has every so-manyth, and are those that
+    the first worker draws: an image has the same ones for any number of workers.
+
+    Args:
+        count: Rows of this worker.
+        total: Rows of all workers.
+        draws: Numbers for each row.
+        device: On which workers exchange messages.
+    """
+    world = world_size()
+    drawn = torch.rand(total, draws)
+    if world == 1:
+        return drawn[:count]
+    sent = drawn.to(device)
+    torch.distributed.broadcast(sent, 0)
+    return sent.cpu()[torch.distributed.get_rank() :: world][:count]
+
+
 class _Gather(torch.autograd.Function):
     """All workers' rows; its gradient is summed over the workers, of which each takes its part."""
 

@@ -13,7 +13,7 @@ from dclip.backbones.long_text import LongCLIP, Tokens, tokenize_cut
 from dclip.data.captions import first_sentences
 from dclip.data.pixels import normalise
 from dclip.fitting.batches import Batch
-from dclip.fitting.gather import gather_rows, world_size
+from dclip.fitting.gather import draw_rows, gather_rows, world_size
 from dclip.logits import masked_cosine, zero_shot_scores
 from dclip.losses.contrastive import own_place_loss
 from dclip.methods.method import Method, Task, WeightRule
@@ -154,12 +154,15 @@ class SmartCLIP(Method[SmartCLIPSettings]):
         """
         assert batch.pixels is not None  # as it is what is fed
         assert batch.captions is not None
-        draws = torch.rand(2, len(batch.captions)).tolist()
+        count = len(batch.captions)
+        draws = draw_rows(count, batch.total or count, 2, batch.pixels.device).tolist()
         rows, chosen = [], []
         for row, captions in enumerate(batch.captions):
             if captions:
-                caption = captions[int(draws[0][row] * len(captions))]
-                share = 1.0 if self.settings.captions == "whole" else draws[1][row]
+                which, share = draws[row]
+                if self.settings.captions == "whole":
+                    share = 1.0
+                caption = captions[int(which * len(captions))]
                 rows.append(row)
                 chosen.append(first_sentences(caption, share))
         if batch.captions and not chosen and batch.workers == 1:

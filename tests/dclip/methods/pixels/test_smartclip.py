@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dclip.backbones.clip import OpenCLIPBackbone
 from dclip.backbones.long_text import LongCLIP, Tokens, stretch_positions, tokenize_cut
 from dclip.fitting.batches import Batch
-from dclip.fitting.fit import step_learning_rate
+from dclip.fitting.fit import EpochReport, fit, step_learning_rate
 from dclip.fitting.gather import gather_rows
 from dclip.fitting.pack import Pack
 from dclip.methods.method import Task
@@ -380,6 +380,75 @@ def test_two_workers_have_the_loss_and_gradient_of_one(
             expected = arrays[f"grad.hard.total_wrt_{key}"]
             expected = expected[20:] if key.endswith("_res") else expected
             assert_close(one[key] + two[key], expected, key)
+
+
+class Pairs:
+    """Images with two captions each, in memory."""
+
+    grid, views = (0, 0), 1
+
+    def __init__(self, images: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.labels = torch.zeros(images, 2, dtype=torch.int8)
+        self.labels[:, 0] = 1
+        self._pixels = torch.randint(
+            256, (images, 16, 16, 3), generator=generator, dtype=torch.uint8
+        )
+        words = ["dog", "cat", "hat", "tree", "sea", "car", "sun", "cup"]
+        self._captions = [
+            (f"A {words[n % 8]}. A {words[(3 * n + 1) % 8]}. {n}", f"The {words[n // 2 % 8]}")
+            for n in range(images)
+        ]
+
+    def local(self, rows: np.ndarray, views: Any = None) -> Tensor:
+        raise AssertionError(rows, views)
+
+    def pixels(self, rows: np.ndarray, draws: Any = None) -> Tensor:
+        assert draws is None
+        return self._pixels[torch.from_numpy(rows)]
+
+    def captions(self, rows: np.ndarray) -> list[tuple[str, ...]]:
+        return [self._captions[row] for row in rows]
+
+
+def trained(rank: int = 0, workers: int = 1) -> dict[str, Tensor]:
+    """Weights after an epoch of three steps, the last of one image alone."""
+    loop, own = of_preset(SmartCLIPSettings, "robust")
+    changes = {"epochs": 1, "batch_size": 8, "lr": 1e-4, "warmup_steps": 1}
+    backbone = tiny_clip()
+    loop = loop.model_copy(update=changes)
+    pack = Pack(SmartCLIP, [own], loop, task_of(backbone), seeds=[0])
+    reports: list[list[EpochReport]] = []
+    rows = np.arange(17)
+    fit(pack, Pairs(17), rows, seed=3, rank=rank, workers=workers, on_epoch=reports.append)
+    kept = {name: value.clone() for name, value in pack.method().state_dict().items()}
+    return kept | {f"term.{name}": torch.tensor(v) for name, v in reports[0][0].losses.items()}
+
+
+def train_both(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    torch.save(trained(rank, 2), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers_train_what_one_does(tmp_path: Path) -> None:
+    alone = trained()
+    torch.multiprocessing.spawn(train_both, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    for rank in range(2):
+        both = torch.load(tmp_path / f"{rank}.pt")
+        assert both.keys() == alone.keys()
+        for name, value in alone.items():
+            # what is the same for all that a softmax weighs changes nothing: its gradient is
+            # rounding alone, along which AdamW steps as far as along any
+            if name == "mask_network.pool_score.bias":
+                continue
+            ours = both[name]
+            if name.endswith("in_proj_bias"):
+                value, ours = (torch.cat([v.chunk(3)[0], v.chunk(3)[2]]) for v in (value, ours))
+            torch.testing.assert_close(ours, value, rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_a_batch_in_parts_has_the_mean_loss_of_its_parts() -> None:
