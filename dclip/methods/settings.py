@@ -118,6 +118,10 @@ class MethodSettings(BaseModel):
         """Settings that make no difference, as others are."""
         return frozenset()
 
+    def remarks(self, loop: Loop) -> tuple[str, ...]:  # noqa: ARG002 - the signature is the contract
+        """What nobody would expect of these settings with this loop; shown before the training."""
+        return ()
+
     def own_texts(self) -> tuple[str, ...]:
         """Texts beside those of the classes that the backbone encodes when training begins."""
         return ()

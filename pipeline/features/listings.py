@@ -40,6 +40,7 @@ from dclip.data.folder import (
 from dclip.data.image_files import images_of, is_there
 from dclip.data.images import ImageError
 from dclip.data.listing import ImageListing, Listing, check_key
+from dclip.data.mask_files import with_masks
 from dclip.data.partition import Part, take_part
 from dclip.data.registry import DATASETS, get_dataset
 from dclip.data.segmentation import SegmentationListing, label_names, mask_labels, with_labels
@@ -455,7 +456,25 @@ def labels_of_masks(
 def _open_folder(
     folder: AnyPath, split: str, options: Mapping[str, str], cache: Path | None
 ) -> Listing:
-    _known_options("folder:", options, ("separator", "format"))
+    _known_options("folder:", options, ("separator", "format", "masks", "mask_void"))
+    plain = {key: value for key, value in options.items() if key not in ("masks", "mask_void")}
+    listing = _open_plain_folder(folder, split, plain, cache)
+    if "masks" not in options:
+        if "mask_void" in options:
+            raise UsageError("option mask_void is for masks; give their folder by masks=DIR, too")
+        return listing
+    void = options.get("mask_void")
+    if void is not None and not (void.isdecimal() and int(void) < 256):
+        raise UsageError(f"option mask_void must be a number from 0 to 255, got {void!r}")
+    if not isinstance(folder, Path) or not isinstance(listing, ImageListing):
+        raise UsageError(f"option masks is for a folder on a disk, not {folder}")
+    place = folder.absolute() / options["masks"]
+    return with_masks(listing, place, void=None if void is None else int(void))
+
+
+def _open_plain_folder(
+    folder: AnyPath, split: str, options: Mapping[str, str], cache: Path | None
+) -> Listing:
     if has_folders(folder) and not folder.is_dir():
         raise UsageError(f"no folder {folder}; give one that holds images and a table of labels")
     folder = folder.absolute()

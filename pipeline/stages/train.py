@@ -46,6 +46,8 @@ def run_together(configs: Sequence[Config]) -> list[Report]:
     for config in configs:
         require_prompts(config, plan.listing.class_names)
         require_images(plan.listing, [config.own])
+        for remark in config.own.remarks(config.train):
+            log.warning("warning: %s", remark)
     paths = [checkpoint_path(config, plan) for config in configs]
     missing = [number for number, path in enumerate(paths) if not path.is_file()]
     for path in paths:
@@ -143,5 +145,6 @@ def describe(config: Config) -> str:
             f"{plan.num_images - held} images to train on, {held} held out for val/*",
             f"{num_parameters(method)} parameters, {how}",
             f"checkpoint {path} ({'stands' if path.is_file() else 'to be made'})",
+            *(f"note: {remark}" for remark in config.own.remarks(config.train)),
         ]
     )

@@ -150,6 +150,8 @@ def check_rows(config: Config, plan: RowPlan, stage: str) -> None:
         except ValueError as error:
             raise StageError(f"split {config.test_split}: {error}") from None
     for row in plan.rows:
+        for remark in row.trained.own.remarks(row.trained.loop):
+            log.warning("warning: row %r: %s", row.label, remark)
         try:
             _check_row(row, reader, reader.class_names, plan.seeds[0])
         except ValueError as error:

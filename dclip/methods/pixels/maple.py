@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from dclip.backbones import Backbone, PromptedFeatures, Tower, require
 from dclip.data.pixels import normalise
-from dclip.fitting.batches import Batch
+from dclip.fitting.batches import Batch, FeatureSource
 from dclip.methods.method import Method, Task
 from dclip.methods.objective import watched_cosine
 from dclip.methods.pixels.settings import MaPLeSettings, PromptSettings
@@ -201,6 +202,19 @@ class PromptMethod(Method[P]):
             assert self._words is not None
             with torch.no_grad():
                 self.context.copy_(self._words.first())
+
+    def prepare(
+        self,
+        features: FeatureSource,
+        rows: Int64[np.ndarray, " rows"],
+    ) -> None:
+        """Refuse training images of no class or of several, before any step.
+
+        Raises:
+            ValueError: See `single_labels`.
+        """
+        labels = features.labels[torch.from_numpy(rows)]
+        single_labels(Batch(torch.empty(len(rows), 0, 0), labels), for_=self.settings.title)
 
     @property
     def backbone(self) -> Backbone:

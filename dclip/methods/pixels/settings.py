@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from dclip.fitting.loop import Loop
 from dclip.methods.adapter_settings import BACKGROUND_TEMPLATE, BACKGROUND_WORDS
 from dclip.methods.settings import Feed, MethodSettings, Preset, Variant
 from dclip.templates import ZERO_SHOT_TEMPLATE
@@ -162,6 +163,15 @@ class DAPTSettings(PromptSettings):
     def training_feeds(self) -> frozenset[Feed]:
         """Masks, too, where they come with the images."""
         return frozenset({"pixels", "masks"} if self.mask_source == "file" else {"pixels"})
+
+    def remarks(self, loop: Loop) -> tuple[str, ...]:
+        """That the second phase is never reached, as in the authors' runs of 5 epochs."""
+        if loop.epochs > self.first_phase:
+            return ()
+        return (
+            f"{loop.epochs} epochs end in the first phase of {self.first_phase}: L_f and L_b are "
+            "never trained; give more epochs or a lower dapt.first_phase",
+        )
 
     def own_texts(self) -> tuple[str, ...]:
         """Prompts of the background's words."""

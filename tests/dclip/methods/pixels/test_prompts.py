@@ -381,3 +381,24 @@ def test_the_golden_files_are_those_of_the_readme(golden: Path) -> None:
     told = (golden / "README.md").read_text()
     for path in sorted(golden.glob("*.npz")):
         assert f"| {path.name} | {hashlib.sha256(path.read_bytes()).hexdigest()[:16]} |" in told
+
+
+def test_a_training_that_ends_in_the_first_phase_says_so() -> None:
+    author = DAPTSettings.presets["author"]
+    settings = DAPTSettings(**author.own)
+    (told,) = settings.remarks(Loop(**{**author.loop, "epochs": 5}))
+    assert told.startswith("5 epochs end in the first phase of 7: L_f and L_b are never trained")
+    assert not settings.remarks(Loop(**author.loop))
+    assert not MaPLeSettings().remarks(Loop(epochs=5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_several_classes_are_refused_before_any_step(
+    kind: type[Any], backbone: OpenCLIPBackbone
+) -> None:
+    batch = batch_of(12)
+    batch.labels[11] = 1
+    pack = Pack(kind, [kind.Settings()], Loop(epochs=1), task_of(backbone), seeds=[0])
+    with pytest.raises(ValueError, match=r"of 12 images there are 1 with several classes"):
+        fit(pack, Pictures(batch), np.arange(12), seed=0)  # type: ignore[arg-type]
+    assert pack.step == 0
