@@ -1,5 +1,8 @@
 """Prompt templates: what is said of a class, which is put in place of ``{}``."""
 
+from functools import cache
+from importlib import resources
+
 POSITIVE_TEMPLATE = "A photo of a {}"
 """Says that a class is present; without a final period, as DCLIP was trained."""
 
@@ -8,3 +11,20 @@ NEGATIVE_TEMPLATE = "Not a photo of a {}"
 
 ZERO_SHOT_TEMPLATE = "a photo of a {}."
 """CLIP's own template, for class features without a pair."""
+
+
+@cache
+def prompt_ensemble(*names: str) -> tuple[str, ...]:
+    """Lists of prompt templates that are averaged, one list after another.
+
+    Args:
+        names: ``imagenet80``: the 80 that CLIP was tried on ImageNet with; ``scene5``: TagCLIP's
+            five of things in a scene.
+
+    Example:
+        >>> len(prompt_ensemble("imagenet80", "scene5")), prompt_ensemble("scene5")[0]
+        (85, 'there is a {} in the scene.')
+    """
+    folder = resources.files("dclip") / "data" / "templates"
+    lists = [(folder / f"{name}.txt").read_text("utf-8").splitlines() for name in names]
+    return tuple(template for own in lists for template in own)

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 import torch
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from dclip.backbones import DEFAULT_RESOLUTION, ImageFeatures
 from dclip.backbones.gradients import (
+    Positions,
     PromptedFeatures,
     Tower,
     as_rows,
@@ -378,6 +379,10 @@ class OpenCLIPBackbone:
         deep_prompts: Sequence[Float[Tensor, "..."]] = (),
         *,
         attention: int = 0,
+        heads: Literal["each", "mean"] = "each",
+        mask: Float[Tensor, "*images tokens tokens"] | None = None,
+        own_values: bool = False,
+        positions: Positions = "bicubic",
     ) -> PromptedFeatures:
         """Global embedding and local features of normalised images beside prompts; of a ViT only.
 
@@ -391,9 +396,16 @@ class OpenCLIPBackbone:
             deep_prompts: Entry i takes the place of the states of ``prompts`` when block i (from 0)
                 is done; as many vectors as ``prompts`` has.
             attention: Of how many last blocks to return the attention and what enters it.
+            heads: Whether the attention is that of each head, or the mean of the heads.
+            mask: Added to the logits of the attention of every block: of shape [tokens, tokens], or
+                [images, tokens, tokens]; who asks comes first.
+            own_values: In the last block each token, the class token too, keeps its own value
+                (kind ``maskclip``). The attention returned is what it would have been.
+            positions: How the positional embedding is resized to another grid than its own.
 
         Returns:
-            Features of the kind ``value`` in the weights' dtype and on their device.
+            Features of the kind ``value``, unless said otherwise, in the weights' dtype and on
+            their device.
 
         Raises:
             ValueError: If the image tower is a ResNet, shapes do not fit, there are more prompts
@@ -411,6 +423,8 @@ class OpenCLIPBackbone:
                 f" {size.blocks} blocks"
                 + ("" if "attention" in self.offers else ", which do not give theirs")
             )
+        if (mask is not None or own_values) and "attention" not in self.offers:
+            raise ValueError(f"{self.name} has blocks whose attention cannot be changed")
         if deep_prompts and prompts is None:
             raise ValueError("deep prompts take the place of prompts; there are none at the input")
         every = [] if prompts is None else [prompts, *deep_prompts]
@@ -420,16 +434,21 @@ class OpenCLIPBackbone:
         check_normalised(images)
         images = images.to(self.device, self.model.logit_scale.dtype)
         images = images.contiguous(memory_format=torch.channels_last)
-        tokens = _tokens_of_vit(tower, images, self.native_grid, grid)
+        tokens = _tokens_of_vit(tower, images, self.native_grid, grid, positions)
         behind = tokens.shape[1]
         if prompts is not None:
             tokens = torch.cat([tokens, as_rows(prompts, len(images)).to(tokens)], dim=1)
+        if mask is not None:
+            _check_mask(mask, len(images), tokens.shape[1], said)
         tokens, weights, entering = run_prompted_blocks(
             list(tower.transformer.resblocks),
             tower.ln_pre(tokens),
             deep_prompts,
             position=behind,
+            mask=None if mask is None else mask.to(tokens),
             attention=attention,
+            heads=heads,
+            own_values=own_values,
         )
         embedding, local = _project_tokens(tower, tokens[:, :behind])
         return PromptedFeatures(embedding, local, weights, entering)
@@ -696,7 +715,8 @@ def _encode_by_vit(
     kind: str,
 ) -> tuple[Float[Tensor, "images dim"], Float[Tensor, "images patches dim"]]:
     """Final layer norm and projection on every token: class token first, patch tokens after it."""
-    tokens = tower.ln_pre(_tokens_of_vit(tower, images, native_grid, grid, kind))
+    positions: Positions = "bilinear" if kind == "vv" else "bicubic"
+    tokens = tower.ln_pre(_tokens_of_vit(tower, images, native_grid, grid, positions))
     if kind == "value":
         tokens = tower.transformer(tokens)
     else:
@@ -709,18 +729,29 @@ def _tokens_of_vit(
     images: Float[Tensor, "images 3 height width"],
     native_grid: tuple[int, int],
     grid: tuple[int, int],
-    kind: str = "value",
+    positions: Positions,
 ) -> Float[Tensor, "images tokens channels"]:
     """Class token and patches, positions added, before the first norm."""
     patches = tower.conv1(images).flatten(2).transpose(1, 2)
     class_token = tower.class_embedding.expand(len(images), 1, -1)
-    positions = resize_positional_embedding(
+    resized = resize_positional_embedding(
         tower.positional_embedding,
         native_grid=native_grid,
         grid=grid,
-        mode="bilinear" if kind == "vv" else "bicubic",
+        mode="bicubic" if positions == "bicubic" else "bilinear",
     )
-    return torch.cat([class_token, patches], dim=1) + positions
+    if positions == "bilinear float16" and grid != native_grid:
+        resized = resized.half().to(patches)
+    return torch.cat([class_token, patches], dim=1) + resized
+
+
+def _check_mask(mask: Tensor, images: int, tokens: int, said: str) -> None:
+    """Refuse a mask of attention that is of other tokens or images."""
+    if mask.shape not in ((tokens, tokens), (images, tokens, tokens)):
+        raise ValueError(
+            f"{said} takes masks of shape [{tokens}, {tokens}] or [{images}, {tokens}, {tokens}],"
+            f" not {list(mask.shape)}"
+        )
 
 
 def _project_tokens(

@@ -26,13 +26,17 @@ from typing import (
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     import open_clip
 
 Offer = Literal["token embeddings", "visual prompts", "attention"]
 """What a backbone may offer: `TextGradients`, `ImageGradients`, and of the latter the attention."""
+
+Positions = Literal["bicubic", "bilinear", "bilinear float16"]
+"""How a positional embedding is resized to another grid than its own, and whether it is rounded."""
 
 
 class Tower(NamedTuple):
@@ -56,14 +60,14 @@ class PromptedFeatures(NamedTuple):
         embedding: The class token's embedding in the joint space.
         local: The patch tokens, normed and projected; no prompts.
         attention: Of each of the last blocks asked for, first to last, the attention weights after
-            the softmax: who asks, then who answers.
+            the softmax: who asks, then who answers. Of each head, or their mean.
         entering: Of the same blocks, the tokens that enter the attention, normed. They lie in the
             graph, so that ``torch.autograd.grad`` can differentiate by them (Grad-CAM).
     """
 
     embedding: Float[Tensor, "images dim"]
     local: Float[Tensor, "images patches dim"]
-    attention: tuple[Float[Tensor, "images heads tokens tokens"], ...] = ()
+    attention: tuple[Float[Tensor, "images *heads tokens tokens"], ...] = ()
     entering: tuple[Float[Tensor, "images tokens width"], ...] = ()
 
 
@@ -146,6 +150,10 @@ class ImageGradients(Protocol):
         deep_prompts: Sequence[Float[Tensor, "*images prompts width"]] = (),
         *,
         attention: int = 0,
+        heads: Literal["each", "mean"] = "each",
+        mask: Float[Tensor, "*images tokens tokens"] | None = None,
+        own_values: bool = False,
+        positions: Positions = "bicubic",
     ) -> PromptedFeatures:
         """Global embedding and local features of normalised images beside prompts.
 
@@ -156,6 +164,13 @@ class ImageGradients(Protocol):
             deep_prompts: Entry i takes the place of the states of ``prompts`` when block i (from 0)
                 is done; as many vectors as ``prompts`` has.
             attention: Of how many last blocks to return the attention and what enters it.
+            heads: Whether the attention is that of each head, or the mean of the heads, which takes
+                as much less memory.
+            mask: Added to the logits of the attention of every block. One for all images, or one
+                for each.
+            own_values: In the last block each token, the class token too, keeps its own value in
+                place of what it attends to. The attention returned is what it would have been.
+            positions: How the positional embedding is resized.
 
         Raises:
             ValueError: If the backbone has no such tower, shapes do not fit, or there are more
@@ -227,11 +242,13 @@ def run_prompted_blocks(
     deep_prompts: Sequence[Float[Tensor, "... _ _"]],
     *,
     position: int,
-    mask: Float[Tensor, "tokens tokens"] | None = None,
+    mask: Float[Tensor, "*rows tokens tokens"] | None = None,
     attention: int = 0,
+    heads: Literal["each", "mean"] = "each",
+    own_values: bool = False,
 ) -> tuple[
     Float[Tensor, "rows tokens width"],
-    tuple[Float[Tensor, "rows heads tokens tokens"], ...],
+    tuple[Float[Tensor, "rows *heads tokens tokens"], ...],
     tuple[Float[Tensor, "rows tokens width"], ...],
 ]:
     """All blocks of a tower, deep prompts put in place between them.
@@ -242,31 +259,49 @@ def run_prompted_blocks(
         deep_prompts: Entry i takes the place of the tokens at ``position`` and after, once block i
             is done; fitting in shape.
         position: Where the first prompt stands.
-        mask: Added to the attention logits of every block.
+        mask: Added to the attention logits of every block; one for all rows, or one for each.
         attention: Of how many last blocks to return more than the tokens.
+        heads: Whether to return the attention of each head, or their mean.
+        own_values: In the last block each token keeps its own value.
 
     Returns:
         What leaves the last block; and of the last blocks asked for the attention weights and the
         normed tokens that entered the attention.
     """
     weights, entering = [], []
+    if mask is not None and mask.ndim == 3:  # as MultiheadAttention takes it: head by head
+        mask = mask.repeat_interleave(blocks[0].attn.num_heads, dim=0)
     for index, block in enumerate(blocks):
-        if index < len(blocks) - attention:
+        is_shown = index >= len(blocks) - attention
+        keeps_values = own_values and index == len(blocks) - 1
+        if not is_shown and not keeps_values:
             tokens = block(tokens, attn_mask=mask)
         else:  # as the block does it, but with the weights, which it throws away
             normed = block.ln_1(tokens)
-            added, weight = block.attn(
-                normed, normed, normed, attn_mask=mask, average_attn_weights=False
-            )
+            if is_shown:
+                added, weight = block.attn(
+                    normed, normed, normed, attn_mask=mask, average_attn_weights=heads == "mean"
+                )
+                weights.append(weight)
+                entering.append(normed)
+            if keeps_values:
+                added = _values_of(block.attn, normed)
             tokens = tokens + block.ls_1(added)
             tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
-            weights.append(weight)
-            entering.append(normed)
         if index < len(deep_prompts):
             prompts = as_rows(deep_prompts[index], len(tokens)).to(tokens)
             behind = position + prompts.shape[1]
             tokens = torch.cat([tokens[:, :position], prompts, tokens[:, behind:]], dim=1)
     return tokens, tuple(weights), tuple(entering)
+
+
+def _values_of(
+    attention: nn.MultiheadAttention, normed: Float[Tensor, "rows tokens width"]
+) -> Float[Tensor, "rows tokens width"]:
+    """What a layer of attention gives where each token attends to itself alone."""
+    value, bias = attention.in_proj_weight.chunk(3)[2], attention.in_proj_bias.chunk(3)[2]
+    kept: Tensor = attention.out_proj(F.linear(normed, value, bias))
+    return kept
 
 
 def as_rows(

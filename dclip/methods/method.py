@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from dclip.backbones import Backbone
@@ -165,12 +165,14 @@ class Method(nn.Module, Generic[S]):
         gives_probabilities: Whether :meth:`scores` are probabilities, so that a threshold on them
             means something.
         scores_locations: Whether it has :meth:`location_scores`.
+        maps_images: Whether it has :meth:`maps`.
         grows: Buffers of which :meth:`fit` says how many rows they have, the same number each.
     """
 
     Settings: ClassVar[type[MethodSettings]]
     gives_probabilities: ClassVar[bool] = True
     scores_locations: ClassVar[bool] = False
+    maps_images: ClassVar[bool] = False
     grows: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, settings: S, task: Task) -> None:
@@ -240,6 +242,38 @@ class Method(nn.Module, Generic[S]):
     def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
         """What is said of every class in every image; the larger, the likelier it is there."""
         raise NotImplementedError
+
+    def found(self, scores: Float[Tensor, "images classes"]) -> Bool[Tensor, "images classes"]:
+        """Which classes it says are there: those of probability above one half, or the largest.
+
+        Args:
+            scores: Its own, of :meth:`scores`.
+
+        Raises:
+            ValueError: It gives no probabilities, and has no rule of its own.
+        """
+        if not self.finds_classes():
+            raise ValueError(
+                f"{self.settings.title} gives no probabilities, so it does not find classes"
+            )
+        return scores >= scores.amax(1, keepdim=True).clamp(max=0.5)
+
+    @classmethod
+    def finds_classes(cls) -> bool:
+        """Whether it has :meth:`found`."""
+        return cls.gives_probabilities or cls.found is not Method.found
+
+    def maps(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, "images classes"], Float[Tensor, "images classes rows columns"]]:
+        """What :meth:`scores` says, and how much each location looks like each class, in one look.
+
+        For methods that look at images themselves, and give every image a grid of its own.
+
+        Args:
+            batch: What they are fed; images of one size.
+        """
+        raise NotImplementedError(f"{type(self).__name__} makes no maps of images")
 
     def location_scores(
         self, local: Float[Tensor, "images locations dim"]

@@ -44,6 +44,9 @@ METHODS = {
         "dclip.methods.pixels.settings:SmartCLIPSettings",
         "dclip.methods.pixels.smartclip:SmartCLIP",
     ),
+    "tagclip": _Entry(
+        "dclip.methods.pixels.settings:TagCLIPSettings", "dclip.methods.pixels.tagclip:TagCLIP"
+    ),
     "linear_probe": _Entry(
         "dclip.methods.settings:LinearProbeSettings", "dclip.methods.linear_probe:LinearProbeMethod"
     ),

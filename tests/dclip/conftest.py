@@ -31,11 +31,21 @@ VISION = {"layers": 4, "width": 24, "head_width": 8, "image_size": 32, "patch_si
 
 def _model(arrays: dict[str, Tensor]) -> open_clip.CLIP:
     """open_clip's model with the weights of an oracle file, in float64."""
-    layers = sum(name.startswith("weight.text.") and name.endswith("ln1.bias") for name in arrays)
+    vision, text = (
+        sum(name.startswith(f"weight.{tower}.") and name.endswith("ln1.bias") for name in arrays)
+        for tower in ("vision", "text")
+    )
+    sizes, embed_dim = VISION, 20
+    if vision:
+        width, _, patch, _ = arrays["weight.vision.patch_embedding.weight"].shape
+        side = patch * round((len(arrays["weight.vision.positional_embedding"]) - 1) ** 0.5)
+        sizes = {**VISION, "layers": vision, "width": width, "patch_size": patch}
+        sizes["image_size"] = side
+        embed_dim = arrays["weight.vision.projection"].shape[1]
     model = open_clip.CLIP(
-        embed_dim=20,
-        vision_cfg=VISION,
-        text_cfg={"context_length": 77, "width": 16, "heads": 2, "layers": layers},
+        embed_dim=embed_dim,
+        vision_cfg=sizes,
+        text_cfg={"context_length": 77, "width": 16, "heads": 2, "layers": max(1, text)},
         quick_gelu=True,
     ).double()
     state = model.state_dict()

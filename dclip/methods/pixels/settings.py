@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from dclip.fitting.loop import Loop
 from dclip.methods.adapter_settings import BACKGROUND_TEMPLATE, BACKGROUND_WORDS
 from dclip.methods.settings import Feed, MethodSettings, Preset, Variant
-from dclip.templates import ZERO_SHOT_TEMPLATE
+from dclip.templates import ZERO_SHOT_TEMPLATE, prompt_ensemble
 from dclip.texts import same_text
 
 FOOD_WORDS = ("table", "forks", "tablecloth", "hands", "spoon", "glasses", "dishes")
@@ -68,9 +68,7 @@ class PromptSettings(MethodSettings):
     @field_validator("template")
     @classmethod
     def _has_a_place(cls, template: str) -> str:
-        if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
-            raise ValueError(f"a prompt template needs exactly one '{{}}', got {template!r}")
-        return template
+        return _with_a_place(template)
 
 
 class MaPLeSettings(PromptSettings):
@@ -185,9 +183,7 @@ class DAPTSettings(PromptSettings):
     @field_validator("background_words")
     @classmethod
     def _check_words(cls, words: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not word.strip() for word in words) or same_text(words):
-            raise ValueError("words must differ, and none may be blank")
-        return words
+        return _distinct(words)
 
     @field_validator("background_split")
     @classmethod
@@ -288,3 +284,141 @@ class SmartCLIPSettings(MethodSettings):
         if self.masks != "none":
             return frozenset()
         return frozenset({"padding_in_mask", "sparsity_weight", "mask_lr_factor"})
+
+
+BACKGROUND_WORDS_COCO = tuple(w for w in BACKGROUND_WORDS if w not in ("keyboard", "sign"))
+"""TagCLIP's words of what is behind the classes of COCO; beside those of VOC it has all."""
+
+_TAGCLIPS_CODE: Mapping[str, Any] = {
+    "drop_last_row_col": True,
+    "early_return": True,
+    "as_text_at_76": True,
+    "float16_positions": True,
+}
+
+
+class TagCLIPSettings(MethodSettings):
+    """Hyper-parameters of TagCLIP, which is not trained.
+
+    Sources: arXiv 2312.12828 and the authors' code. The fields show the method as it is meant, for
+    a ViT of any depth; the presets ``author`` compute what the public code computes on VOC, on COCO
+    and on COCO-Stuff, which differs (docs/methods.md).
+    """
+
+    name = "tagclip"
+    title = "TagCLIP"
+    feeds: ClassVar[frozenset[Feed]] = frozenset({"pixels"})
+    trained_by = None
+    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    image_form = "native"
+    packed = False
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "robust": Preset(),
+        "author": Preset(own=_TAGCLIPS_CODE),
+        "author_coco": Preset(own={**_TAGCLIPS_CODE, "background_words": BACKGROUND_WORDS_COCO}),
+        "author_stuff": Preset(
+            own={
+                **_TAGCLIPS_CODE,
+                "background_words": (),
+                "affinity_blocks": None,
+                "threshold": 0.1,
+            }
+        ),
+    }
+
+    background_words: tuple[str, ...] = Field(
+        BACKGROUND_WORDS,
+        description="what may be behind the classes and competes with them; words that are classes "
+        "are left out",
+    )
+    templates: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="prompts whose unit features are averaged; left out: the 80 of ImageNet and 5 "
+        "of things in a scene",
+    )
+    affinity_blocks: int | None = Field(
+        3,
+        ge=1,
+        description="blocks before the last whose attention says which patches belong together, or "
+        "as many as there are; null: all",
+    )
+    votes: int | None = Field(
+        None,
+        ge=1,
+        description="blocks in which an attention has to be above its mean to count; left out: a "
+        "third of them",
+    )
+    threshold: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="a class is looked at again, and is found, where its score is above this share "
+        "of the way from the lowest to the highest",
+    )
+    crop_weight: float = Field(
+        0.5, ge=0, le=1, description="weight of what the second look says, in place of the first"
+    )
+    crop_size: int | None = Field(
+        None, ge=1, description="pixels of the second look; left out: the size CLIP was trained at"
+    )
+    most_patches: int = Field(
+        2304,
+        ge=1,
+        description="a larger image is made smaller to as many patches; memory grows with their "
+        "square",
+    )
+    drop_last_row_col: bool = Field(
+        False, description="no box holds the last row or column of patches, as in the authors' code"
+    )
+    early_return: bool = Field(
+        False,
+        description="the first class whose box is empty ends all second looks, as in the authors' "
+        "code; boxes are empty by drop_last_row_col alone",
+    )
+    as_text_at_76: bool = Field(
+        False,
+        description="in an image of 76 patches, as many tokens as a text, patches attend to each "
+        "other in the last block, too, as in the authors' code",
+    )
+    float16_positions: bool = Field(
+        False, description="round resized positions to float16, as the authors' code does"
+    )
+
+    def all_templates(self) -> tuple[str, ...]:
+        """The prompts that are averaged."""
+        if self.templates is not None:
+            return self.templates
+        return prompt_ensemble("imagenet80", "scene5")
+
+    def prompt_template(self) -> str:
+        """The prompt of most words."""
+        return max(self.all_templates(), key=lambda template: len(template.split()))
+
+    def idle(self) -> frozenset[str]:
+        """Boxes that keep the last row and column are never empty."""
+        return frozenset() if self.drop_last_row_col else frozenset({"early_return"})
+
+    @field_validator("background_words")
+    @classmethod
+    def _check_words(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        return _distinct(words)
+
+    @field_validator("templates")
+    @classmethod
+    def _have_a_place(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return templates if templates is None else tuple(map(_with_a_place, templates))
+
+
+def _distinct(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Words, none of them blank or there twice."""
+    if any(not word.strip() for word in words) or same_text(words):
+        raise ValueError("words must differ, and none may be blank")
+    return words
+
+
+def _with_a_place(template: str) -> str:
+    """A template that has one place for a name."""
+    if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
+        raise ValueError(f"a prompt template needs exactly one '{{}}', got {template!r}")
+    return template

@@ -447,6 +447,64 @@ def test_a_resnet_says_that_it_takes_no_visual_prompts(
             require(backbone, need, for_="MaPLe")
 
 
+def test_tokens_that_keep_their_values_are_maskclips_and_what_they_would_attend_to_stays(
+    wrap: Callable[..., OpenCLIPBackbone],
+) -> None:
+    backbone = wrap()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    usual = backbone.encode_with_prompts(images, attention=BLOCKS)
+    for attention in (0, BLOCKS):
+        own = backbone.encode_with_prompts(
+            images, attention=attention, heads="mean", own_values=True
+        )
+        expected = backbone.encode_images(images, kind="maskclip").local
+        torch.testing.assert_close(own.local, expected, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(own.embedding, usual.embedding)  # the class token keeps its own, too
+    for mean, each in zip(own.attention, usual.attention, strict=True):
+        torch.testing.assert_close(mean, each.mean(dim=1))
+
+
+@pytest.mark.parametrize("positions", ["bilinear", "bilinear float16"])
+def test_positions_are_drawn_out_as_asked_and_exact_on_their_own_grid(
+    positions: Any, wrap: Callable[..., OpenCLIPBackbone]
+) -> None:
+    backbone = wrap()
+    images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    expected = backbone.encode_images(images).embedding
+    found = backbone.encode_with_prompts(images, positions=positions).embedding
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    wide = torch.randn(1, 3, 32, 48, dtype=torch.float64)
+    found = backbone.encode_with_prompts(wide, positions=positions).embedding
+    bilinear = backbone.encode_images(wide, kind="vv").embedding  # whose positions are bilinear
+    tolerance = 1e-10 if positions == "bilinear" else 1e-3
+    torch.testing.assert_close(found, bilinear, rtol=tolerance, atol=tolerance)
+    assert torch.equal(found, bilinear) == (positions == "bilinear")
+
+
+def test_what_a_mask_hides_from_every_token_of_one_image_does_not_matter(
+    wrap: Callable[..., OpenCLIPBackbone],
+) -> None:
+    backbone = wrap()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    changed = images.clone()
+    changed[:, :, :8, 8:16] += 1.0  # the second patch
+    mask = torch.zeros(2, 17, 17, dtype=torch.float64)
+    mask[0, [*range(2), *range(3, 17)], 2] = -torch.inf
+    before, after = (
+        backbone.encode_with_prompts(each, mask=mask).embedding for each in (images, changed)
+    )
+    torch.testing.assert_close(before[0], after[0], rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(before[1], after[1])
+    alone = backbone.encode_with_prompts(images[:1], mask=mask[0], attention=1)
+    torch.testing.assert_close(alone.embedding[0], before[0], rtol=1e-10, atol=1e-10)
+    assert (alone.attention[0][0, :, 0, 2] == 0).all()
+    with pytest.raises(ValueError, match=r"masks of shape \[17, 17\] or \[2, 17, 17\], not \[16"):
+        backbone.encode_with_prompts(images, mask=torch.zeros(16, 16))
+    other = wrap("vit", torch.float32, qk_norm=True)
+    with pytest.raises(ValueError, match="whose attention cannot be changed"):
+        other.encode_with_prompts(images, own_values=True)
+
+
 def test_blocks_of_another_make_give_no_attention(wrap: Callable[..., OpenCLIPBackbone]) -> None:
     backbone = wrap("vit", torch.float32, qk_norm=True)
     require(backbone, "visual prompts", for_="MaPLe")
