@@ -402,3 +402,21 @@ def test_images_of_several_classes_are_refused_before_any_step(
     with pytest.raises(ValueError, match=r"of 12 images there are 1 with several classes"):
         fit(pack, Pictures(batch), np.arange(12), seed=0)  # type: ignore[arg-type]
     assert pack.step == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_trains_to_nearly_the_same(
+    kind: type[Any], backbone: OpenCLIPBackbone
+) -> None:
+    method, batch = fresh(kind, task_of(backbone), logit_scale=20.0), batch_of(epoch=7)
+    weights = list(method.parameters())
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses = method.losses(batch)
+            gradients = torch.autograd.grad(losses["loss"], weights)
+            assert losses["loss"].dtype == torch.float32
+        found.append((losses["loss"].detach(), torch.cat([g.flatten() for g in gradients])))
+    (loss, gradient), (other_loss, other) = found
+    torch.testing.assert_close(other_loss, loss, rtol=0.02, atol=0)
+    assert float(F.cosine_similarity(gradient, other, dim=0)) > 0.98
