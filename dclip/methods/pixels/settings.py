@@ -239,7 +239,6 @@ class SmartCLIPSettings(MethodSettings):
     }
     watched: ClassVar[Mapping[str, str]] = {"inter_class_cosine": "cosine"}
     sweep_space: ClassVar[Mapping[str, list[Any]]] = {"masks": ["hard", "none"]}
-    bold = ("mask_lr_factor",)
 
     masks: Literal["hard", "soft", "none"] = Field(
         "hard",

@@ -7,13 +7,16 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from dclip.backbones.clip import OpenCLIPBackbone
 from dclip.backbones.long_text import LongCLIP, Tokens, stretch_positions, tokenize_cut
+from dclip.data.captions import read_captions
 from dclip.fitting.batches import Batch
 from dclip.fitting.fit import EpochReport, fit, step_learning_rate
 from dclip.fitting.gather import gather_rows
+from dclip.fitting.images import ImageSource
 from dclip.fitting.pack import Pack
 from dclip.methods.method import Task
 from dclip.methods.pixels.mask_network import MaskNetwork
@@ -525,3 +528,22 @@ def test_the_running_statistics_of_a_resnet_stay_in_training() -> None:
     one = clip.embed_images(images[:1])
     torch.testing.assert_close(clip.embed_images(images)[:1], one, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(one, backbone.encode_images(images[:1]).embedding)
+
+
+def test_images_and_captions_of_files_train_it_without_any_class(tmp_path: Path) -> None:
+    lines = []
+    for number in range(6):
+        Image.new("RGB", (20, 16), (40 * number, 0, 90)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,Picture {number}. It is quite blue.")
+    (tmp_path / "pairs.csv").write_text("\n".join(["file,caption", *lines]))
+    listing = read_captions(str(tmp_path / "pairs.csv"))
+    source = ImageSource(listing, np.arange(6), torch.zeros(6, 0, dtype=torch.int8), resolution=16)
+    loop, own = of_preset(SmartCLIPSettings, "robust")
+    loop = loop.model_copy(update={"epochs": 2, "batch_size": 4, "augmentation": "crop"})
+    pack = Pack(SmartCLIP, [own], loop, task_of(tiny_clip(), classes=0), seeds=[0])
+    reports: list[list[EpochReport]] = []
+    fit(pack, source, np.arange(6), seed=0, on_epoch=reports.append)
+    source.close()
+    assert [line[0].losses["cut"] for line in reports] == [0.0, 0.0]
+    assert all(np.isfinite(line[0].loss) for line in reports)
+    assert "inter_class_cosine" not in reports[0][0].line()
