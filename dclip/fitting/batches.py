@@ -132,7 +132,10 @@ class Batch(NamedTuple):
         def moved(value: Any) -> Any:
             if not isinstance(value, Tensor) or value.device == torch.device(device):
                 return value
-            return value.pin_memory().to(device, non_blocking=True) if pinned else value.to(device)
+            if not pinned:
+                return value.to(device)
+            # one that was expanded has places that share memory, which cannot be pinned
+            return value.contiguous().pin_memory().to(device, non_blocking=True)
 
         return Batch(*map(moved, self))
 
