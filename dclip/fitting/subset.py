@@ -71,6 +71,10 @@ class Subset(BaseModel):
         """Whether anything is left to chance, so that seeds have other data."""
         return bool(self.identity().keys() - {"classes"})
 
+    def held_out(self, fraction: float) -> float:
+        """Share of the images that is held out where that much is asked for; none of a protocol."""
+        return fraction if self.protocol is None else 0.0
+
     def identity(self) -> dict[str, Any]:
         """What differs from all of the data, as JSON has it; it names results."""
         return self.model_dump(mode="json", exclude_defaults=True)

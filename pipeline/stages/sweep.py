@@ -81,6 +81,11 @@ def check(config: Config) -> None:
     check_looped(config)
     tried = [at(config, point) for point in every_value(config)]
     require_all_classes(tried)
+    if any(one.subset.protocol is not None for one in tried):
+        raise UsageError(
+            "subset.protocol holds no image out to compare trials by; take it out, or name its "
+            "values in the rows of pipeline.compare"
+        )
     require_fed(config, [one.own for one in tried])
     if config.sweep.search != "optuna":
         entries(config)

@@ -128,7 +128,8 @@ def baseline(
         left, kept, _ = part_of(
             config.subset, train, every, train.class_names, seed=config.data_seed
         )
-        rows, _ = hold_out(len(kept), config.train.val_fraction, seed=config.data_seed)
+        fraction = config.subset.held_out(config.train.val_fraction)
+        rows, _ = hold_out(len(kept), fraction, seed=config.data_seed)
         method.fit(left, kept[rows], seed=config.seed)
     return method.eval()
 

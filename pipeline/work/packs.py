@@ -70,7 +70,7 @@ class Job:
         seed = self.data_seed if self.draw_seed is None else self.draw_seed
         every = np.arange(len(features.labels))
         left, kept, _ = part_of(one.subset, features, every, class_names, seed=seed)
-        fraction = one.loop.val_fraction if one.subset.protocol is None else 0.0
+        fraction = one.subset.held_out(one.loop.val_fraction)
         rows, held = hold_out(len(kept), fraction, seed=self.data_seed)
         return left, kept[rows], kept[held]
 

@@ -25,7 +25,7 @@ from pipeline.records.ablations import Ablation, Comparison, Training, name_of, 
 from pipeline.settings.config import Config, TrainConfig
 from pipeline.settings.rows import compared_rows, of_method
 from pipeline.settings.training import Trained, require_all_classes
-from pipeline.stages import compare, extract
+from pipeline.stages import compare, extract, sweep
 from pipeline.terminal.errors import StageError, UsageError
 from pipeline.work import comparison
 from pipeline.work.packs import Job
@@ -243,6 +243,9 @@ def test_a_protocol_is_of_all_rows_and_counts_in_their_names(tmp_path: Path) -> 
         compared_rows(few(tmp_path, methods=["dclip"], label_fraction=[0.5], protocol="few_shot"))
     with pytest.raises(UsageError, match=r"is for pipeline\.compare, which scores base and new"):
         require_all_classes([table[0].trained])
+    shots = settings(tmp_path, subset={"shots": 2, "protocol": "few_shot"})
+    with pytest.raises(UsageError, match=r"holds no image out to compare trials by"):
+        sweep.describe(shots)
 
 
 def test_a_protocol_is_refused_where_images_show_several_classes(tmp_path: Path) -> None:
