@@ -80,8 +80,15 @@ class Optimizer(ABC):
     def load(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Take over a state of equal weights, on whatever device it is."""
         weights = dict(enumerate(weight for group in self.groups for weight in group.weights))
+
+        def alike(value: Tensor, weight: Tensor) -> Tensor:
+            """A copy that lies in memory as the weight does: fused steps go through both as one."""
+            if value.shape != weight.shape:
+                return value.to(weight.device).clone()
+            return torch.empty_like(weight, dtype=value.dtype).copy_(value)
+
         self.state = {
-            number: {name: value.to(weights[number].device).clone() for name, value in own.items()}
+            number: {name: alike(value, weights[number].detach()) for name, value in own.items()}
             for number, own in state.items()
         }
 

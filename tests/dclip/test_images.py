@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
@@ -234,3 +235,83 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     broken = source(9, listing=Drawings(9, mask_side=-1))
     with pytest.raises(ImageError, match="image 007: truncated"):
         fit(pack(Loop(epochs=1)), broken, np.arange(9), seed=0)
+
+
+SEEN = 9  # batches of 4: the last has one image, and nothing for the second worker
+
+
+def of_package(method: str, **more: Any) -> tuple[Pack, ImageSource]:
+    """A small training of a method that comes with the package, on the drawings."""
+    from dclip.methods.registry import find_method
+
+    kind = find_method(method)
+    own = {"kept_positions": 4} if method == "smartclip" else {"depth": 2}
+    backbone = load_backbone("tiny-vit", pretrained="random", resolution=32)
+    task = Task.of(backbone, [[name] for name in CLASSES])
+    loop = Loop(
+        epochs=1,
+        batch_size=4,
+        lr=1e-3,
+        optimizer="sgd",
+        warmup_epochs=0,
+        augmentation="crop",
+        **more,
+    )
+    listing = Told(SEEN) if method == "smartclip" else Drawings(SEEN)
+    settings = [kind.Settings.model_validate(own)]
+    return Pack(kind, settings, loop, task, seeds=[0]), source(SEEN, listing=listing)
+
+
+class Told(Drawings):
+    """All images have a caption."""
+
+    def captions(self, rows: np.ndarray) -> list[tuple[str, ...]]:
+        return [(f"number {index}. it is grey. dark below.",) for index in rows.tolist()]
+
+
+def worker(rank: int, workers: int, folder: str, method: str) -> None:
+    """A process of its own: one of several that train together."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=workers
+    )
+    torch.set_num_threads(1)
+    own, images = of_package(method)
+    losses: list[float] = []
+    fit(own, images, np.arange(SEEN), seed=3, rank=rank, workers=workers,
+        on_epoch=lambda line: losses.append(line[0].loss))  # fmt: skip
+    saved = {**weights(own), "loss": torch.tensor(losses[0])}
+    safetensors.torch.save_file(
+        {name: value.contiguous().clone() for name, value in saved.items()},
+        f"{folder}/{rank}.safetensors",
+    )
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", ["maple", "dapt", "smartclip"])
+def test_two_workers_train_on_images_what_one_does(tmp_path: Path, method: str) -> None:
+    alone, images = of_package(method)
+    before = {name: value.clone() for name, value in weights(alone).items()}
+    losses: list[float] = []
+    fit(alone, images, np.arange(SEEN), seed=3, on_epoch=lambda line: losses.append(line[0].loss))
+    arguments = (2, str(tmp_path), method)
+    torch.multiprocessing.spawn(worker, arguments, nprocs=2)  # type: ignore[no-untyped-call]
+    moved = 0.0
+    for rank in range(2):
+        both = safetensors.torch.load_file(tmp_path / f"{rank}.safetensors")
+        assert float(both.pop("loss")) == pytest.approx(losses[0], rel=1e-4)
+        for name, value in weights(alone).items():
+            torch.testing.assert_close(both[name], value, rtol=0, atol=1e-4)
+            moved = max(moved, float((value - before[name]).abs().max()))
+    assert moved > 1e-3
+
+
+@pytest.mark.parametrize("method", ["dapt", "smartclip"])
+def test_images_go_on_within_an_epoch_as_if_nothing_had_been(method: str) -> None:
+    straight, images = of_package(method, accumulate=2)
+    kept: list[dict[str, Tensor]] = []
+    fit(straight, images, np.arange(SEEN), seed=3,
+        on_step=lambda: kept.append(straight.state_tensors()))  # fmt: skip
+    rest, _ = of_package(method, accumulate=2)
+    rest.load_state_tensors(kept[0])
+    fit(rest, images, np.arange(SEEN), seed=3)
+    assert all(torch.equal(v, weights(rest)[n]) for n, v in weights(straight).items())

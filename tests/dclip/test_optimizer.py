@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +91,37 @@ def test_a_state_that_is_taken_over_goes_on_as_if_there_had_been_no_break(
     assert torch.equal(whole.state[0]["exp_avg"], before)  # the state is a copy
     steps(through, lambda _: whole.step())
     assert all(torch.equal(*pair) for pair in zip(through, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_a_state_lies_in_memory_as_its_weight_does(kind: type[Any]) -> None:
+    """Convolutions keep their channels last, files do not; a fused step goes through memory."""
+    more = {"momentum": 0.9} if kind is SGD else {"fused": True}
+
+    def one() -> tuple[Tensor, Any]:
+        weight = torch.arange(48.0).reshape(4, 3, 2, 2).to(memory_format=torch.channels_last)
+        weight.requires_grad_()
+        return weight, kind([WeightGroup([weight], 0.1, 0.0)], **more)
+
+    def step(weight: Tensor, own: Any) -> None:
+        random = torch.Generator().manual_seed(len(own.state))
+        gradient = torch.randn(4, 3, 2, 2, generator=random)
+        weight.grad = gradient.to(memory_format=torch.channels_last)
+        own.step()
+
+    weight, own = one()
+    step(weight, own)
+    kept = {
+        number: {name: value.contiguous().clone() for name, value in slots.items()}
+        for number, slots in own.state.items()
+    }
+    other, again = one()
+    with torch.no_grad():
+        other.copy_(weight)
+    again.load(kept)
+    step(weight, own)
+    step(other, again)
+    assert torch.equal(weight, other)
 
 
 def test_a_training_and_a_probe_load_no_compiler() -> None:
