@@ -113,7 +113,7 @@ class System:
         title = self.method.settings.title
         if not self.method.scores_locations:
             raise ValueError(f"{title} does not score locations")
-        if self.presence_kind is not None and not self.method.gives_probabilities:
+        if self.presence_kind is not None and not self.method.finds_classes():
             raise ValueError(
                 f"{title} gives no probabilities, so it does not find classes; leave out "
                 "presence_kind"
@@ -166,8 +166,53 @@ class System:
         locations = at_least_float32(local).flatten(0, 1)[None]
         labels = torch.empty(0, 0, dtype=torch.int8)
         whole = None if embedding is None else at_least_float32(embedding).mean(0, keepdim=True)
-        probability = self.method.scores(Batch(locations, labels, embedding=whole))[0]
-        return (probability >= probability.max().clamp(max=0.5)).nonzero().flatten()
+        scores = self.method.scores(Batch(locations, labels, embedding=whole))
+        return self.method.found(scores)[0].nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class ImageSystem:
+    """A method that looks at whole images at their own size, however the others see them.
+
+    It computes in the precision of the backbone's weights.
+
+    Attributes:
+        method: One that maps images, in evaluation mode, whose task is the classes.
+        only_found: Whether only those classes compete that it finds.
+
+    Raises:
+        ValueError: The method does not map images, or does not find classes and should.
+    """
+
+    method: Method[Any]
+    only_found: bool = False
+
+    def __post_init__(self) -> None:
+        title = self.method.settings.title
+        if not self.method.maps_images:
+            raise ValueError(f"{title} makes no maps of images")
+        if self.only_found and not self.method.finds_classes():
+            raise ValueError(f"{title} does not find classes; leave out only_found")
+
+    @torch.no_grad()
+    def look(
+        self, view: View, device: str
+    ) -> tuple[Float[Tensor, "1 classes"], Float[Tensor, "1 classes rows columns"]]:
+        """Scores of the classes, and their maps.
+
+        Args:
+            view: Of the image.
+            device: Where the method is.
+
+        Raises:
+            ValueError: The view was made without the whole image.
+        """
+        if view.whole is None:
+            title = self.method.settings.title
+            raise ValueError(f"{title} looks at whole images; the view of this one holds none")
+        labels = torch.empty(0, 0, dtype=torch.int8)
+        pixels = torch.from_numpy(view.whole).to(device)
+        return self.method.maps(Batch(torch.empty(0, 0, 0), labels, pixels=pixels))
 
 
 def class_scores(
@@ -379,7 +424,7 @@ def _sources(
 def segment_images(
     backbone: Backbone,
     views: Sequence[View],
-    systems: Mapping[str, System],
+    systems: Mapping[str, System | ImageSystem],
     rule: Rule,
     *,
     batch_size: int = 32,
@@ -394,7 +439,8 @@ def segment_images(
     Args:
         backbone: Frozen, on the device.
         views: The images, all windows of one size.
-        systems: By name; their texts and methods on the device.
+        systems: By name; their texts and methods on the device. Those of one method that looks at
+            whole images share a look.
         rule: How scores become classes.
         batch_size: Windows a forward pass; images whose windows fit together share one.
         precision: In which the backbone computes.
@@ -405,9 +451,11 @@ def segment_images(
         For each image, in order, the label map of each system, on the device.
 
     Raises:
-        ValueError: If a system's kind is not the backbone's, or windows do not fit its stride.
+        ValueError: If a system's kind is not the backbone's, windows do not fit its stride, or a
+            view lacks the whole image that a system looks at.
     """
-    kinds = dict.fromkeys(kind for system in systems.values() for kind in system.kinds)
+    of_features = {name: own for name, own in systems.items() if isinstance(own, System)}
+    kinds = dict.fromkeys(kind for system in of_features.values() for kind in system.kinds)
     for batch in _batches(views, batch_size):
         pixels = torch.from_numpy(np.concatenate([view.pixels for view in batch]))
         features = {}
@@ -419,28 +467,39 @@ def segment_images(
             name: system.scores(
                 features[system.kind], has_global_token=backbone.include_global_token
             )
-            for name, system in systems.items()
+            for name, system in of_features.items()
         }
         start = 0
         for view in batch:
             windows = slice(start, start + len(view.windows))
             start = windows.stop
+            grid = backbone.grid(*view.pixels.shape[1:3])
+            whole = view._replace(windows=(Window(0, 0, *view.size),), canvas=view.size)
+            looks: dict[Method[Any], tuple[Tensor, Tensor]] = {}
             maps = {}
             for name, system in systems.items():
                 classes = None
+                if isinstance(system, ImageSystem):
+                    if system.method not in looks:
+                        looks[system.method] = system.look(view, device)
+                    said, own = looks[system.method]
+                    if system.only_found:
+                        classes = system.method.found(said)[0].nonzero().flatten()
+                    maps[name] = _decide(own, classes, whole, rule, budget)
+                    continue
                 if system.presence_kind is not None:
                     looked = features[system.presence_kind]
                     classes = system.present(looked.local[windows], looked.embedding[windows])
                 own = scores[name][windows]
-                maps[name] = _decide(own, classes, view, backbone, rule, budget)
+                own = own.reshape(*own.shape[:2], *grid)
+                maps[name] = _decide(own, classes, view, rule, budget)
             yield maps
 
 
 def _decide(
-    scores: Float[Tensor, "windows classes locations"],
+    scores: Float[Tensor, "windows classes rows columns"],
     classes: Int64[Tensor, " present"] | None,
     view: View,
-    backbone: Backbone,
     rule: Rule,
     budget: int,
 ) -> LabelMap:
@@ -449,10 +508,9 @@ def _decide(
     if classes is not None:
         scores = scores[:, classes]
     if rule.normalisation == "minmax":
-        scores = min_max(scores)
-    grid = backbone.grid(*view.pixels.shape[1:3])
+        scores = min_max(scores.flatten(2)).reshape(scores.shape)
     labels = label_map(
-        scores.reshape(*scores.shape[:2], *grid),
+        scores,
         view.windows,
         view.canvas,
         view.size,

@@ -33,12 +33,14 @@ class View(NamedTuple):
         windows: Where they lie; together they cover the canvas.
         canvas: Height and width of the image the windows are cut from.
         size: Height and width of the original image.
+        whole: RGB of the image at about that size, for methods that look at all of it at once.
     """
 
     pixels: UInt8[np.ndarray, "windows height width 3"]
     windows: tuple[Window, ...]
     canvas: tuple[int, int]
     size: tuple[int, int]
+    whole: UInt8[np.ndarray, "1 rows columns 3"] | None = None
 
 
 def whole_view(image: Image.Image, resolution: int) -> View:

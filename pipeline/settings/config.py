@@ -200,6 +200,10 @@ class TrainConfig(Loop):
         return Loop.model_validate(self.model_dump(include=set(Loop.model_fields)))
 
 
+TagCLIPPreset = Literal["robust", "author", "author_coco", "author_stuff"]
+"""Settings of TagCLIP where it is one row among others."""
+
+
 class EvaluateConfig(BaseModel):
     """What a checkpoint is compared with."""
 
@@ -217,6 +221,9 @@ class EvaluateConfig(BaseModel):
     probe_epochs: int = Field(30, ge=1, description="passes of the linear probe")
     zero_shot_pooled: bool = Field(
         False, description="also score CLIP's local features pooled as DCLIP pools them"
+    )
+    tagclip: TagCLIPPreset | None = Field(
+        None, description="also score TagCLIP, which looks at the images, by this preset"
     )
     scenes: int = Field(4, ge=1, le=32, description="test images drawn with activation maps")
     anew: bool = Field(
@@ -307,6 +314,7 @@ def bounds(text: str) -> tuple[float, float]:
 System = Literal[
     "clip", "maskclip", "clip_vv", "clip_surgery", "sclip", "clearclip", "naclip",
     "checkpoints", "checkpoints_present", "projectors", "projectors_present",
+    "tagclip", "tagclip_present",
 ]  # fmt: skip
 
 
@@ -318,9 +326,10 @@ class SegmentConfig(BackboneWorkers):
         ["clip", "maskclip", "clip_vv", "clip_surgery", "checkpoints", "checkpoints_present"],
         min_length=1,
         description="what is compared: the checkpoints (projectors is the same, as of before), "
-        "_present with only those classes competing that they find in the image; the others are "
-        "frozen CLIP",
+        "_present with only those classes competing that they find in the image; tagclip, which "
+        "looks at the image at its own size; the others are frozen CLIP",
     )
+    tagclip: TagCLIPPreset = Field("robust", description="settings of tagclip: those of a preset")
     checkpoint: Checkpoints = Field(
         [],
         description="checkpoints, or folders of them, as a sweep leaves them; left out: those that "

@@ -170,7 +170,10 @@ def check_trained(config: Config) -> None:
 
 
 # what pipeline.evaluate has where it is asked to
-_IF_ASKED = {"zero_shot_pooled": " by --evaluate.zero-shot-pooled"}
+_IF_ASKED = {
+    "zero_shot_pooled": " by --evaluate.zero-shot-pooled",
+    "tagclip": " by --evaluate.tagclip robust",
+}
 
 
 def check_looped(config: Config) -> None:

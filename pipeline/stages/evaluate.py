@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from dclip.methods.registry import find_settings
-from dclip.methods.settings import MethodSettings
+from dclip.methods.settings import MethodSettings, of_preset
 from dclip.store.shards import ShardError, digest, file_digest, read_manifest
 from dclip.words import counted
-from pipeline.features.backbone import warnings_of
+from pipeline.features.backbone import describe_backbone, warnings_of
 from pipeline.features.copies import local_folders
 from pipeline.features.plan import FeaturePlan, is_complete, plan_features
 from pipeline.features.splits import tested_on_train
@@ -44,7 +44,7 @@ from pipeline.records.report import (
 from pipeline.records.trainings import of_subset
 from pipeline.settings.config import Config
 from pipeline.settings.training import at, require_all_classes
-from pipeline.terminal.errors import StageError
+from pipeline.terminal.errors import StageError, UsageError
 from pipeline.terminal.pages import page
 from pipeline.terminal.table import Column, aligned
 
@@ -122,7 +122,26 @@ def baselines(config: Config) -> dict[str, MethodSettings]:
     frozen = ("zero_shot_pooled",) if config.evaluate.zero_shot_pooled else ()
     names = (*BASELINES[:-1], *frozen, *(BASELINES[-1:] if config.evaluate.linear_probe else ()))
     own = {"linear_probe": {"epochs": config.evaluate.probe_epochs}}
-    return {name: find_settings(name).model_validate(own.get(name, {})) for name in names}
+    found = {name: find_settings(name).model_validate(own.get(name, {})) for name in names}
+    if config.evaluate.tagclip is not None:
+        found["tagclip"] = of_preset(find_settings("tagclip"), config.evaluate.tagclip)[1]
+    return found
+
+
+def _require_offered(config: Config) -> None:
+    """Refuse a baseline that looks into a backbone which does not let it.
+
+    Raises:
+        UsageError: It does not.
+    """
+    if config.evaluate.tagclip is None:
+        return
+    backbone = describe_backbone(config)
+    if "attention" not in backbone.offers:
+        raise UsageError(
+            f"--evaluate.tagclip needs a ViT that gives its attention, which {backbone.name} is "
+            "not; leave it out, or take --backbone ViT-B-16"
+        )
 
 
 def run(config: Config) -> EvaluateReport:
@@ -137,6 +156,7 @@ def publish(config: Config, checkpoints: Sequence[Path]) -> EvaluateReport:
 
     What stands is not made again: the report of the same settings and files, figures, records.
     """
+    _require_offered(config)
     plan = plan_features(config, config.test_split)
     files = _named(checkpoints)
     own = identity(config, files, plan)
@@ -274,6 +294,8 @@ def identity(config: Config, files: Mapping[str, Path], plan: FeaturePlan) -> st
     }
     if own.zero_shot_pooled:
         content["zero_shot_pooled"] = True
+    if own.tagclip is not None:
+        content["tagclip"] = baselines(config)["tagclip"].model_dump(mode="json")
     if own.linear_probe:
         content["probe"] = {
             "train": _content(config, plan_features(config, config.train_split)),

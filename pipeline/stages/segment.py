@@ -16,6 +16,8 @@ from typing import Any
 
 from dclip.data.coco_masks import PaintedListing, only_keys
 from dclip.data.segmentation import BACKGROUND, SegmentationListing, label_names
+from dclip.methods.registry import find_settings
+from dclip.methods.settings import of_preset
 from dclip.store.paths import write_text
 from dclip.store.shards import digest, file_digest
 from dclip.words import counted
@@ -61,6 +63,7 @@ _FROZEN: Mapping[str, tuple[str, ...]] = {
     "clearclip": ("clearclip",),
     "naclip": ("naclip",),
 }
+_ON_IMAGES = "tagclip"  # needs no checkpoint, and no local features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,7 @@ def plan_segment(config: Config) -> SegmentPlan:
                 "only_present": plan.only_present and plan.trained_kind,
                 "weights": plan.checkpoint and file_digest(plan.checkpoint),
             }
+            | ({} if plan.method is None else {"settings": plan.method.model_dump(mode="json")})
             for plan in systems
         ],
     }
@@ -217,13 +221,25 @@ def plan_systems(config: Config, backbone: BackboneInfo) -> list[SystemPlan]:
                 if f"{name}_present" not in asked:
                     continue
                 if plan.finds_classes:
-                    own = replace(plan, name=f"{plan.name}_present", only_present=True)
-                    plans.append(own)
+                    plans.append(replace(plan, name=f"{plan.name}_present", only_present=True))
                 else:
                     why.append(
                         f"{plan.name} gives no probabilities, so it does not find classes and is "
                         f"left out of {name}_present"
                     )
+            continue
+        if name == _ON_IMAGES:
+            if "attention" not in backbone.offers:
+                why.append(
+                    f"{backbone.name} is no ViT that gives its attention and is left out of {name}"
+                )
+                continue
+            own = of_preset(find_settings(name), config.segment.tagclip)[1]
+            plans += [
+                SystemPlan(row, "value", method=own, only_present=row != name)
+                for row in (name, f"{name}_present")
+                if row in asked
+            ]
             continue
         kind = next((kind for kind in _FROZEN[name] if kind in backbone.paths), None)
         if kind is None:
@@ -252,7 +268,7 @@ def _plan_checkpoints(config: Config, backbone: BackboneInfo) -> list[SystemPlan
     except NoCheckpointError as error:
         raise NoCheckpointError(f"{error}, or only frozen --segment.systems") from None
     abouts = {path: read_about(path) for path in files}
-    names = names_of({path: about.name for path, about in abouts.items()}, _FROZEN)
+    names = names_of({path: about.name for path, about in abouts.items()}, (*_FROZEN, _ON_IMAGES))
     return [plan_system(names[path], kind, path, about, backbone) for path, about in abouts.items()]
 
 
@@ -412,6 +428,18 @@ def run(config: Config) -> SegmentReport:
 
 def _about(system: SystemPlan, backbone: BackboneInfo) -> dict[str, Any]:
     """What a report says of a system beside its measures."""
+    if system.method is not None:
+        return {
+            "features": "the image at its own size, with the attention of all blocks",
+            "checkpoint": None,
+            "candidates": "classes found: of a score above a share of the way from the lowest to "
+            "the highest of the image, or the largest"
+            if system.only_present
+            else "all classes",
+            "trained_on": None,
+            "trained_classes": [],
+            "settings": system.method.model_dump(mode="json"),
+        }
     return {
         "features": f"{system.kind}: {backbone.paths[system.kind]}",
         "checkpoint": system.checkpoint and str(system.checkpoint),
@@ -473,5 +501,6 @@ def describe(config: Config) -> str:
     for system in plan.systems:
         source = f", checkpoint {system.checkpoint}" if system.checkpoint else ""
         present = ", classes found present" if system.only_present else ""
-        lines.append(f"{system.name}: features {system.kind}{present}{source}")
+        seen = "the image at its own size" if system.method else f"features {system.kind}"
+        lines.append(f"{system.name}: {seen}{present}{source}")
     return "\n".join(lines)

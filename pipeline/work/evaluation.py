@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,8 +22,9 @@ from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
 from dclip.metrics import cosine_matrix, inter_class_cosine
 from dclip.store.reader import FeatureReader
+from pipeline.cluster.device import choose_device
 from pipeline.features.images import require_images
-from pipeline.features.opened import open_features, with_images
+from pipeline.features.opened import open_backbone, open_features, with_images
 from pipeline.features.plan import FeaturePlan, plan_features
 from pipeline.pictures import figures
 from pipeline.pictures.canvas import MAX_INCHES, heading, more, one_line, save
@@ -121,7 +122,11 @@ def baseline(
         StageError: Features of the training split are missing or damaged.
     """
     task = Task.of_features(test.class_names, *test.text_features())
-    method = initial(find_method(name), settings, task, seed=config.seed)
+    device = "cpu"
+    if settings.sees_images():  # which is more work than all the others
+        device, _ = choose_device(config.device)
+        task = replace(task, backbone=open_backbone(config, device=device))
+    method = initial(find_method(name), settings, task, seed=config.seed).on(device)
     if settings.trained_by == "itself":
         train = open_features(plan_features(config, config.train_split).folders[:1], config.output)
         every = np.arange(len(train))

@@ -13,6 +13,7 @@ import numpy as np
 from dclip.data.listing import Listing
 from dclip.data.segmentation import IGNORE_INDEX, SegmentationListing
 from dclip.methods.registry import find_method
+from dclip.methods.settings import MethodSettings
 from dclip.store.paths import AnyPath
 from pipeline.cluster.groups import Groups, read_arrays
 from pipeline.features.backbone import BackboneInfo
@@ -31,9 +32,11 @@ class SystemPlan:
         checkpoint: File of its method; None for frozen CLIP.
         trained_kind: Local features the method was trained on.
         trained_classes: Classes it was trained on.
-        finds_classes: Whether the method gives probabilities, so that it can say which classes an
-            image shows.
+        finds_classes: Whether the method says which classes an image shows: it gives probabilities,
+            or has a rule of its own.
         only_present: Whether only those compete.
+        method: Settings of a method that is not trained and looks at images at their own size,
+            whose row this is.
     """
 
     name: str
@@ -43,6 +46,7 @@ class SystemPlan:
     trained_classes: tuple[str, ...] = ()
     finds_classes: bool = False
     only_present: bool = False
+    method: MethodSettings | None = None
 
 
 def plan_system(
@@ -65,7 +69,7 @@ def plan_system(
         checkpoint.absolute(),
         trained_kind,
         tuple(about.class_names),
-        finds_classes=method.gives_probabilities,
+        finds_classes=method.finds_classes(),
     )
 
 

@@ -109,6 +109,8 @@ class Segmenter(Maker[tuple[View, np.ndarray]]):
         super().__init__(config, config.segment, device, threads)
         self._plan = plan
         self._rule = rule_of(config)
+        sees_images = any(system.method is not None for system in plan.systems)
+        self._native = self._backbone.stride if sees_images else None
         self._systems = build_systems(plan.systems, texts, self._backbone, device=device)
 
     def make(self, group: int) -> dict[str, np.ndarray]:
@@ -151,7 +153,7 @@ class Segmenter(Maker[tuple[View, np.ndarray]]):
     def read(self, row: int) -> tuple[View, np.ndarray]:
         """An image in windows, and its mask."""
         sample = self._plan.listing.read(row)
-        return view_of(sample.image, self._plan.view), sample.mask
+        return view_of(sample.image, self._plan.view, native=self._native), sample.mask
 
     def positions(self, mask: Tensor) -> Tensor:
         """A label map with classes by their position among all; background is 0 where it is one."""

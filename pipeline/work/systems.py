@@ -5,12 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from dclip.backbones import Backbone
+from dclip.data.crops import to_stride
 from dclip.data.windows import View, sliding_view, whole_view
 from dclip.methods.method import Method, Task
-from dclip.segmentation import System
+from dclip.methods.registry import find_method
+from dclip.methods.settings import MethodSettings
+from dclip.segmentation import ImageSystem, System
 from pipeline.records.checkpoints import load_checkpoint
 from pipeline.terminal.errors import StageError
 from pipeline.work.plans import SystemPlan
@@ -29,7 +33,7 @@ def encode_texts(
 
 def build_systems(
     plans: Sequence[SystemPlan], task: Task, backbone: Backbone, *, device: str
-) -> dict[str, System]:
+) -> dict[str, System | ImageSystem]:
     """The systems by name, with their texts and methods on the device.
 
     Args:
@@ -40,13 +44,23 @@ def build_systems(
 
     Raises:
         StageError: A checkpoint is missing or damaged, or of a method that does not score the
-            locations of these classes.
+            locations of these classes; or a method without one cannot be asked of them.
     """
     own = task.to(device)
     asked = replace(own, backbone=backbone)
     methods: dict[Path, Method[Any]] = {}
-    systems = {}
+    untrained: dict[MethodSettings, Method[Any]] = {}
+    systems: dict[str, System | ImageSystem] = {}
     for plan in plans:
+        if plan.method is not None:
+            try:
+                if plan.method not in untrained:
+                    method = find_method(plan.method.name)(plan.method, asked)
+                    untrained[plan.method] = method.eval()
+            except ValueError as error:
+                raise StageError(f"{plan.name}: {error}") from None
+            systems[plan.name] = ImageSystem(untrained[plan.method], plan.only_present)
+            continue
         if plan.checkpoint is None:
             systems[plan.name] = System(plan.kind, own.texts, surgery=plan.name == "clip_surgery")
             continue
@@ -65,13 +79,23 @@ def build_systems(
     return systems
 
 
-def view_of(image: Image.Image, settings: Mapping[str, int]) -> View:
-    """An image as the plan of a segmentation says: one square of it, or windows."""
+def view_of(image: Image.Image, settings: Mapping[str, int], *, native: int | None = None) -> View:
+    """An image as the plan of a segmentation says: one square of it, or windows.
+
+    Args:
+        image: RGB.
+        settings: Of the view.
+        native: Stride of the backbone, where a system looks at the whole image at its own size.
+    """
     if "window" in settings:
-        return sliding_view(
+        view = sliding_view(
             image,
             short_side=settings["short_side"],
             window=settings["window"],
             stride=settings["stride"],
         )
-    return whole_view(image, settings["resolution"])
+    else:
+        view = whole_view(image, settings["resolution"])
+    if native is None:
+        return view
+    return view._replace(whole=np.array(to_stride(image, native))[None])

@@ -21,6 +21,7 @@ from dclip.model import DCLIP
 from dclip.projectors import ProjectorSizes
 from dclip.prompts import ClassTexts, encode_class_texts, encode_prompt_pairs
 from dclip.segmentation import (
+    ImageSystem,
     Rule,
     System,
     _decide,
@@ -347,13 +348,63 @@ def test_classes_that_are_not_found_win_no_pixel(tiny: Backbone, background: flo
 
 
 def test_the_few_that_are_found_keep_their_numbers_among_many_classes(tiny: Backbone) -> None:
-    scores = torch.zeros(1, 300, 4)
-    scores[0, 299, :2] = 1
+    scores = torch.zeros(1, 300, 2, 2)
+    scores[0, 299, 0] = 1
     view = whole_view(Image.new("RGB", (tiny.stride * 2, tiny.stride * 2)), tiny.stride * 2)
     own = torch.tensor([7, 299])
-    found = _decide(scores, own, view, tiny, Rule(normalisation="none"), 1 << 26)
+    found = _decide(scores, own, view, Rule(normalisation="none"), 1 << 26)
     assert found.dtype == torch.int32
     assert set(found.unique().tolist()) == {7, 299}
+
+
+class OfPixels(DCLIPMethod):
+    """Maps of an image from its colours: class c where channel c is bright; two are found."""
+
+    maps_images = True
+    looks = 0
+
+    def maps(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert batch.pixels is not None
+        OfPixels.looks += 1
+        return torch.tensor([[0.9, 0.2, 0.8]]), batch.pixels.float().permute(0, 3, 1, 2)
+
+
+def test_a_method_on_images_maps_all_of_one_at_its_own_size(tiny: Backbone) -> None:
+    called = encode_class_texts(tiny, [("red",), ("green",), ("blue",)])
+    task = Task.of_features(("red", "green", "blue"), random(6, tiny.embed_dim))
+    method = OfPixels.around(projectors(tiny.embed_dim), task)
+    colours = np.zeros((4, 6, 3), np.uint8)
+    colours[:, :3, 0] = colours[:2, 3:, 1] = 200
+    colours[2:, 3:, 2], colours[2:, 3:, 1] = 100, 150
+    view = sliding_view(Image.fromarray(colours), short_side=64, window=64, stride=32)
+    systems: dict[str, System | ImageSystem] = {
+        "all": ImageSystem(method),
+        "features": System("value", called),
+        "found": ImageSystem(method, only_found=True),
+    }
+    given = view._replace(whole=colours[None])
+    (maps,) = segment_images(tiny, [given], systems, Rule(normalisation="none"))
+    assert [*maps] == ["all", "features", "found"]
+    rows = [[0, 0, 0, 1, 1, 1]] * 4
+    assert maps["all"].tolist() == rows  # as it is scored: 150 of green is above 100 of blue
+    # green is not found: what was its is the first of equals, and blue where there is some
+    assert maps["found"].tolist() == [[0] * 6] * 2 + [[0, 0, 0, 2, 2, 2]] * 2
+    assert OfPixels.looks == 1  # both rows are of one look
+    # stretched by itself, each class has its own brightest place: there blue is at its largest
+    (stretched,) = segment_images(tiny, [given], systems, Rule())
+    assert stretched["all"].tolist() == rows[:2] + [[0, 0, 0, 2, 2, 2]] * 2
+    (none,) = segment_images(tiny, [given], systems, Rule(normalisation="none", background=0.999))
+    assert set(none["found"].unique().tolist()) <= {0, 1, 3}
+    with pytest.raises(ValueError, match="the view of this one holds none"):
+        next(segment_images(tiny, [view], systems, Rule()))
+    with pytest.raises(ValueError, match="makes no maps of images"):
+        ImageSystem(DCLIPMethod.around(projectors(tiny.embed_dim), task))
+    mute = Thresholdless.around(projectors(tiny.embed_dim), task)
+    mute.maps_images = True  # type: ignore[misc]
+    with pytest.raises(ValueError, match="does not find classes"):
+        ImageSystem(mute, only_found=True)
+    with pytest.raises(ValueError, match="gives no probabilities, so it does not find"):
+        mute.found(torch.zeros(1, 3))
 
 
 def test_one_window_over_everything_is_the_whole_square(tiny: Backbone) -> None:

@@ -103,6 +103,7 @@ def test_the_old_names_of_settings_are_told_the_new_ones() -> None:
         ("ablate", "tip_adapter", "fits itself, without the training loop"),
         ("train", "zero_shot", "pipeline.evaluate has it beside every checkpoint"),
         ("train", "zero_shot_pooled", "by --evaluate.zero-shot-pooled"),
+        ("train", "tagclip", "by --evaluate.tagclip robust"),
     ],
 )
 def test_a_method_without_the_loop_is_told(
