@@ -8,7 +8,7 @@
 # safetensors: what comes back is contiguous. load_state_dict takes it as it is; shapes agree.
 # The same state in the weight's own layout, or fused=False, gives the right weights.
 #
-# Seen 2026-11-27 with torch 2.15.0 on a CPU:
+# Seen 2026-11-27 with torch 2.14.1 and 2.15.0 on a CPU:
 #     sgd    plain  largest difference 0.000
 #     sgd    fused  largest difference 0.297
 #     adamw  plain  largest difference 0.000
@@ -19,7 +19,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet torch==2.15.0 numpy==2.4.6
+"$folder/venv/bin/pip" install --quiet torch==2.14.1 numpy==2.4.6
 
 cat > "$folder/resume.py" <<'PY'
 import copy

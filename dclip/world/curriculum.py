@@ -59,9 +59,9 @@ CURRICULA: dict[str, tuple[Phase, ...]] = {
         Phase("scenes", 192, 192, (0, 4), True, 16_000, 1_000, 32, 1e-3),
     ),
     "tiny-vit": (
-        Phase("names", 112, 96, (0, 0), False, 32_000, 2_000, 64, 1e-3, True, 200),
-        Phase("close-ups", 112, 96, (0, 3), True, 48_000, 5_000, 64, 1e-3, True, 200),
-        Phase("scenes", 192, 192, (0, 4), True, 16_000, 1_200, 32, 5e-4, False, 100),
+        Phase("names", 112, 96, (0, 0), False, 32_000, 1_500, 128, 2e-3, True, 200),
+        Phase("close-ups", 112, 96, (0, 3), True, 48_000, 2_000, 128, 2e-3, True, 200),
+        Phase("scenes", 192, 192, (0, 4), True, 20_000, 1_000, 64, 1e-3, False, 100),
     ),
 }
 """How each of the small CLIPs is trained."""
