@@ -128,7 +128,7 @@ def baselines(config: Config) -> dict[str, MethodSettings]:
     return found
 
 
-def _require_offered(config: Config) -> None:
+def require_offered(config: Config) -> None:
     """Refuse a baseline that looks into a backbone which does not let it.
 
     Raises:
@@ -156,7 +156,7 @@ def publish(config: Config, checkpoints: Sequence[Path]) -> EvaluateReport:
 
     What stands is not made again: the report of the same settings and files, figures, records.
     """
-    _require_offered(config)
+    require_offered(config)
     plan = plan_features(config, config.test_split)
     files = _named(checkpoints)
     own = identity(config, files, plan)
@@ -360,6 +360,7 @@ def _metrics(report: EvaluateReport) -> dict[str, float | None]:
 
 def describe(config: Config, checkpoints: Sequence[Path] = ()) -> str:
     """The plan of this stage in words, for ``--dry-run``; of given checkpoints, made or not."""
+    require_offered(config)
 
     def state(plan: FeaturePlan) -> str:
         return "stands" if is_complete(plan) else "missing, pipeline.extract makes it"

@@ -34,6 +34,7 @@ def run(config: Config) -> Report:
     listing = plan_features(config, config.train_split).listing
     require_prompts(config, listing.class_names)  # before features are made of what cannot train
     require_images(listing, [config.own])
+    evaluate.require_offered(config)
     with ExitStack() as session:
         if is_pending:
             require_cluster()

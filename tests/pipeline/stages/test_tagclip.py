@@ -14,7 +14,7 @@ from dclip.fitting.batches import Batch
 from dclip.methods.pixels.settings import TagCLIPSettings
 from dclip.segmentation import ImageSystem, System
 from pipeline.settings.config import Config, TagCLIPPreset
-from pipeline.stages import evaluate, segment
+from pipeline.stages import evaluate, run, segment
 from pipeline.terminal import cli
 from pipeline.terminal.errors import UsageError
 from pipeline.work import segmentation
@@ -83,6 +83,8 @@ def test_a_backbone_that_is_no_vit_is_told(
     config = settings(tmp_path, backbone="tiny", evaluate={"tagclip": "robust"})
     with pytest.raises(UsageError, match=r"--evaluate\.tagclip needs a ViT"):
         evaluate.publish(config, [])
+    with pytest.raises(UsageError, match=r"--evaluate\.tagclip needs a ViT"):
+        run.run(config)  # before features are made and methods trained
     words = ["--backbone", "tiny", "--methods", "zero_shot,tagclip", "--output", str(tmp_path)]
     assert cli.main("compare", [*words, "--dry-run"]) == 2
     assert "tagclip needs attention, which the backbone tiny does not" in capsys.readouterr().err

@@ -365,6 +365,19 @@ def test_a_large_image_is_made_smaller_and_batches_are_images_by_themselves(
     assert found.int().tolist() == [[0, 1, 1, 0, 0], [1, 0, 0, 0, 0]]  # the best of equals
 
 
+@torch.no_grad()
+def test_a_device_makes_no_difference(device: torch.device, vit: OpenCLIPBackbone) -> None:
+    method, shown = method_of(vit), batch(pixels(96, 128))
+    scores, maps = method.maps(shown)
+    try:
+        there = method.on(device).maps(shown.to(device))
+    finally:
+        method.on("cpu")
+    for found, expected in zip(there, (scores, maps), strict=True):
+        assert found.device.type == device.type
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-5)
+
+
 class Largest(TorchDispatchMode):
     """Notes the largest tensor that is made."""
 
