@@ -1,6 +1,7 @@
 """SmartCLIP as published: all of CLIP trains on captions, each behind a mask of its own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -247,9 +248,7 @@ class SmartCLIP(Method[SmartCLIPSettings]):
         other = self.with_task(task)
         assert isinstance(other, SmartCLIP)
         if task.backbone is None:
-            other.task = task.__class__(
-                task.class_names, task.pairs, task.texts, self.task.backbone, task.text_width
-            )
+            other.task = replace(task, backbone=self.task.backbone)
         with torch.no_grad():
             texts = other._encode_classes().to(self.class_texts)
         other._buffers = {**self._buffers, "class_texts": texts}
