@@ -26,6 +26,10 @@ _MAPLE_LOOP: Mapping[str, Any] = {
 }
 
 
+# ours: steps that suit a few hundred images; a random crop of a small object may hold none of it
+_ROBUST_LOOP: Mapping[str, Any] = {"epochs": 10, "batch_size": 16, "lr": 3e-3}
+
+
 class PromptSettings(MethodSettings):
     """What is common to methods that learn coupled prompts in both towers of CLIP."""
 
@@ -81,7 +85,7 @@ class MaPLeSettings(PromptSettings):
     name = "maple"
     title = "MaPLe"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "robust": Preset(loop={"batch_size": 16, "augmentation": "crop"}),
+        "robust": Preset(loop=_ROBUST_LOOP),
         "author": Preset(loop=_MAPLE_LOOP),
     }
 
@@ -97,7 +101,7 @@ class DAPTSettings(PromptSettings):
     title = "DAPT"
     needs: ClassVar[frozenset[str]] = frozenset({"visual prompts", "attention"})
     presets: ClassVar[Mapping[str, Preset]] = {
-        "robust": Preset(loop={"batch_size": 16, "augmentation": "crop"}),
+        "robust": Preset(loop=_ROBUST_LOOP),
         "author": Preset(
             loop={**_MAPLE_LOOP, "epochs": 10},
             own={
