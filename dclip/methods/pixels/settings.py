@@ -223,7 +223,6 @@ class SmartCLIPSettings(MethodSettings):
                 "schedule": "step",
                 "warmup_steps": 50,
             },
-            own={"mask_lr_factor": 100.0},
         ),
         "author": Preset(
             loop={
@@ -236,6 +235,7 @@ class SmartCLIPSettings(MethodSettings):
                 "schedule": "step",
                 "warmup_steps": 200,
             },
+            own={"mask_lr_factor": 1000.0},
         ),
     }
     variants: ClassVar[Mapping[str, Variant]] = {
@@ -262,7 +262,7 @@ class SmartCLIPSettings(MethodSettings):
         100.0, gt=0, description="multiplier of the cosines; CLIP's own is not used"
     )
     mask_lr_factor: float = Field(
-        1000.0, gt=0, description="learning rate of the mask network, as a multiple of lr"
+        100.0, gt=0, description="learning rate of the mask network, as a multiple of lr"
     )
     captions: Literal["prefix", "whole"] = Field(
         "prefix",
