@@ -1,10 +1,29 @@
 """Images beside features: for methods that are fed the images themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from dclip.data.listing import CaptionedListing, Listing, MaskedListing
 from dclip.methods.settings import MethodSettings
 from pipeline.terminal.errors import UsageError
+
+
+@dataclass(frozen=True)
+class AboutImages:
+    """What there is to say of images of which no features are kept.
+
+    Attributes:
+        spec: As in a manifest: backbone, resolution, prompts.
+        dim: Width of the joint space.
+        grid: Rows and columns of its locations.
+        class_names: None.
+    """
+
+    spec: Mapping[str, Any]
+    dim: int
+    grid: tuple[int, int]
+    class_names: Sequence[str] = ()
 
 
 def require_images(listing: Listing, tried: Sequence[MethodSettings]) -> None:

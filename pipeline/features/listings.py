@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int8
 
+from dclip.data.captions import read_captions
 from dclip.data.coco import (
     ANNOTATIONS,
     OWN_OPTIONS,
@@ -67,7 +68,7 @@ _CACHED = {"positives": 1, "unknown": -1, "absent": 0}
 _NAMED_SOURCES = 100
 """Of more files than that a cache keeps a hash, not names."""
 
-FOLDER, WEBDATASET = "folder:", "webdataset:"
+FOLDER, WEBDATASET, CAPTIONS = "folder:", "webdataset:", "captions:"
 SPLIT = "{split}"
 
 OWN_DATA = "folder:PATH, webdataset:URLS, PATH.json (COCO format)"
@@ -89,7 +90,8 @@ def open_listing(
 
     Args:
         dataset: A registered name; ``folder:PATH`` (`dclip.data.folder`); ``webdataset:URLS``
-            (`dclip.data.webdataset_listing`); or the path of an annotation file in COCO's format,
+            (`dclip.data.webdataset_listing`); ``captions:PLACE`` (`dclip.data.captions`), whose
+            images have no classes; or the path of an annotation file in COCO's format,
             in which ``{split}`` stands for the split. A path may be a URL (`dclip.store.paths`).
         root: Folder of a registered data set, or of the images of an annotation file.
         split: Which part of it.
@@ -108,6 +110,12 @@ def open_listing(
     if dataset.startswith(WEBDATASET):
         _refuse_root(dataset, root)
         return _open_webdataset(dataset.removeprefix(WEBDATASET), split, chosen, cache)
+    if dataset.startswith(CAPTIONS):
+        if chosen:
+            raise UsageError(f"{dataset} takes no --options; there is {', '.join(chosen)}")
+        place = dataset.removeprefix(CAPTIONS)
+        return read_captions(str(path_of(place)) if place.startswith("~") else place, split,
+                             images=root)  # fmt: skip
     if is_coco_file(dataset):
         return _open_coco_file(dataset, root, split, chosen, cache)
     entry = find_dataset(dataset)
@@ -142,6 +150,8 @@ def known_splits(
     """
     if dataset.startswith(FOLDER):
         return folder_splits(path_of(dataset.removeprefix(FOLDER)), options)
+    if dataset.startswith(CAPTIONS):
+        return []
     if is_own(dataset):
         place = dataset.removeprefix(WEBDATASET)
         return _splits_of_pattern(place) if SPLIT in place else ["all"]
@@ -261,12 +271,14 @@ def _no_masks(dataset: str) -> UsageError:
 
 def is_own(dataset: str) -> bool:
     """Whether a data set is the user's own, with label vectors, and not a registered one."""
-    return dataset.startswith((FOLDER, WEBDATASET)) or is_coco_file(dataset)
+    return dataset.startswith((FOLDER, WEBDATASET, CAPTIONS)) or is_coco_file(dataset)
 
 
 def is_coco_file(dataset: str) -> bool:
     """Whether a data set is the path of an annotation file in COCO's format."""
-    return not dataset.startswith((FOLDER, WEBDATASET)) and dataset.lower().endswith(".json")
+    return not dataset.startswith((FOLDER, WEBDATASET, CAPTIONS)) and dataset.lower().endswith(
+        ".json"
+    )
 
 
 def path_of(place: str) -> AnyPath:

@@ -13,6 +13,7 @@ from dclip.fitting.images import ImageSource
 from dclip.methods.settings import MethodSettings
 from dclip.store.reader import FeatureReader
 from dclip.store.shards import ShardError
+from pipeline.features.alone import ImagesAlone
 from pipeline.features.backbone import ClipSettings
 from pipeline.features.copies import local_folders, verified_folder
 from pipeline.settings.config import Config
@@ -45,12 +46,17 @@ def frozen_clip(clip: ClipSettings, device: str) -> Backbone:
 
 
 def with_images(
-    reader: FeatureReader, listing: Listing, own: MethodSettings, *, threads: int | None = None
+    reader: FeatureReader | ImagesAlone,
+    listing: Listing,
+    own: MethodSettings,
+    *,
+    threads: int | None = None,
 ) -> ImageSource:
     """The images of features, beside these.
 
     Args:
-        reader: Features; they say which images can be read, and what is in them.
+        reader: Features, which say which images can be read, and what is in them; or the images of
+            which none are kept.
         listing: That they are of.
         own: Settings of the method that is fed them.
         threads: That decode; left out: one a CPU.
@@ -65,7 +71,7 @@ def with_images(
         resolution=side // manifest.grid[0] if is_native else side,
         form=own.image_form,
         threads=threads,
-        features=reader,
+        features=reader if isinstance(reader, FeatureReader) else None,
     )
 
 

@@ -98,18 +98,24 @@ class FeaturePlan:
         return range(start, min(start + self.shard_size, self.num_images))
 
 
-def plan_features(config: Config, split: str) -> FeaturePlan:
+def plan_features(config: Config, split: str, *, needs_classes: bool = True) -> FeaturePlan:
     """Identity and place of the features of a split, whether they exist yet or not.
 
     Augmented views are for the training split alone. A split that is trained on or scored needs an
     image with a class; for features alone it is named by ``extract.split``.
+
+    Args:
+        config: Settings.
+        split: Which part of the data set.
+        needs_classes: False where images with captions and without classes will do; no features
+            are kept of these.
 
     Raises:
         UsageError: An unknown dataset, split, backbone or feature kind; a split without any
             positive; or as for `open_dataset`.
     """
     wanted = config.extract
-    listing = open_labelled(config, split)
+    listing = open_labelled(config, split, needs_classes=needs_classes)
     backbone = describe_backbone(config)
     space = backbone.space(wanted.kind)
     feature_space = digest(space)

@@ -10,6 +10,7 @@ from dclip.data.listing import Listing
 from dclip.data.partition import Part
 from dclip.store.paths import AnyPath
 from pipeline.features.listings import (
+    CAPTIONS,
     FOLDER,
     SPLIT,
     find_dataset,
@@ -127,7 +128,7 @@ def _tested_on_train(source: _Source, is_asked_for: bool) -> bool:
 def _same_images(source: _Source) -> str:
     """In which way training and test split are the same images; empty if they are not."""
     dataset, train, test = source.dataset, source.train, source.test
-    if source.fraction is not None:
+    if source.fraction is not None or dataset.startswith(CAPTIONS):  # whose test is retrieval
         return ""
     if is_own(dataset) and not dataset.startswith(FOLDER) and SPLIT not in dataset:
         return f"{dataset} has no {SPLIT}, so that train and test split are the same images"
@@ -202,15 +203,27 @@ def _open_split(source: _Source, split: str) -> Listing:
     )
 
 
-def open_labelled(config: Config, split: str) -> Listing:
+def open_labelled(config: Config, split: str, *, needs_classes: bool = True) -> Listing:
     """Images and labels of one split, which has a positive unless only features are wanted.
 
     No backbone is loaded for that.
+
+    Args:
+        config: Settings.
+        split: Which part of the data set.
+        needs_classes: False where images with captions and without classes will do.
 
     Raises:
         UsageError: No image has a class; or as for `open_dataset`.
     """
     listing = open_dataset(config, split)
+    if not listing.class_names:
+        if needs_classes:
+            raise UsageError(
+                f"{config.dataset} has captions and no classes: python -m pipeline.train --method "
+                "smartclip trains on them, and python -m pipeline.retrieve scores what was trained"
+            )
+        return listing
     if config.extract.split is None:
         require_labels(listing, min(len(listing), config.extract.limit or len(listing)))
     return listing

@@ -212,6 +212,11 @@ def check_features(path: Path, about: About, manifest: Manifest) -> None:
             f"{manifest.spec.get('kind', 'unknown')} ({manifest.feature_space[:12]}); use the "
             "same backbone, weights and resolution"
         )
+    if not about.class_names:
+        raise StageError(
+            f"checkpoint {path} was trained on captions and knows no classes; score it by python "
+            "-m pipeline.retrieve"
+        )
     if about.class_names != manifest.class_names:
         raise StageError(
             f"checkpoint {path} knows {len(about.class_names)} classes ({about.class_names[0]}, "

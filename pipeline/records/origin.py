@@ -23,6 +23,7 @@ from dclip.methods.registry import find_settings, is_known
 from dclip.methods.settings import MethodSettings
 from dclip.store.shards import Manifest, digest
 from pipeline.features.backbone import BackboneInfo, ClipSettings, describe_backbone
+from pipeline.features.images import AboutImages
 from pipeline.features.plan import FeaturePlan
 from pipeline.records.provenance import git_commit
 from pipeline.settings.config import Config
@@ -89,7 +90,7 @@ class About(BaseModel):
         feature_space: Which features it understands.
         backbone_name: Of the frozen CLIP.
         embed_dim: Width of its joint space.
-        class_names: In column order.
+        class_names: In column order; none where captions alone were trained on.
         seed: Of the initial weights.
         epoch: Which one its weights are of: the last, or the best on held-out images, as the loop's
             ``selection`` says.
@@ -111,7 +112,7 @@ class About(BaseModel):
     feature_space: str
     backbone_name: str
     embed_dim: int = Field(ge=1)
-    class_names: list[str] = Field(min_length=1)
+    class_names: list[str]
     seed: int
     epoch: int = Field(ge=1)
     features: str
@@ -127,6 +128,12 @@ class About(BaseModel):
         if isinstance(value, MethodSettings) or "method" not in info.data:
             return value
         return find_settings(info.data["method"]).model_validate(value)
+
+    @model_validator(mode="after")
+    def _has_classes_or_captions(self) -> Self:
+        if not self.class_names and "captions" not in self.settings.training_feeds():
+            raise ValueError("class_names: there is none")
+        return self
 
     @model_validator(mode="after")
     def _history_reaches_the_epoch(self) -> Self:
@@ -152,7 +159,7 @@ class About(BaseModel):
 def about_training(
     config: Config,
     plan: FeaturePlan,
-    manifest: Manifest,
+    manifest: Manifest | AboutImages,
     *,
     epoch: int,
     seed: int,
@@ -163,7 +170,7 @@ def about_training(
     Args:
         config: Settings, those of the loop and of the method as they were trained.
         plan: Features.
-        manifest: Of the features.
+        manifest: Of the features, or of images of which none are kept.
         epoch: Which one the weights are of.
         seed: Of the initial weights.
         history: One line an epoch.

@@ -650,7 +650,8 @@ class Config(BaseSettings):
     dataset: str = Field(
         TOY_DATASET,
         description="shapes (embedded, nothing to download), coco (any COCO-format tree), one of "
-        "the ready-made settings below, folder:DIR, webdataset:TARS or a COCO-format FILE.json "
+        "the ready-made settings below, folder:DIR, webdataset:TARS, captions:FILE (to train on "
+        "captions) or a COCO-format FILE.json "
         f"({page('datasets')})",
     )
     root: PathOrURL | None = Field(

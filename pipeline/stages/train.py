@@ -42,7 +42,10 @@ def run_together(configs: Sequence[Config]) -> list[Report]:
     for config in configs:
         check_trained(config)
         require_all_classes([at(config, {})])
-    plan = plan_features(configs[0], configs[0].train_split)
+    plan = _planned(configs[0])
+    if not plan.listing.class_names:  # of others the extraction has told
+        for note in plan.notes:
+            log.info("train: %s", note)
     for config in configs:
         require_prompts(config, plan.listing.class_names)
         require_images(plan.listing, [config.own])
@@ -81,6 +84,17 @@ def run_together(configs: Sequence[Config]) -> list[Report]:
             }
         )
     return reports
+
+
+def _planned(config: Config) -> FeaturePlan:
+    """What is trained on: features, or images with captions alone for a method that is fed these.
+
+    Raises:
+        UsageError: See :func:`pipeline.features.plan.plan_features`.
+    """
+    fed = config.own.training_feeds()
+    by_captions = "captions" in fed and fed <= {"pixels", "captions"}
+    return plan_features(config, config.train_split, needs_classes=not by_captions)
 
 
 def _came_to(about: About, line: Mapping[str, float]) -> str:
@@ -124,7 +138,7 @@ def describe(config: Config) -> str:
 
     check_trained(config)
     require_all_classes([at(config, {})])
-    plan = plan_features(config, config.train_split)
+    plan = _planned(config)
     path = checkpoint_path(config, plan)
     names = plan.listing.class_names
     require_prompts(config, names)
@@ -139,9 +153,12 @@ def describe(config: Config) -> str:
         else "fitted at once, in this process"
     )
     features = "complete" if (plan.folder / MANIFEST).is_file() else "not extracted yet"
+    said = f"features {plan.folder} ({features})"
+    if not names:
+        said = f"captions of {plan.listing.name} {plan.listing.split}; no features are kept"
     return "\n".join(
         [
-            f"features {plan.folder} ({features})",
+            said,
             f"{plan.num_images - held} images to train on, {held} held out for val/*",
             f"{num_parameters(method)} parameters, {how}",
             f"checkpoint {path} ({'stands' if path.is_file() else 'to be made'})",

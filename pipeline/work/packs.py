@@ -4,7 +4,8 @@ A worker of Ray Train, a sweep's process and an ablation's task all call :func:`
 differ in what they do after an epoch, and in what becomes of the pack.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from dclip.methods.method import Method, Task, initial, with_classes
 from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
 from dclip.store.reader import FeatureReader
+from pipeline.features.alone import ImagesAlone
 from pipeline.features.backbone import BackboneInfo, ClipSettings
 from pipeline.features.cache import cached_features
 from pipeline.features.opened import frozen_clip, open_features, with_images
@@ -42,6 +44,7 @@ class Job:
         output: The output folder.
         clip: The frozen CLIP, for methods that train through it.
         images: Of the features, for methods that are fed images themselves.
+        count: How many of the images there are, where no features are kept of them.
         draw_seed: Seed of the part of the data that is drawn; ``data_seed`` where none is given.
     """
 
@@ -53,6 +56,7 @@ class Job:
     output: Path
     clip: ClipSettings | None = None
     images: Listing | None = None
+    count: int = 0
     draw_seed: int | None = None
 
     def data(
@@ -74,11 +78,46 @@ class Job:
         rows, held = hold_out(len(kept), fraction, seed=self.data_seed)
         return left, kept[rows], kept[held]
 
-    def beside(self, reader: FeatureReader, features: FeatureSource) -> FeatureSource:
-        """The features, with their images where the method is fed them."""
-        if self.images is None:
-            return features
-        return with_images(reader, self.images, self.trained[0].own)
+    @contextmanager
+    def opened(
+        self, device: torch.device, gpu_share: float = 1.0
+    ) -> Iterator[tuple[FeatureReader | ImagesAlone, FeatureSource]]:
+        """What is trained on: its reader, and the source of batches.
+
+        Args:
+            device: Where it is trained.
+            gpu_share: Share of the GPU's memory that this process may fill.
+
+        Raises:
+            StageError: See :func:`pipeline.features.cache.cached_features`.
+        """
+        own, cache = self.trained[0].own, self.trained[0].loop.cache
+        if self.images is not None and not self.features:
+            assert self.clip is not None
+            alone = ImagesAlone(self.images, self.count, frozen_clip(self.clip, str(device)))
+            yield alone, with_images(alone, self.images, own)
+            return
+        where = cache if self.images is None else "none"
+        with cached_features(
+            self.features, self.output, cache=where, device=device, gpu_share=gpu_share
+        ) as (reader, features):
+            yield reader, self.beside(reader, features)
+
+    def beside(
+        self, reader: FeatureReader | ImagesAlone, features: FeatureSource | None = None
+    ) -> FeatureSource:
+        """The features, with their images where the method is fed them.
+
+        Args:
+            reader: Of the features, or of images of which none are kept.
+            features: What to train on of the former; left out: the reader itself.
+        """
+        if self.images is not None:
+            return with_images(reader, self.images, self.trained[0].own)
+        if features is None:
+            assert isinstance(reader, FeatureReader)
+            return reader
+        return features
 
     def columns(self, class_names: Sequence[str], *, new: bool = False) -> list[int] | None:
         """Columns of the classes that are trained and scored; None for all.
@@ -110,7 +149,11 @@ class Fitted:
 
 
 def begin(
-    job: Job, reader: FeatureReader, device: torch.device | str = "cpu", *, fresh: bool = True
+    job: Job,
+    reader: FeatureReader | ImagesAlone,
+    device: torch.device | str = "cpu",
+    *,
+    fresh: bool = True,
 ) -> Pack:
     """A pack with initial weights, on these features.
 
@@ -129,7 +172,7 @@ def begin(
 
 
 def task_of(
-    job: Job, reader: FeatureReader, device: torch.device | str, *, new: bool = False
+    job: Job, reader: FeatureReader | ImagesAlone, device: torch.device | str, *, new: bool = False
 ) -> Task:
     """The classes that a job is about, with the frozen CLIP where the method needs it.
 
@@ -193,12 +236,8 @@ def fit_pack(
         StageError: Features or state are missing or damaged, or do not fit where they should go.
         ValueError: See :func:`dclip.fitting.fit.fit`.
     """
-    loop = job.trained[0].loop
     diverged = ""
-    cache = loop.cache if job.images is None else "none"
-    with cached_features(
-        job.features, job.output, cache=cache, device=device, gpu_share=gpu_share
-    ) as (reader, features):
+    with job.opened(device, gpu_share) as (reader, features):
         stands = state is not None and state.is_file()
         pack = begin(job, reader, device, fresh=not stands)
         if state is not None and stands and rank == 0:
@@ -207,7 +246,6 @@ def fit_pack(
             share_state(pack, rank)
         if begun is not None:
             begun(pack)
-        features = job.beside(reader, features)
         left, rows, val_rows = job.data(features, reader.class_names)
         try:
             fit(

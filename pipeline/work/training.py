@@ -17,13 +17,15 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dclip.fitting.fit import check_training, divergence
+from dclip.store.reader import FeatureReader
 from dclip.words import counted, percent
 from pipeline.cluster import session as cluster
 from pipeline.cluster.address import cluster_address
 from pipeline.cluster.device import choose_device
 from pipeline.cluster.watch import watched
+from pipeline.features.alone import ImagesAlone
 from pipeline.features.backbone import ClipSettings
-from pipeline.features.opened import open_features
+from pipeline.features.opened import open_backbone, open_features
 from pipeline.features.plan import FeaturePlan
 from pipeline.records.checkpoints import read_progress, read_state
 from pipeline.records.origin import about_training
@@ -59,7 +61,11 @@ def train(configs: Sequence[Config], plan: FeaturePlan, paths: Sequence[Path]) -
         StageError: Features, state or workers fail, or a training diverges.
     """
     config = configs[0]
-    reader = open_features(plan.folders, config.output)
+    reader: FeatureReader | ImagesAlone
+    if plan.listing.class_names:
+        reader = open_features(plan.folders, config.output)
+    else:
+        reader = ImagesAlone(plan.listing, plan.num_images, open_backbone(config), plan)
     names = [run_name(one, plan) for one in configs]
     folder = pack_folder(config, names)
     name = folder.name
@@ -68,13 +74,14 @@ def train(configs: Sequence[Config], plan: FeaturePlan, paths: Sequence[Path]) -
         tuple(at(one, {}) for one in configs),
         seeds=tuple(one.seed for one in configs),
         data_seed=config.data_seed,
-        features=tuple(plan.folders),
+        features=tuple(plan.folders) if plan.listing.class_names else (),
         output=config.output.absolute(),
         clip=ClipSettings.of(config),
         images=plan.listing if config.own.sees_images() else None,
+        count=plan.num_images,
     )
     pack = begin(job, reader, fresh=False)  # the workers make the weights
-    check_training(pack, *job.data(job.beside(reader, reader), reader.class_names))
+    check_training(pack, *job.data(job.beside(reader), reader.class_names))
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / STATE).is_file():
         read_state(folder / STATE, pack)

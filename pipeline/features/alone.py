@@ -1,0 +1,47 @@
+"""Images without features: with captions and without classes, none are kept of them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from dclip.backbones import Backbone
+from dclip.data.listing import Listing
+from pipeline.features.images import AboutImages
+from pipeline.features.plan import FeaturePlan
+
+
+class ImagesAlone:
+    """The rows of a split whose images have no classes, in the place of a reader of features.
+
+    Args:
+        listing: Where images come from.
+        count: How many of them, from the first on.
+        backbone: The frozen CLIP they are for.
+        plan: What they are, for whoever writes of it.
+
+    Attributes:
+        manifest: What there is to say of them.
+        indices: Position of each row in the listing.
+        labels: Of no class.
+        class_names: None.
+    """
+
+    def __init__(
+        self, listing: Listing, count: int, backbone: Backbone, plan: FeaturePlan | None = None
+    ) -> None:
+        side = backbone.resolution
+        known: dict[str, Any] = {} if plan is None else {**plan.space, **plan.source}
+        spec = {"backbone_name": backbone.name, **known, "resolution": side}
+        self.manifest = AboutImages(spec, backbone.embed_dim, backbone.grid(side, side))
+        self.listing = listing
+        self.indices = np.arange(count)
+        self.labels = torch.zeros(count, 0, dtype=torch.int8)
+        self.class_names: tuple[str, ...] = ()
+
+    def text_features(self) -> tuple[Float32[Tensor, "pairs dim"], Float32[Tensor, "classes dim"]]:
+        """Of no class."""
+        none = torch.zeros(0, self.manifest.dim)
+        return none, none
