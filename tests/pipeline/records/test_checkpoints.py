@@ -269,7 +269,7 @@ def test_a_flipped_header_is_told_in_plain_words(
 @pytest.mark.parametrize(
     ("changes", "texts", "words"),
     [
-        ({"class_names": []}, torch.ones(6, DIM), "class_names: List should have at least 1"),
+        ({"class_names": []}, torch.ones(6, DIM), "class_names: there is none"),
         ({"class_names": ["a", "b"]}, torch.ones(6, DIM), f"is [3, {DIM}] torch.float32, its"),
         ({}, torch.ones(5, DIM), "text_features.pairs is [5, "),
         ({}, torch.ones(6 * DIM), "text_features.pairs is ["),
