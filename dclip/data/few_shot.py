@@ -41,7 +41,7 @@ def draw_shots(labels: Sequence[int], shots: int, random: Random) -> list[int]:
 
     Example:
         >>> draw_shots([1, 0, 1, 0, 1], 2, Random(1))
-        [2, 4, 1, 3]
+        [0, 4, 3, 1]
     """
     drawn = []
     for own in _by_class(labels).values():
