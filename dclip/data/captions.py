@@ -147,6 +147,8 @@ def read_captions(
 ) -> CaptionListing:
     """Images with captions, whatever the file is; what it is goes by its name and content.
 
+    Paths of the listing are absolute, for workers elsewhere.
+
     Args:
         place: One of
 
@@ -176,7 +178,7 @@ def read_captions(
     """
     if place.endswith(".tar") or "{" in place:
         return _read_tars(place, split, most=most, name=name)
-    path = as_path(place)
+    path = as_path(place).absolute()
     if isinstance(path, Path) and path.is_dir():
         entries, folder, left = _of_folder(path)
     else:
@@ -196,7 +198,8 @@ def read_captions(
                 f"{path} is no file of captions; give .json, .token, {', '.join(TABLE_SUFFIXES)},"
                 " a tar, or a folder with the folders image and caption"
             )
-    return _together(entries, images or folder, split, left, most=most, name=name, source=path)
+    folder = (images or folder).absolute()
+    return _together(entries, folder, split, left, most=most, name=name, source=path)
 
 
 def first_sentences(caption: str, share: float = 1.0) -> str:
@@ -463,7 +466,7 @@ def _presence(folder: AnyPath) -> Callable[[str], bool]:
 def _read_tars(place: str, split: str, *, most: int | None, name: str) -> CaptionListing:
     """Pairs of members of one name without suffix."""
     left = _LeftOut()
-    tars = expand_tars(place, split)
+    tars = tuple(str(as_path(tar).absolute()) for tar in expand_tars(place, split))
     keys: dict[str, str] = {}
     places: list[tuple[int, int, int]] = []
     texts: list[tuple[str, ...]] = []

@@ -71,7 +71,7 @@ _NAMED_SOURCES = 100
 FOLDER, WEBDATASET, CAPTIONS = "folder:", "webdataset:", "captions:"
 SPLIT = "{split}"
 
-OWN_DATA = "folder:PATH, webdataset:URLS, PATH.json (COCO format)"
+OWN_DATA = "folder:PATH, webdataset:URLS, captions:PATH, PATH.json (COCO format)"
 """What else than a registered name can be opened."""
 
 
@@ -113,9 +113,7 @@ def open_listing(
     if dataset.startswith(CAPTIONS):
         if chosen:
             raise UsageError(f"{dataset} takes no --options; there is {', '.join(chosen)}")
-        place = dataset.removeprefix(CAPTIONS)
-        return read_captions(str(path_of(place)) if place.startswith("~") else place, split,
-                             images=root)  # fmt: skip
+        return read_captions(dataset.removeprefix(CAPTIONS), split, images=root)
     if is_coco_file(dataset):
         return _open_coco_file(dataset, root, split, chosen, cache)
     entry = find_dataset(dataset)

@@ -162,10 +162,7 @@ def _open(config: Config) -> tuple[str, Listing, tuple[str, ...]]:
         found = open_protocol(wanted.protocol, config.root)
         return wanted.protocol, found, found.notes
     assert wanted.captions is not None
-    place = Path(wanted.captions).expanduser() if wanted.captions.startswith("~") else None
-    found = read_captions(
-        str(place or wanted.captions), wanted.split or "all", images=wanted.image_folder
-    )
+    found = read_captions(wanted.captions, wanted.split or "all", images=wanted.image_folder)
     return wanted.captions, found, found.notes
 
 

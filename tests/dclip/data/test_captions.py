@@ -255,3 +255,19 @@ def test_a_listing_can_be_sent_to_workers(folder: Path) -> None:
     other = pickle.loads(pickle.dumps(listing))
     assert isinstance(other, CaptionListing)
     assert other.identity() == listing.identity()
+
+
+@pytest.mark.parametrize("make", [csv, tars])
+def test_a_listing_of_a_relative_place_is_read_from_another_folder(
+    make: Callable[[Path], str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make(folder)
+    monkeypatch.chdir(folder)
+    images = None if make is tars else Path("pictures")
+    relative = place.replace(f"{folder}/", "")
+    listing = read_captions(relative, images=images)
+    monkeypatch.chdir(tmp_path.parent)
+    assert [listing.read(index).image.getpixel((0, 0)) for index in range(2)] == [
+        (255, 0, 0),
+        (0, 128, 0),
+    ]
