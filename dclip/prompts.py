@@ -14,7 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dclip.backbones import Backbone
-from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
+from dclip.templates import (
+    NEGATIVE_TEMPLATE,
+    POSITIVE_TEMPLATE,
+    ZERO_SHOT_TEMPLATE,
+    check_template,
+)
 from dclip.texts import check_class_names
 from dclip.texts import fold_name as fold_name
 from dclip.texts import same_text as same_text
@@ -163,7 +168,6 @@ def best_phrasing(
 
 def _fill(template: str, class_names: Sequence[str]) -> list[str]:
     """Put each class name into the template, both checked."""
-    if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
-        raise ValueError(f"a prompt template needs exactly one '{{}}', got {template!r}")
+    check_template(template)
     check_class_names(class_names)
     return [template.replace("{}", name) for name in class_names]

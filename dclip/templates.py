@@ -13,6 +13,17 @@ ZERO_SHOT_TEMPLATE = "a photo of a {}."
 """CLIP's own template, for class features without a pair."""
 
 
+def check_template(template: str) -> str:
+    """The template itself.
+
+    Raises:
+        ValueError: It has not exactly one place for a name.
+    """
+    if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
+        raise ValueError(f"a prompt template needs exactly one '{{}}', got {template!r}")
+    return template
+
+
 @cache
 def prompt_ensemble(*names: str) -> tuple[str, ...]:
     """Lists of prompt templates that are averaged, one list after another.

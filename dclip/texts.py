@@ -49,6 +49,28 @@ def same_text(class_names: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(names) for names in groups.values() if len(names) > 1]
 
 
+def distinct_words(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The words themselves.
+
+    Raises:
+        ValueError: One is blank, or two are one text.
+    """
+    if any(not word.strip() for word in words) or same_text(words):
+        raise ValueError("words must differ, and none may be blank")
+    return words
+
+
+def words_beside(words: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """Those of some words that are no name of a class.
+
+    Example:
+        >>> words_beside(("sky", "Tree", "hot-dog"), ("tree", "hot dog"))
+        ['sky']
+    """
+    taken = set(map(fold_name, class_names))
+    return [word for word in words if fold_name(word) not in taken]
+
+
 def check_class_names(class_names: Sequence[str]) -> None:
     """Refuse names that no columns can be called by.
 

@@ -236,6 +236,16 @@ def require(backbone: object, need: str, *, for_: str) -> TextGradients | ImageG
     return backbone
 
 
+def logit_scale_of(backbone: object) -> float | Float[Tensor, ""]:
+    """The multiplier of cosines that a CLIP was trained with; 100, OpenAI's, where it is not told.
+
+    Args:
+        backbone: Any `dclip.backbones.Backbone`; those of open_clip tell theirs.
+    """
+    scale: float | Tensor = getattr(backbone, "logit_scale", 100.0)
+    return scale
+
+
 def run_prompted_blocks(
     blocks: Sequence["open_clip.transformer.ResidualAttentionBlock"],
     tokens: Float[Tensor, "rows tokens width"],

@@ -1,6 +1,6 @@
 """Settings of the adapters: methods that were published to train CLIP, here on its features."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -14,7 +14,7 @@ from dclip.methods.settings import (
     MethodSettings,
     Preset,
 )
-from dclip.texts import same_text
+from dclip.texts import distinct_words
 
 BACKGROUND_WORDS = (
     "ground", "land", "grass", "tree", "building", "wall", "sky", "lake", "water", "river", "sea",
@@ -25,6 +25,11 @@ BACKGROUND_WORDS = (
 
 BACKGROUND_TEMPLATE = "a clean origami {}."
 """DAPT's prompt of what is behind an object."""
+
+
+def background_prompts(words: Iterable[str]) -> tuple[str, ...]:
+    """DAPT's prompts of some words."""
+    return tuple(BACKGROUND_TEMPLATE.replace("{}", word) for word in words)
 
 
 class AdapterSettings(MethodSettings):
@@ -185,10 +190,8 @@ class DAPTAdapterSettings(AdapterSettings):
     @field_validator("background_words")
     @classmethod
     def _check_words(cls, words: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not word.strip() for word in words) or same_text(words):
-            raise ValueError("words must differ, and none may be blank")
-        return words
+        return distinct_words(words)
 
     def own_texts(self) -> tuple[str, ...]:
         """Prompts of the background's words."""
-        return tuple(BACKGROUND_TEMPLATE.replace("{}", word) for word in self.background_words)
+        return background_prompts(self.background_words)

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from dclip.fitting.batches import Batch
 from dclip.logits import location_weights, similarity_maps
 from dclip.losses.contrastive import self_labelled_loss, triplet_loss
-from dclip.methods.adapter_settings import DAPTAdapterSettings
+from dclip.methods.adapter_settings import DAPTAdapterSettings, background_prompts
 from dclip.methods.adapters import AdapterMethod
 from dclip.methods.method import Task
 from dclip.methods.settings import MethodSettings
 from dclip.precision import at_least_float32
-from dclip.prompts import fold_name
+from dclip.texts import words_beside
 
 
 class Parts(NamedTuple):
@@ -108,9 +108,8 @@ class DAPTAdapter(AdapterMethod[DAPTAdapterSettings]):
         self.text_map = nn.Linear(task.dim, task.dim, bias=False)
         for each in (self.image_map, self.text_map):
             nn.init.zeros_(each.weight)
-        taken = {fold_name(name) for name in task.class_names}
-        words = zip(settings.background_words, settings.own_texts(), strict=True)
-        self._prompts = [prompt for word, prompt in words if fold_name(word) not in taken]
+        words = words_beside(settings.background_words, task.class_names)
+        self._prompts = [*background_prompts(words)]
         if not self._prompts:
             raise ValueError(f"{settings.title}: all background_words are classes; give others")
         self.background: Tensor

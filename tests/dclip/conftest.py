@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dclip.backbones.clip import OpenCLIPBackbone
 
-NAMES = {
+BLOCK_NAMES = {
     "attention.qkv.weight": "attn.in_proj_weight",
     "attention.qkv.bias": "attn.in_proj_bias",
     "attention.out": "attn.out_proj",
@@ -19,6 +19,10 @@ NAMES = {
     "ln2": "ln_2",
     "mlp.fc": "mlp.c_fc",
     "mlp.proj": "mlp.c_proj",
+}
+"""What open_clip calls the weights of a block that oracles call so."""
+NAMES = {
+    **BLOCK_NAMES,
     "vision.projection": "visual.proj",
     "vision.patch_embedding": "visual.conv1",
     "text.projection": "text_projection",

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from dclip.fitting.batches import Batch
 from dclip.losses.contrastive import self_labelled_loss, triplet_loss
-from dclip.methods.adapter_settings import BACKGROUND_TEMPLATE
+from dclip.methods.adapter_settings import BACKGROUND_TEMPLATE, background_prompts
 from dclip.methods.method import Task
 from dclip.methods.pixels.maple import PromptMethod, images_in_all, single_labels
 from dclip.methods.pixels.settings import DAPTSettings
 from dclip.methods.settings import MethodSettings
 from dclip.precision import at_least_float32
-from dclip.texts import fold_name
+from dclip.texts import words_beside
 
 _EPSILON = 1e-6  # of the authors, beside the largest value
 
@@ -95,11 +95,10 @@ class DAPT(PromptMethod[DAPTSettings]):
     def __init__(self, settings: DAPTSettings, task: Task) -> None:
         words = list(settings.background_words)
         if settings.background_split is None:
-            taken = {fold_name(name) for name in task.class_names}
-            words = [word for word in words if fold_name(word) not in taken]
+            words = words_beside(words, task.class_names)
             if not words:
                 raise ValueError(f"{settings.title}: all background_words are classes; give others")
-        self._own_texts = [BACKGROUND_TEMPLATE.replace("{}", word) for word in words]
+        self._own_texts = background_prompts(words)
         super().__init__(settings, task)
         self.background: Tensor
         self.register_buffer("background", torch.zeros(len(words), task.dim))

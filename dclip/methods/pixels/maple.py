@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dclip.backbones import Backbone, PromptedFeatures, Tower, require
+from dclip.backbones.gradients import logit_scale_of
 from dclip.data.pixels import normalise
 from dclip.fitting.batches import Batch, FeatureSource
 from dclip.methods.method import Method, Task
@@ -25,8 +26,6 @@ P = TypeVar("P", bound=PromptSettings)
 
 DEPTH = 9
 """Blocks that prompts enter where nothing is said and the towers have as many."""
-
-_CLIPS_SCALE = 100.0  # of a backbone that does not tell its own
 
 
 class Words:
@@ -232,10 +231,9 @@ class PromptMethod(Method[P]):
 
     def scale(self) -> Float[Tensor, ""]:
         """Multiplier of the cosines."""
-        own, like = self.settings.logit_scale, self.context
-        if own is None:
-            own = getattr(self.backbone, "logit_scale", _CLIPS_SCALE)
-        return torch.as_tensor(own, device=like.device)
+        own = self.settings.logit_scale
+        scale = logit_scale_of(self.backbone) if own is None else own
+        return torch.as_tensor(scale, device=self.context.device)
 
     def texts(self) -> Float[Tensor, "texts dim"]:
         """Features of the classes, then of the other texts, by the prompts as they are."""

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from dclip.fitting.loop import Loop
-from dclip.methods.adapter_settings import BACKGROUND_TEMPLATE, BACKGROUND_WORDS
+from dclip.methods.adapter_settings import BACKGROUND_WORDS, background_prompts
 from dclip.methods.settings import Feed, MethodSettings, Preset, Variant
-from dclip.templates import ZERO_SHOT_TEMPLATE, prompt_ensemble
-from dclip.texts import same_text
+from dclip.templates import ZERO_SHOT_TEMPLATE, check_template, prompt_ensemble
+from dclip.texts import distinct_words
 
 FOOD_WORDS = ("table", "forks", "tablecloth", "hands", "spoon", "glasses", "dishes")
 """What may be behind food: DAPT's words of it, which follow its general ones."""
@@ -72,7 +72,7 @@ class PromptSettings(MethodSettings):
     @field_validator("template")
     @classmethod
     def _has_a_place(cls, template: str) -> str:
-        return _with_a_place(template)
+        return check_template(template)
 
 
 class MaPLeSettings(PromptSettings):
@@ -177,7 +177,7 @@ class DAPTSettings(PromptSettings):
 
     def own_texts(self) -> tuple[str, ...]:
         """Prompts of the background's words."""
-        return tuple(BACKGROUND_TEMPLATE.replace("{}", word) for word in self.background_words)
+        return background_prompts(self.background_words)
 
     def idle(self) -> frozenset[str]:
         """Grad-CAM's settings where masks come with the images."""
@@ -187,7 +187,7 @@ class DAPTSettings(PromptSettings):
     @field_validator("background_words")
     @classmethod
     def _check_words(cls, words: tuple[str, ...]) -> tuple[str, ...]:
-        return _distinct(words)
+        return distinct_words(words)
 
     @field_validator("background_split")
     @classmethod
@@ -405,23 +405,9 @@ class TagCLIPSettings(MethodSettings):
     @field_validator("background_words")
     @classmethod
     def _check_words(cls, words: tuple[str, ...]) -> tuple[str, ...]:
-        return _distinct(words)
+        return distinct_words(words)
 
     @field_validator("templates")
     @classmethod
     def _have_a_place(cls, templates: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return templates if templates is None else tuple(map(_with_a_place, templates))
-
-
-def _distinct(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Words, none of them blank or there twice."""
-    if any(not word.strip() for word in words) or same_text(words):
-        raise ValueError("words must differ, and none may be blank")
-    return words
-
-
-def _with_a_place(template: str) -> str:
-    """A template that has one place for a name."""
-    if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
-        raise ValueError(f"a prompt template needs exactly one '{{}}', got {template!r}")
-    return template
+        return templates if templates is None else tuple(map(check_template, templates))

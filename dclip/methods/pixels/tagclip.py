@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dclip.backbones import ImageGradients, require
-from dclip.backbones.gradients import Positions
+from dclip.backbones.gradients import Positions, logit_scale_of
 from dclip.data.pixels import normalise
 from dclip.fitting.batches import Batch
 from dclip.methods.method import Method, Task
@@ -17,7 +17,7 @@ from dclip.methods.pixels.settings import TagCLIPSettings
 from dclip.methods.settings import MethodSettings
 from dclip.precision import at_least_float32
 from dclip.prompts import encode_class_names
-from dclip.texts import fold_name
+from dclip.texts import words_beside
 
 CROPS = 16
 """Second looks that go through CLIP together."""
@@ -25,7 +25,6 @@ CROPS = 16
 TEXT_PATCHES = 76
 """Patches of an image that has, with its class token, as many tokens as a text of CLIP's."""
 
-_CLIPS_SCALE = 100.0  # of a backbone that does not tell its own
 _INSIDE = 0.5  # where a stretched map is above this, its class is looked at again
 _UNSEEN = -1000.0  # added to the logit of a patch that the class token must not see
 
@@ -135,9 +134,7 @@ class TagCLIP(Method[TagCLIPSettings]):
     def words(self) -> tuple[str, ...]:
         """Names of the classes, then the background words that are none of them."""
         names = self.task.class_names
-        taken = set(map(fold_name, names))
-        words = self.settings.background_words
-        return (*names, *(word for word in words if fold_name(word) not in taken))
+        return (*names, *words_beside(self.settings.background_words, names))
 
     def texts(self) -> Float[Tensor, "texts dim"]:
         """Unit features of :meth:`words`."""
@@ -228,7 +225,7 @@ class TagCLIP(Method[TagCLIPSettings]):
 
     def _chances(self, features: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows texts"]:
         """Softmax over all texts of scaled cosines."""
-        scale = getattr(self.task.backbone, "logit_scale", _CLIPS_SCALE)
+        scale = logit_scale_of(self.task.backbone)
         unit, texts = F.normalize(at_least_float32(features), dim=-1), self.texts()
         return (scale * (unit @ texts.to(unit).T)).softmax(-1)
 

@@ -25,15 +25,11 @@ from dclip.methods.pixels.smartclip import SmartCLIP
 from dclip.methods.settings import of_preset
 from dclip.retrieval import Encoded, PairEncoder
 
+from ...conftest import BLOCK_NAMES
+
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 NAMES = {
-    "attention.qkv.weight": "attn.in_proj_weight",
-    "attention.qkv.bias": "attn.in_proj_bias",
-    "attention.out": "attn.out_proj",
-    "ln1": "ln_1",
-    "ln2": "ln_2",
-    "mlp.fc": "mlp.c_fc",
-    "mlp.proj": "mlp.c_proj",
+    **BLOCK_NAMES,
     "text.positional_embedding_res": "clip.positions",
     "vision.projection": "clip.model.visual.proj",
     "vision.patch_embedding": "clip.model.visual.conv1",
