@@ -8,7 +8,6 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from dclip.backbones import Backbone
-from dclip.data.listing import Listing
 from pipeline.features.images import AboutImages
 from pipeline.features.plan import FeaturePlan
 
@@ -17,8 +16,7 @@ class ImagesAlone:
     """The rows of a split whose images have no classes, in the place of a reader of features.
 
     Args:
-        listing: Where images come from.
-        count: How many of them, from the first on.
+        count: How many images there are, the first of their listing.
         backbone: The frozen CLIP they are for.
         plan: What they are, for whoever writes of it.
 
@@ -29,14 +27,11 @@ class ImagesAlone:
         class_names: None.
     """
 
-    def __init__(
-        self, listing: Listing, count: int, backbone: Backbone, plan: FeaturePlan | None = None
-    ) -> None:
+    def __init__(self, count: int, backbone: Backbone, plan: FeaturePlan | None = None) -> None:
         side = backbone.resolution
         known: dict[str, Any] = {} if plan is None else {**plan.space, **plan.source}
         spec = {"backbone_name": backbone.name, **known, "resolution": side}
         self.manifest = AboutImages(spec, backbone.embed_dim, backbone.grid(side, side))
-        self.listing = listing
         self.indices = np.arange(count)
         self.labels = torch.zeros(count, 0, dtype=torch.int8)
         self.class_names: tuple[str, ...] = ()

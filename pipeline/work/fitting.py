@@ -61,7 +61,7 @@ def fit_alone(config: Config, plan: FeaturePlan, path: Path) -> None:
     with tracked(Tracker(config), config, plan) as run:
         started = time.perf_counter()
         try:
-            features, rows, held = job.data(job.beside(reader, reader), names)
+            features, rows, held = job.data(job.beside(reader), names)
             check_source(len(names), features, rows)
             log.info("train: %s fits itself to %s on %s (%s); of the settings of the loop only "
                      "val_fraction and data_seed count",

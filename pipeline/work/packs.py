@@ -94,10 +94,11 @@ class Job:
         own, cache = self.trained[0].own, self.trained[0].loop.cache
         if self.images is not None and not self.features:
             assert self.clip is not None
-            alone = ImagesAlone(self.images, self.count, frozen_clip(self.clip, str(device)))
+            alone = ImagesAlone(self.count, frozen_clip(self.clip, str(device)))
             yield alone, with_images(alone, self.images, own)
             return
-        where = cache if self.images is None else "none"
+        is_read_again = own.trained_by is not None and self.images is None
+        where = cache if is_read_again else "none"
         with cached_features(
             self.features, self.output, cache=where, device=device, gpu_share=gpu_share
         ) as (reader, features):

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from dclip.backbones import Backbone
 from dclip.data.crops import as_pixels
 from dclip.data.images import read_image
 from dclip.data.pixels import image_to_tensor
@@ -78,13 +77,10 @@ class Predictor:
         self._texts = encode_class_names(self._backbone, spelt).float()
         self._pairs = encode_prompt_pairs(self._backbone, spelt).float()
         self._method = self._trained = None
-        self._sees: Backbone | None = None  # for methods that look at images themselves
         if plan.checkpoint is not None:
             method = load_checkpoint(plan.checkpoint)[0].on(device)
             try:  # before any image, and with the backbone, which some methods ask of new names
                 self._method = method.for_classes(self._task())
-                if method.settings.sees_images():
-                    self._sees = self._backbone
             except ValueError as error:
                 raise StageError(f"checkpoint {plan.checkpoint}: {error}") from None
             self._trained = torch.tensor([name is not None for name in plan.trained_as])
@@ -95,7 +91,7 @@ class Predictor:
 
     def _pixels(self, image: Image.Image) -> UInt8[torch.Tensor, "1 height width 3"] | None:
         """The image as a method is fed it, if it is."""
-        if self._method is None or self._sees is None:
+        if self._method is None or not self._method.settings.sees_images():
             return None
         form, backbone = self._method.settings.image_form, self._backbone
         side = backbone.stride if form == "native" else backbone.resolution
@@ -106,6 +102,7 @@ class Predictor:
         """What one image shows; its mask has the size of the image."""
         backbone, wanted = self._backbone, self._plan.config.predict
         pixels = image_to_tensor(image, backbone.resolution, backbone.mean, backbone.std)
+        fed = self._pixels(image)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UntrainedWarning)  # it is told once, by name
             features = backbone.encode_images(pixels[None].to(self._device), kind=self._plan.kind)
@@ -117,8 +114,8 @@ class Predictor:
                 texts=self._texts,
                 pairs=self._pairs,
                 class_names=self._names,
-                backbone=self._sees,
-                pixels=self._pixels(image),
+                backbone=None if fed is None else backbone,
+                pixels=fed,
                 model=self._method,
                 trained=self._trained,
                 untrained_probability=wanted.untrained_probability,

@@ -65,7 +65,7 @@ def train(configs: Sequence[Config], plan: FeaturePlan, paths: Sequence[Path]) -
     if plan.listing.class_names:
         reader = open_features(plan.folders, config.output)
     else:
-        reader = ImagesAlone(plan.listing, plan.num_images, open_backbone(config), plan)
+        reader = ImagesAlone(plan.num_images, open_backbone(config), plan)
     names = [run_name(one, plan) for one in configs]
     folder = pack_folder(config, names)
     name = folder.name

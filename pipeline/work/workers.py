@@ -20,7 +20,6 @@ from dclip.methods.method import Method, initial
 from dclip.methods.registry import find_method
 from dclip.metrics import expected_calibration_error, inter_class_cosine, top1_accuracy
 from dclip.store.paths import write_text
-from pipeline.features.cache import cached_features
 from pipeline.features.opened import open_features
 from pipeline.records.checkpoints import write_state
 from pipeline.records.provenance import git_commit
@@ -169,13 +168,11 @@ def score_alone(
     is_own = count_anew(place)
     is_fitted = trained.own.trained_by is not None
     seconds = None
-    with cached_features(
-        job.features, job.output, cache=trained.loop.cache if is_fitted else "none", device=place
-    ) as (reader, features):
+    with job.opened(place) as (reader, features):
         task = task_of(job, reader, device)
         method = initial(find_method(job.method), trained.own, task, seed=seed).on(device)
         if is_fitted:
-            left, rows, _ = job.data(job.beside(reader, features), reader.class_names)
+            left, rows, _ = job.data(features, reader.class_names)
             begun = time.perf_counter()
             method.fit(left, rows, seed=seed)
             seconds = time.perf_counter() - begun
