@@ -3,7 +3,7 @@
 Nothing here is trained. Importing this package does not import ``open_clip``; `load_backbone` does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -18,7 +18,7 @@ from dclip.backbones.gradients import (
     require,
 )
 from dclip.by_name import find_own, is_own
-from dclip.texts import EMBEDDED
+from dclip.data.preparation import Interpolation, Preparation, Resize
 
 __all__ = [
     "DEFAULT_RESOLUTION",
@@ -28,7 +28,9 @@ __all__ = [
     "PromptedFeatures",
     "TextGradients",
     "Tower",
+    "former_fingerprint",
     "load_backbone",
+    "preparation_of",
     "require",
 ]
 
@@ -53,12 +55,15 @@ class ImageFeatures(NamedTuple):
 class Backbone(Protocol):
     """What the rest of the project asks of a frozen CLIP; any object that has these will do.
 
-    Methods that learn prompts ask for more: `dclip.backbones.gradients`.
+    Methods that learn prompts ask for more: `dclip.backbones.gradients`. A backbone that was not
+    trained on squashed images says so by an attribute ``preparation`` (`preparation_of`), one that
+    was trained by a sigmoid by ``logit_scale`` and ``logit_bias``.
 
     Attributes:
         name: How reports call it: ``"tiny"``, ``"RN101/openai"``, ``"package.module:factory"``.
         embed_dim: Dimension of the joint space.
-        stride: Pixels a location is wide; both sides of an image must be multiples of it.
+        stride: Pixels a location is wide; both sides of an image are multiples of it, unless the
+            size is the model's own.
         resolution: Side in pixels of the squares images are resized to.
         mean: Channel means subtracted from RGB values in [0, 1].
         std: Channel deviations divided by.
@@ -114,12 +119,37 @@ class Backbone(Protocol):
         ...
 
 
+def preparation_of(backbone: Backbone) -> Preparation:
+    """How images are resized for a backbone: as its attribute ``preparation`` says, else squashed.
+
+    Args:
+        backbone: Any; the attribute is optional.
+    """
+    own: Preparation = getattr(backbone, "preparation", Preparation())
+    return own
+
+
+def former_fingerprint(backbone: Backbone) -> str:
+    """The fingerprint that features of version 0.1 have; that of today where none was changed.
+
+    Args:
+        backbone: Any; its method ``former_fingerprint`` is optional.
+    """
+    own: Callable[[], str] = getattr(backbone, "former_fingerprint", backbone.fingerprint)
+    return own()
+
+
 def load_backbone(
     name: str,
     *,
     pretrained: str | None = None,
+    tag: str | None = None,
     resolution: int | None = None,
     include_global_token: bool | None = None,
+    resize: Resize | None = None,
+    interpolation: Interpolation | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
     device: torch.device | str = "cpu",
 ) -> Backbone:
     """A frozen CLIP by name.
@@ -129,26 +159,37 @@ def load_backbone(
 
             * ``"tiny"`` or ``"tiny-vit"``, the small CLIPs that come with the package, one with a
               ResNet and one with a ViT;
-            * an open_clip architecture with CLIP's own ResNet or ViT as image tower: ``"RN50"``,
-              ``"RN101"``, ``"ViT-B-16"`` (or ``"ViT-B/16"``), ...;
+            * an architecture of open_clip: ``"RN101"``, ``"ViT-B-16"`` (or ``"ViT-B/16"``),
+              ``"ViT-B-16-SigLIP2"``, ``"PE-Core-B-16"``, ... (`python -m pipeline.backbones list`);
+            * ``"hf-hub:org/name"`` or ``"local-dir:PATH"``, a model of open_clip on the Hub or in a
+              folder, with its ``open_clip_config.json``;
             * ``"package.module:factory"``, a callable of yours. It is called with the keyword
               arguments ``resolution`` (None for its own default) and ``device``, and returns a
               `Backbone`.
         pretrained: Weights, one of
 
-            * None, OpenAI's weights, or for the small CLIPs the packaged ones;
+            * None, OpenAI's weights, the only ones there are, or for the small CLIPs the packaged
+              ones;
             * ``"random"``, seeded random weights for a dry trial; nothing is fetched;
             * a tag of open_clip's, such as ``"laion2b_s34b_b79k"``;
             * a local ``.safetensors`` or ``.pt`` file with the state dict of an open_clip model,
-              which must match the architecture key by key.
-        resolution: Side in pixels of the images, a multiple of the stride. None: 448, except that
-            the small CLIPs take the side they were trained at.
-        include_global_token: Whether the mean token precedes the locations. None: yes for a ResNet
-            (the paper's form); a ViT has none.
+              which must match the architecture key by key, or one of OpenAI's archives.
+        tag: Which released weights a local file holds. The file does not say how its images were
+            normalised, and whether QuickGELU is meant; its tag does.
+        resolution: Side in pixels of the images, a multiple of the stride or the model's own. None:
+            448, except that the small CLIPs take the side they were trained at.
+        include_global_token: Whether the mean token precedes the locations. None: yes for a CLIP
+            ResNet (the paper's form); no other tower has one.
+        resize: How images become squares (`dclip.data.preparation`). None: squashed for CLIP's own
+            models, as in the paper; for others as their weights were trained.
+        interpolation: ``"bilinear"`` or ``"bicubic"``; None: likewise.
+        mean: Channel means, in [0, 1]; None: those of the weights.
+        std: Channel deviations; None: those of the weights.
         device: Where the weights go.
 
     Raises:
-        ValueError: If the name, tag or file is unknown or does not fit.
+        ValueError: If the name, tag or file is unknown or does not fit, or a library that it needs
+            is not installed.
         OSError: If weights have to be fetched and cannot be.
 
     Example:
@@ -156,11 +197,16 @@ def load_backbone(
         Traceback (most recent call last):
         ValueError: unknown backbone 'RN51'; did you mean 'RN50', ...
     """
+    own: dict[str, object] = {
+        "resize": resize,
+        "interpolation": interpolation,
+        "mean": mean,
+        "std": std,
+        "tag": tag,
+    }
     if is_own(name):
-        for option, value in (
-            ("pretrained", pretrained),
-            ("include_global_token", include_global_token),
-        ):
+        own |= {"pretrained": pretrained, "include_global_token": include_global_token}
+        for option, value in own.items():
             if value is not None:
                 raise ValueError(
                     f"{option}={value!r} cannot be passed to the backbone factory {name!r};"
@@ -169,14 +215,18 @@ def load_backbone(
         return _call_factory(name, resolution=resolution, device=device)
 
     # open_clip takes seconds to import: only whoever loads one of its models waits for it.
-    from dclip.backbones import clip
+    from dclip.backbones.loading import load_model
 
-    load = clip.load_tiny if name in EMBEDDED else clip.load_open_clip
-    return load(
+    return load_model(
         name,
         pretrained=pretrained,
+        tag=tag,
         resolution=resolution,
         include_global_token=include_global_token,
+        resize=resize,
+        interpolation=interpolation,
+        mean=mean,
+        std=std,
     ).to(device)
 
 

@@ -15,7 +15,6 @@ References:
 
 from collections.abc import Sequence
 from typing import (
-    TYPE_CHECKING,
     Literal,
     NamedTuple,
     Protocol,
@@ -27,10 +26,8 @@ from typing import (
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    import open_clip
+from dclip.backbones.blocks import plain_block
 
 Offer = Literal["token embeddings", "visual prompts", "attention"]
 """What a backbone may offer: `TextGradients`, `ImageGradients`, and of the latter the attention."""
@@ -247,7 +244,7 @@ def logit_scale_of(backbone: object) -> float | Float[Tensor, ""]:
 
 
 def run_prompted_blocks(
-    blocks: Sequence["open_clip.transformer.ResidualAttentionBlock"],
+    blocks: Sequence[nn.Module],
     tokens: Float[Tensor, "rows tokens width"],
     deep_prompts: Sequence[Float[Tensor, "... _ _"]],
     *,
@@ -264,7 +261,8 @@ def run_prompted_blocks(
     """All blocks of a tower, deep prompts put in place between them.
 
     Args:
-        blocks: The tower's blocks, first to last.
+        blocks: The tower's blocks, first to last; plain ones (`dclip.backbones.blocks`) where
+            attention is asked for, or changed, or each row has a mask.
         tokens: What enters the first.
         deep_prompts: Entry i takes the place of the tokens at ``position`` and after, once block i
             is done; fitting in shape.
@@ -279,39 +277,32 @@ def run_prompted_blocks(
         normed tokens that entered the attention.
     """
     weights, entering = [], []
-    if mask is not None and mask.ndim == 3:  # as MultiheadAttention takes it: head by head
-        mask = mask.repeat_interleave(blocks[0].attn.num_heads, dim=0)
     for index, block in enumerate(blocks):
         is_shown = index >= len(blocks) - attention
         keeps_values = own_values and index == len(blocks) - 1
-        if not is_shown and not keeps_values:
-            tokens = block(tokens, attn_mask=mask)
+        if not is_shown and not keeps_values and (mask is None or mask.ndim == 2):
+            # by keyword, as open_clip's blocks take it; timm's are never given one
+            tokens = block(tokens) if mask is None else block(tokens, attn_mask=mask)
         else:  # as the block does it, but with the weights, which it throws away
-            normed = block.ln_1(tokens)
+            plain = plain_block(block)
+            assert plain is not None
+            normed = plain.norm_1(tokens)
             if is_shown:
-                added, weight = block.attn(
-                    normed, normed, normed, attn_mask=mask, average_attn_weights=heads == "mean"
-                )
-                weights.append(weight)
+                weight = plain.weights(normed, mask)
+                weights.append(weight.mean(dim=1) if heads == "mean" else weight)
                 entering.append(normed)
             if keeps_values:
-                added = _values_of(block.attn, normed)
-            tokens = tokens + block.ls_1(added)
-            tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+                added = plain.maps.merge(plain.maps.apply("v", normed))
+            elif is_shown:  # through the weights, so that gradients reach what is returned
+                added = plain.maps.merge(weight @ plain.maps.apply("v", normed))
+            else:
+                added = plain.attend(normed, mask)
+            tokens = plain.add_feed_forward(tokens + plain.scale_1(added))
         if index < len(deep_prompts):
             prompts = as_rows(deep_prompts[index], len(tokens)).to(tokens)
             behind = position + prompts.shape[1]
             tokens = torch.cat([tokens[:, :position], prompts, tokens[:, behind:]], dim=1)
     return tokens, tuple(weights), tuple(entering)
-
-
-def _values_of(
-    attention: nn.MultiheadAttention, normed: Float[Tensor, "rows tokens width"]
-) -> Float[Tensor, "rows tokens width"]:
-    """What a layer of attention gives where each token attends to itself alone."""
-    value, bias = attention.in_proj_weight.chunk(3)[2], attention.in_proj_bias.chunk(3)[2]
-    kept: Tensor = attention.out_proj(F.linear(normed, value, bias))
-    return kept
 
 
 def as_rows(

@@ -18,7 +18,9 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dclip.backbones.clip import OpenCLIPBackbone, embed_images, pool_text, text_states
+from dclip.backbones.clip import OpenCLIPBackbone
+from dclip.backbones.text_tower import pool_text, text_states
+from dclip.backbones.towers import open_tower
 
 KEPT_POSITIONS = 20
 """Rows of CLIP's table that stay: Long-CLIP found those behind them to be hardly trained."""
@@ -117,13 +119,18 @@ class LongCLIP(nn.Module):
         heads: Of the text tower's attention.
 
     Raises:
-        ValueError: Too many positions are to be kept.
+        ValueError: Too many positions are to be kept, or the text tower is not CLIP's own.
     """
 
     def __init__(
         self, backbone: OpenCLIPBackbone, *, kept: int = KEPT_POSITIONS, stretch: int = STRETCH
     ) -> None:
         super().__init__()
+        if not isinstance(backbone.model, open_clip.CLIP):
+            raise ValueError(
+                f"{backbone.name} keeps its text tower in a module of its own, whose positions"
+                " cannot be drawn out; take a CLIP with CLIP's own text tower, such as ViT-B-16"
+            )
         model = copy.deepcopy(backbone.model).requires_grad_(True)
         table = stretch_positions(model.positional_embedding.detach(), kept=kept, stretch=stretch)
         del model.positional_embedding  # none of its own; they stand here, in two parts
@@ -162,8 +169,19 @@ class LongCLIP(nn.Module):
     def embed_images(
         self, images: Float[Tensor, "images 3 height width"]
     ) -> Float[Tensor, "images dim"]:
-        """Global embeddings of normalised images, of any length; see `dclip.backbones.clip`."""
-        return embed_images(self.model, images)
+        """Global embeddings of normalised images, of any length, with gradients to the weights.
+
+        At the resolution that the tower was built for they are open_clip's ``encode_image``.
+
+        Args:
+            images: Sides are multiples of the tower's stride.
+        """
+        tower = open_tower(self.model.visual, "the copied CLIP")
+        height, width = images.shape[-2:]
+        images = images.to(self.model.logit_scale.dtype)
+        images = images.contiguous(memory_format=torch.channels_last)
+        grid = height // tower.stride, width // tower.stride
+        return tower.encode(images, kind="value", grid=grid).embedding
 
     def token_states(self, ids: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts tokens width"]:
         """Normed states of all tokens, padding included."""

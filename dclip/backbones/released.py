@@ -21,40 +21,83 @@ SECONDS_TO_ANSWER = 5.0
 """How long the server of the weights may take to say anything."""
 
 
-def find_weights(tag: Mapping[str, Any], name: str, *, architecture: str) -> Path:
+def find_weights(
+    released: Mapping[str, Any], name: str, *, architecture: str, tag: str | None = None
+) -> Path:
     """The file of a released set of weights, from the cache or the network.
 
     Args:
-        tag: Entry of open_clip's table; ``hf_hub`` says where the file lies.
+        released: Entry of open_clip's table; ``hf_hub`` says where the file lies.
         name: How messages call the weights: ``"RN101/openai"``.
         architecture: Backbone to name beside a file of these weights.
+        tag: And the tag to name there.
 
     Raises:
         OSError: If they are not here and cannot be fetched; the message says what to do.
     """
-    repository, _, filename = str(tag.get("hf_hub", "")).rpartition("/")
+    repository, _, filename = str(released.get("hf_hub", "")).rpartition("/")
     filenames = _alternatives(filename or HF_WEIGHTS_NAME)
-    for candidate in filenames if repository else []:
-        cached = huggingface_hub.try_to_load_from_cache(repository, candidate)
-        if isinstance(cached, str):
-            return Path(cached)
+    if (cached := find_cached(released)) is not None:
+        return cached
     try:
         if repository:
             _ask_once(repository, filenames[0])
         logger.info("fetching the weights %s", name)
-        return Path(open_clip.download_pretrained(dict(tag)))
+        return Path(open_clip.download_pretrained(dict(released)))
     except Exception as error:  # huggingface_hub and urllib fail in many ways; all mean "not here"
         reason = " ".join(str(error).split())[:200]
         source = (
-            f"hf download {repository} {filenames[0]}" if repository else f"from {tag.get('url')}"
+            f"hf download {repository} {filenames[0]}"
+            if repository
+            else f"from {released.get('url')}"
         )
         raise OSError(
             f"the weights {name} are not on this machine and could not be fetched"
             f" ({type(error).__name__}{f': {reason}' if reason else ''}). Where there is a network,"
             f" fetch them ({source}), and give the file: backbone {architecture!r}, --pretrained"
-            " FILE. HTTPS_PROXY names a proxy, HF_ENDPOINT a mirror, HF_HUB_OFFLINE=1 does without"
-            " asking. To try things out: --pretrained random, or the data set shapes with its tiny"
-            " CLIP"
+            f" FILE{f' --tag {tag}' if tag else ''}. HTTPS_PROXY names a proxy, HF_ENDPOINT a"
+            " mirror, HF_HUB_OFFLINE=1 does without asking. To try things out: --pretrained random,"
+            " or the data set shapes with its tiny CLIP"
+        ) from error
+
+
+def find_cached(released: Mapping[str, Any]) -> Path | None:
+    """The file of a released set of weights, if it is on this machine; nothing is asked.
+
+    Args:
+        released: Entry of open_clip's table.
+    """
+    repository, _, filename = str(released.get("hf_hub", "")).rpartition("/")
+    for candidate in _alternatives(filename or HF_WEIGHTS_NAME) if repository else []:
+        cached = huggingface_hub.try_to_load_from_cache(repository, candidate)
+        if isinstance(cached, str):
+            return Path(cached)
+    return None
+
+
+def find_file(repository: str, filename: str, name: str) -> Path:
+    """A small file of a model on the Hub, from the cache or the network.
+
+    Args:
+        repository: ``"org/name"``.
+        filename: Of the file.
+        name: How messages call the model.
+
+    Raises:
+        OSError: If it is not here and cannot be fetched.
+    """
+    cached = huggingface_hub.try_to_load_from_cache(repository, filename)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        _ask_once(repository, filename)
+        return Path(huggingface_hub.hf_hub_download(repository, filename))
+    except Exception as error:  # as above: all mean "not here"
+        reason = " ".join(str(error).split())[:200]
+        raise OSError(
+            f"{filename} of {name} is not on this machine and could not be fetched"
+            f" ({type(error).__name__}{f': {reason}' if reason else ''}). Where there is a network,"
+            f" fetch the model (hf download {repository}), and give its folder: local-dir:FOLDER"
         ) from error
 
 

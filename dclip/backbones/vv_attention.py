@@ -27,14 +27,32 @@ from collections.abc import Sequence
 import open_clip
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+
+from dclip.backbones.blocks import AttentionMaps, PlainBlock
 
 VV_BLOCKS = 6
 """How many of a ViT's last blocks CLIP Surgery changes, whatever their number."""
 
 NEIGHBOURHOOD = 5.0
 """Standard deviation, in patches, of NACLIP's Gaussian."""
+
+# Change a line whenever the same weights come to give other features of that kind.
+VV_PATH = f"v-v attention in the pool or {VV_BLOCKS} blocks, bilinear positions, v1"
+"""How features of the kind ``vv`` are made (`dclip.backbones.Backbone.feature_path`)."""
+
+BLOCK_PATHS = {
+    "vv": VV_PATH,
+    "sclip": "q-q and k-k attention in the last block, bicubic positions, v1",
+    "clearclip": "q-q attention of the last block alone, bicubic positions, v1",
+    "naclip": (
+        f"k-k attention of the last block alone, neighbourhood {NEIGHBOURHOOD:g}, bicubic"
+        " positions, v1"
+    ),
+    "maskclip": "values of the last block, bicubic positions, v1",
+}
+"""The kinds that change the last blocks of a ViT, and how features of each are made."""
 
 
 def attention_pool_vv(
@@ -79,12 +97,13 @@ def attention_pool_qk(
 
 
 def run_blocks(
-    blocks: Sequence["open_clip.transformer.ResidualAttentionBlock"],
+    blocks: Sequence[PlainBlock],
     tokens: Float[Tensor, "images tokens width"],
     *,
     kind: str,
     grid: tuple[int, int],
-) -> Float[Tensor, "images tokens width"]:
+    prefix: int = 1,
+) -> tuple[Float[Tensor, "images tokens width"], Float[Tensor, "images tokens width"]]:
     r"""All blocks of a ViT, the last ones changed for the patches and not for the class token.
 
     CLIP's own tokens run through all blocks as they are and give the class token. The patch tokens
@@ -95,9 +114,11 @@ def run_blocks(
         tokens: What enters the first block, the class token first.
         kind: ``"vv"``, ``"sclip"``, ``"clearclip"``, ``"naclip"`` or ``"maskclip"``.
         grid: Rows and columns of the patches.
+        prefix: Tokens before those of the patches: the class token, or none.
 
     Returns:
-        CLIP's class token and the patch tokens of the kind, before the final norm.
+        CLIP's own tokens, and those of the kind, both before the final norm. Of the second only
+        the patches mean anything.
 
     References:
         vv: Li et al., "CLIP Surgery", arXiv:2304.05653.
@@ -110,29 +131,30 @@ def run_blocks(
     """
     num_changed = VV_BLOCKS if kind == "vv" else 1
     for block in blocks[:-num_changed]:
-        tokens = block(tokens)
+        tokens = block.whole(tokens)
     last = blocks[-1]
     if kind == "vv":
         patches = tokens
         for block in blocks[-num_changed:]:
             patches = patches + _branch(block, tokens, by="v")
-            tokens = block(tokens)
+            tokens = block.whole(tokens)
     else:
         if kind in ("sclip", "maskclip"):
             patches = tokens + _branch(last, tokens, by="qk" if kind == "sclip" else "")
-            patches = patches + last.ls_2(last.mlp(last.ln_2(patches)))
+            patches = last.add_feed_forward(patches)
         elif kind == "clearclip":
             patches = _branch(last, tokens, by="q")
         else:
             assert kind == "naclip", kind
-            patches = _branch(last, tokens, by="k", bias=neighbourhood_bias(grid))
-        tokens = last(tokens)
-    return torch.cat([tokens[:, :1], patches[:, 1:]], dim=1)
+            bias = neighbourhood_bias(grid)[1 - prefix :, 1 - prefix :]
+            patches = _branch(last, tokens, by="k", bias=bias)
+        tokens = last.whole(tokens)
+    return tokens, patches
 
 
 def self_attention(
     tokens: Float[Tensor, "images tokens width"],
-    attention: nn.MultiheadAttention,
+    maps: AttentionMaps,
     *,
     by: str,
     bias: Float[Tensor, "tokens tokens"] | None = None,
@@ -141,27 +163,20 @@ def self_attention(
 
     Args:
         tokens: What enters the layer, normed.
-        attention: The layer, whose maps are used and nothing else.
+        maps: Of the layer.
         by: Letters of the maps that tokens are compared by, of ``"qkv"``. The answers of several
             are added before the output map: ``"qk"`` is SCLIP's correlative self-attention. With
             none, a token answers itself: MaskCLIP.
         bias: Added to the logits, the same for all images and heads.
     """
-    maps = zip(attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True)
-    weights = dict(zip("qkv", maps, strict=True))
-    heads = {
-        letter: _split(F.linear(tokens, *weights[letter]), attention.num_heads)
-        for letter in sorted({*by, "v"})
-    }
+    heads = {letter: maps.apply(letter, tokens) for letter in sorted({*by, "v"})}
     values = heads["v"]
     mask = None if bias is None else bias.to(values)
     answers = [
         F.scaled_dot_product_attention(heads[letter], heads[letter], values, attn_mask=mask)
         for letter in by
     ]
-    gathered = torch.stack(answers).sum(dim=0) if answers else values
-    mixed: Tensor = attention.out_proj(_merge(gathered))
-    return mixed
+    return maps.merge(torch.stack(answers).sum(dim=0) if answers else values)
 
 
 def neighbourhood_bias(
@@ -192,14 +207,15 @@ def neighbourhood_bias(
 
 
 def _branch(
-    block: open_clip.transformer.ResidualAttentionBlock,
+    block: PlainBlock,
     tokens: Float[Tensor, "images tokens width"],
     *,
     by: str,
     bias: Float[Tensor, "tokens tokens"] | None = None,
 ) -> Float[Tensor, "images tokens width"]:
     """What a block's attention would add to the tokens, were it of like with like."""
-    added: Tensor = block.ls_1(self_attention(block.ln_1(tokens), block.attn, by=by, bias=bias))
+    answer = self_attention(block.norm_1(tokens), block.maps, by=by, bias=bias)
+    added: Tensor = block.scale_1(answer)
     return added
 
 

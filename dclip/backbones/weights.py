@@ -1,7 +1,6 @@
 """Weight files, read without running anything in them and loaded without leaving anything out."""
 
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dclip.backbones.archives import is_archive, read_archive
+
 # OpenAI's archives keep these three numbers among the weights.
 _OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 
@@ -17,8 +18,9 @@ _OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The state dict in a ``.safetensors`` or ``.pt`` file; pickled objects in it are refused.
 
-    A training checkpoint that keeps the weights under ``state_dict`` is understood, with or without
-    the ``module.`` prefix of data-parallel training.
+    OpenAI's TorchScript archives are read without running their code. A training checkpoint that
+    keeps the weights under ``state_dict`` is understood, with or without the ``module.`` prefix of
+    data-parallel training.
 
     Args:
         path: A file written by ``safetensors`` or by ``torch.save``.
@@ -34,14 +36,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
 
-    if _is_torchscript(path):
-        raise ValueError(
-            f"{path} is a TorchScript archive (as OpenAI distributes its weights), which holds"
-            " code. If you trust it, take the weights out once:"
-            ' python -c "import sys, torch; torch.save(torch.jit.load(sys.argv[1],'
-            " map_location='cpu').state_dict(), sys.argv[2])\""
-            f" {path} {path.with_name(path.stem + '_weights.pt')}"
-        )
+    if is_archive(path):
+        return _weights_alone(read_archive(path))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
@@ -58,7 +54,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     prefix = "module."
     if content and all(name.startswith(prefix) for name in content):
         content = {name.removeprefix(prefix): value for name, value in content.items()}
-    return {name: value for name, value in content.items() if name not in _OPENAI_NUMBERS}
+    return _weights_alone(content)
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
@@ -95,12 +91,9 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, source:
     model.load_state_dict(state_dict)
 
 
-def _is_torchscript(path: Path) -> bool:
-    """Whether the file is a TorchScript archive, told by its table of contents."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+def _weights_alone(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the numbers that OpenAI keeps among the weights."""
+    return {name: value for name, value in content.items() if name not in _OPENAI_NUMBERS}
 
 
 def _first_line(error: Exception) -> str:

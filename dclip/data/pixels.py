@@ -6,7 +6,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from dclip.data.images import resize_image
+from dclip.data.preparation import SQUARE, Preparation
 
 
 def normalise(
@@ -30,7 +30,8 @@ def image_to_tensor(
     resolution: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    preparation: Preparation = SQUARE,
 ) -> Float[Tensor, "3 resolution resolution"]:
-    """One image, resized by `resize_image` and normalised by `normalise`."""
-    pixels = torch.from_numpy(np.array(resize_image(image, resolution)))
+    """One image, made a square by a preparation and normalised by `normalise`."""
+    pixels = torch.from_numpy(np.array(preparation(image, resolution)))
     return normalise(pixels[None], mean, std)[0].contiguous()

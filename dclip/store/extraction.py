@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float16, Float32, UInt8
 from torch import Tensor
 
-from dclip.backbones import Backbone, ImageFeatures
+from dclip.backbones import Backbone, ImageFeatures, preparation_of
 from dclip.data.augment import augment
-from dclip.data.images import ImageError, reading_seconds, resize_image
+from dclip.data.images import ImageError, reading_seconds
 from dclip.data.listing import Listing
 from dclip.data.pixels import normalise
 from dclip.precision import computing_in
@@ -110,6 +110,7 @@ class Extractor:
     _turn: AbstractContextManager[Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._prepare = preparation_of(self.backbone)
         if self.kind not in self.backbone.kinds:
             raise ValueError(
                 f"{self.backbone.name} has no features of kind {self.kind!r}; it has "
@@ -244,7 +245,7 @@ class Extractor:
             read = reading_seconds() - read_before
             return _Loaded(row, None, None, " ".join(str(error).split()), read, 0.0)
         read = reading_seconds() - read_before
-        square = resize_image(sample.image, self.backbone.resolution)
+        square = self._prepare(sample.image, self.backbone.resolution)
         if view:
             square = augment(square, seed=[seed, view, *listing.key(row).encode()])
         pixels = np.asarray(square)

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import TypeAdapter
 
 import dclip
+from dclip.data.preparation import Interpolation, Resize
 from dclip.methods.settings import MethodSettings
 from dclip.store.paths import write_text
 from dclip.store.shards import digest
@@ -59,12 +60,14 @@ class BackboneInfo:
     Attributes:
         name: How reports call it.
         fingerprint: Hash of its weights and architecture.
+        former: The same as version 0.1 made it, which features and checkpoints of that time have.
         embed_dim: Dimension of the joint space.
         resolution: Side of its images in pixels.
         grid: Rows and columns of locations at that resolution.
         include_global_token: Whether the mean token precedes them.
         mean: Channel means subtracted from images.
         std: Channel deviations divided by.
+        preparation: How images are resized, in words.
         paths: How local features are made, by kind.
         offers: What it has for methods that look inside (`dclip.backbones.gradients`).
         text_width: Numbers in a token of its text tower; None where no context can enter it.
@@ -72,12 +75,14 @@ class BackboneInfo:
 
     name: str
     fingerprint: str
+    former: str
     embed_dim: int
     resolution: int
     grid: tuple[int, int]
     include_global_token: bool
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    preparation: str
     paths: dict[str, str]
     offers: tuple[str, ...]
     text_width: int | None
@@ -112,26 +117,38 @@ class BackboneInfo:
             "path": self.paths[kind],
             "resolution": self.resolution,
             "include_global_token": self.include_global_token,
-            "resize": "square, bilinear, antialiased",
+            "resize": self.preparation,
             "mean": list(self.mean),
             "std": list(self.std),
         }
+
+    def former_space(self, kind: str) -> dict[str, Any]:
+        """The same in features that version 0.1 made.
+
+        Raises:
+            UsageError: It has no such kind.
+        """
+        return self.space(kind) | {"backbone": self.former}
 
 
 class ClipSettings(NamedTuple):
     """Settings that tell one frozen CLIP from another (`dclip.backbones.load_backbone`)."""
 
     name: str
-    pretrained: str | None
-    resolution: int | None
-    include_global_token: bool | None
+    pretrained: str | None = None
+    resolution: int | None = None
+    include_global_token: bool | None = None
+    tag: str | None = None
+    resize: Resize | None = None
+    interpolation: Interpolation | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
     @classmethod
     def of(cls, config: Config) -> Self:
         """Those of all settings."""
-        return cls(
-            config.backbone, config.pretrained, config.resolution, config.include_global_token
-        )
+        own = {name: getattr(config, name) for name in cls._fields if name != "name"}
+        return cls(config.backbone, **own)
 
 
 def require_prompts(
@@ -202,11 +219,11 @@ def describe_backbone(config: Config) -> BackboneInfo:
 @lru_cache(maxsize=8)
 def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneInfo:
     package = Path(dclip.__file__).parent
-    code = sorted([*package.glob("backbones/*.*"), *package.glob("world/tiny*_clip.*")])
+    code = sorted([*package.glob("backbones/**/*.py"), *package.glob("world/tiny*_clip.*")])
     about = {
         "settings": [*clip, stamp],
         "code": [_stamp(path) for path in code],
-        "open_clip": version("open_clip_torch"),
+        "libraries": [version("open_clip_torch"), version("timm")],
     }
     path = cache / f"{digest(about)[:24]}.json"
     is_own = ":" in clip.name  # code that cannot be told from a changed one
@@ -217,7 +234,7 @@ def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneI
         except (OSError, ValueError):
             pass  # there is none, or none that can be used: it is made anew
     # torch takes seconds to load, and these facts are mostly on disk
-    from dclip.backbones import require
+    from dclip.backbones import former_fingerprint, preparation_of, require
     from pipeline.features.opened import frozen_clip
 
     backbone = frozen_clip(clip, "cpu")
@@ -225,12 +242,14 @@ def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneI
     info = BackboneInfo(
         name=backbone.name,
         fingerprint=backbone.fingerprint(),
+        former=former_fingerprint(backbone),
         embed_dim=backbone.embed_dim,
         resolution=backbone.resolution,
         grid=backbone.grid(backbone.resolution, backbone.resolution),
         include_global_token=backbone.include_global_token,
         mean=backbone.mean,
         std=backbone.std,
+        preparation=str(preparation_of(backbone)),
         paths={kind: backbone.feature_path(kind) for kind in backbone.kinds},
         offers=offers,
         text_width=require(backbone, _TEXTS, for_="a method").text_tower.width

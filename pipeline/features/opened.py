@@ -34,13 +34,7 @@ def open_backbone(config: Config, *, device: str = "cpu") -> Backbone:
 def frozen_clip(clip: ClipSettings, device: str) -> Backbone:
     """As `open_backbone`, from the settings that tell one from another; the last two are kept."""
     try:
-        return load_backbone(
-            clip.name,
-            pretrained=clip.pretrained,
-            resolution=clip.resolution,
-            include_global_token=clip.include_global_token,
-            device=device,
-        )
+        return load_backbone(**clip._asdict(), device=device)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

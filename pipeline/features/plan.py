@@ -39,6 +39,7 @@ class FeaturePlan:
         space: What gives the numbers their meaning; its hash is ``feature_space``.
         source: What is read and how it is kept; with ``space`` it gives ``fingerprint``.
         feature_space: Hash of ``space``.
+        formerly: What version 0.1 had for ``feature_space``, for the same features.
         fingerprint: Hash of both.
         num_images: How many images of the listing, from the first on.
         shard_size: Images a shard.
@@ -53,6 +54,7 @@ class FeaturePlan:
     space: Mapping[str, Any]
     source: Mapping[str, Any]
     feature_space: str
+    formerly: str
     fingerprint: str
     num_images: int
     shard_size: int
@@ -117,8 +119,7 @@ def plan_features(config: Config, split: str, *, needs_classes: bool = True) -> 
     wanted = config.extract
     listing = open_labelled(config, split, needs_classes=needs_classes)
     backbone = describe_backbone(config)
-    space = backbone.space(wanted.kind)
-    feature_space = digest(space)
+    spaces = [backbone.space(wanted.kind), backbone.former_space(wanted.kind)]
     num_images = min(len(listing), wanted.limit or len(listing))
     clean: dict[str, Any] = {
         "format": FORMAT,
@@ -134,7 +135,7 @@ def plan_features(config: Config, split: str, *, needs_classes: bool = True) -> 
         else config.features.absolute()
     )
 
-    def plan(view: int) -> FeaturePlan:
+    def plan(view: int, space: dict[str, Any]) -> FeaturePlan:
         augmented = {"view": view, "view_seed": wanted.view_seed, "augmentation": VERSION}
         source = {**clean, **augmented} if view else clean
         fingerprint = digest({"space": space, "source": source})
@@ -148,7 +149,8 @@ def plan_features(config: Config, split: str, *, needs_classes: bool = True) -> 
             listing=listing,
             space=space,
             source=source,
-            feature_space=feature_space,
+            feature_space=digest(space),
+            formerly=digest(spaces[1]),
             fingerprint=fingerprint,
             num_images=num_images,
             shard_size=wanted.shard_size,
@@ -157,8 +159,13 @@ def plan_features(config: Config, split: str, *, needs_classes: bool = True) -> 
             storage=wanted.storage,
         )
 
+    space = spaces[0]
+    if backbone.former != backbone.fingerprint:
+        was, now = plan(0, spaces[1]).folder, plan(0, space).folder
+        if (was / MANIFEST).is_file() and not (now / MANIFEST).is_file():
+            space = spaces[1]  # of version 0.1; their numbers are the same
     views = wanted.views if split == config.train_split else 0
-    return replace(plan(0), views=tuple(map(plan, range(1, views + 1))))
+    return replace(plan(0, space), views=tuple(plan(n, space) for n in range(1, views + 1)))
 
 
 def complete_manifest(plan: FeaturePlan) -> Manifest | None:

@@ -204,7 +204,8 @@ def check_features(path: Path, about: About, manifest: Manifest) -> None:
         StageError: They come from another backbone, resolution or preprocessing, or the classes
             differ.
     """
-    if about.feature_space != manifest.feature_space:
+    ours = {about.feature_space, about.formerly} - {""}
+    if ours.isdisjoint({manifest.feature_space, manifest.spec.get("formerly")}):
         raise StageError(
             f"checkpoint {path} was trained on features of {about.made_on} "
             f"({about.feature_space[:12]}), these are of {manifest.spec.get('backbone_name')} "

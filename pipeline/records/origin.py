@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from dclip.data.preparation import Interpolation, Resize
 from dclip.fitting.loop import Loop
 from dclip.fitting.subset import Subset
 from dclip.methods.registry import find_settings, is_known
@@ -41,6 +42,11 @@ class Encoder(BaseModel):
         pretrained: Tag or file of its weights; None for the usual ones.
         resolution: Side of its images in pixels.
         include_global_token: Whether the mean token preceded the locations.
+        tag: Released weights that a file was said to hold.
+        resize: How images became squares, where it was said.
+        interpolation: Likewise.
+        mean: Channel means, where they were said.
+        std: Channel deviations, where they were said.
         kind: Of the local features.
         templates: Prompt templates of absence and of presence.
     """
@@ -51,6 +57,11 @@ class Encoder(BaseModel):
     pretrained: str | None
     resolution: int = Field(ge=1)
     include_global_token: bool
+    tag: str | None = None
+    resize: Resize | None = None
+    interpolation: Interpolation | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     kind: str
     templates: list[str]
 
@@ -58,7 +69,8 @@ class Encoder(BaseModel):
     def clip(self) -> ClipSettings:
         """What it is opened by; the mean token is left to what a backbone of one's own chooses."""
         token = None if ":" in self.backbone else self.include_global_token
-        return ClipSettings(self.backbone, self.pretrained, self.resolution, token)
+        own = {name: getattr(self, name) for name in ClipSettings._fields[4:]}
+        return ClipSettings(self.backbone, self.pretrained, self.resolution, token, **own)
 
     @classmethod
     def of(cls, config: Config, spec: Mapping[str, Any]) -> Self:
@@ -73,6 +85,11 @@ class Encoder(BaseModel):
             pretrained=config.pretrained,
             resolution=spec["resolution"],
             include_global_token=spec["include_global_token"],
+            tag=config.tag,
+            resize=config.resize,
+            interpolation=config.interpolation,
+            mean=config.mean,
+            std=config.std,
             kind=spec["kind"],
             templates=list(spec["prompts"])[:2],
         )
@@ -88,6 +105,7 @@ class About(BaseModel):
         settings: The method's own.
         loop: Those of the training loop.
         feature_space: Which features it understands.
+        formerly: What version 0.1 had for ``feature_space``; empty in checkpoints of that time.
         backbone_name: Of the frozen CLIP.
         embed_dim: Width of its joint space.
         class_names: In column order; none where captions alone were trained on.
@@ -110,6 +128,7 @@ class About(BaseModel):
     settings: SerializeAsAny[MethodSettings]
     loop: Loop
     feature_space: str
+    formerly: str = ""
     backbone_name: str
     embed_dim: int = Field(ge=1)
     class_names: list[str]
@@ -182,6 +201,7 @@ def about_training(
         settings=config.own,
         loop=config.train.loop if config.own.trained_by == "loop" else Loop(),
         feature_space=plan.feature_space,
+        formerly=plan.formerly,
         backbone_name=str(manifest.spec["backbone_name"]),
         embed_dim=manifest.dim,
         class_names=list(manifest.class_names),
@@ -248,7 +268,8 @@ def kind_trained_on(path: Path, about: About, backbone: BackboneInfo) -> str:
     Raises:
         StageError: It was trained on another backbone, or at another resolution.
     """
-    spaces = {digest(backbone.space(kind)): kind for kind in backbone.paths}
+    spaces = {digest(backbone.former_space(kind)): kind for kind in backbone.paths}
+    spaces |= {digest(backbone.space(kind)): kind for kind in backbone.paths}
     if about.feature_space not in spaces:
         raise StageError(
             f"checkpoint {path} was trained on features of {about.made_on} "

@@ -36,6 +36,7 @@ from pydantic_settings import (
 )
 from typing_extensions import TypeAliasType
 
+from dclip.data.preparation import Interpolation, Resize
 from dclip.fitting.loop import Loop
 from dclip.fitting.subset import Subset
 from dclip.methods.registry import METHODS, find_settings, own_methods
@@ -684,12 +685,33 @@ class Config(BaseSettings):
     )
     backbone: str = Field(
         default_factory=usual_backbone,
-        description="an open_clip name (RN101, ViT-B-16), tiny or tiny-vit (ship with dclip; know "
-        "the drawn shapes alone) or package.module:factory; left out: tiny for shapes, RN101 for "
-        "all else",
+        description="an open_clip name (RN101, ViT-B-16-SigLIP2; all: python -m pipeline.backbones "
+        "list), hf-hub:org/name, local-dir:PATH, tiny or tiny-vit (ship with dclip; know the drawn "
+        "shapes alone) or package.module:factory; left out: tiny for shapes, RN101 for all else",
     )
     pretrained: str | None = Field(
-        None, description="weights: an open_clip tag, a local file, or random; left out: openai"
+        None,
+        description="weights: an open_clip tag, a local file, or random; left out: openai, or the "
+        "only ones released",
+    )
+    tag: str | None = Field(
+        None,
+        description="which released weights a local file holds, for the mean, deviation, resize "
+        "and activation that go with them",
+    )
+    resize: Resize | None = Field(
+        None,
+        description="how images become squares: squash, shortest (crops) or longest (pads); left "
+        "out: squash for CLIP's own models, as trained for others",
+    )
+    interpolation: Interpolation | None = Field(
+        None, description="filter of the resize; left out: bilinear, or as trained"
+    )
+    mean: tuple[float, float, float] | None = Field(
+        None, description="channel means in [0, 1], as JSON; left out: of the weights"
+    )
+    std: tuple[float, float, float] | None = Field(
+        None, description="channel deviations, as JSON; left out: of the weights"
     )
     resolution: int | None = Field(
         None,

@@ -18,7 +18,7 @@ from dclip.store.paths import AnyPath, has_folders, write_text
 from dclip.store.shards import digest, file_digest
 from dclip.texts import check_class_names, fold_name
 from dclip.words import counted, short
-from pipeline.features.backbone import describe_backbone, warnings_of
+from pipeline.features.backbone import ClipSettings, describe_backbone, warnings_of
 from pipeline.features.listings import path_of
 from pipeline.features.preflight import one_text_note, require_fit_names
 from pipeline.records.choice import NoCheckpointError, take_checkpoint
@@ -179,7 +179,7 @@ def _with_backbone_of(config: Config, about: About) -> Config:
     name, _, tag = about.backbone_name.partition("/")
     meant: dict[str, Any] = {"backbone": name, "pretrained": tag or None}  # of an older checkpoint
     if about.encoder is not None:
-        names = ("backbone", "pretrained", "resolution", "include_global_token")
+        names = ("backbone", *ClipSettings._fields[1:])
         meant = about.encoder.model_dump(include=set(names))
     if ":" in meant["backbone"]:
         raise UsageError(

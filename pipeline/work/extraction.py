@@ -170,7 +170,12 @@ def publish(config: Config, plan: FeaturePlan, written: Mapping[int, Made]) -> s
         dim=backbone.embed_dim,
         grid=grid,
         include_global_token=backbone.include_global_token,
-        spec={"backbone_name": backbone.name, **plan.space, **plan.source},
+        spec={
+            "backbone_name": backbone.name,
+            "formerly": plan.formerly,
+            **plan.space,
+            **plan.source,
+        },
         compute=sorted({sidecar.compute for sidecar in sidecars}),
         seconds={name: round(value, 3) for name, value in seconds.items()},
         shards=[

@@ -135,8 +135,8 @@ def test_variants_of_the_vit_are_followed(
 @pytest.mark.parametrize(
     ("kind", "changes", "reason"),
     [
-        ("vit", {"pool_type": "avg"}, "pools by 'avg'"),
-        ("vit", {"attentional_pool": True, "attn_pooler_heads": 4}, "attentional pool"),
+        ("vit", {"pool_type": "none"}, "pools by 'none'"),
+        ("vit", {"attentional_pool": "parallel", "attn_pooler_heads": 4}, "two attentional pools"),
         ("vit", {"image_size": (32, 64)}, "not square"),
     ],
 )
@@ -156,7 +156,7 @@ def test_another_image_tower_is_refused_and_the_supported_ones_named(
 ) -> None:
     model = build_model("vit")
     model.visual = nn.Conv2d(3, 4, 1)
-    with pytest.raises(ValueError, match=r"Conv2d .*ModifiedResNet .*VisionTransformer"):
+    with pytest.raises(ValueError, match=r"Conv2d .*ResNet and ViT, and towers from timm"):
         wrap(model, tokenizer)
     with pytest.raises(ValueError, match="Conv2d is not supported"):
         OpenCLIPBackbone(nn.Conv2d(3, 4, 1), tokenizer, name="small")

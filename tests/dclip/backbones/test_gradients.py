@@ -435,7 +435,7 @@ def test_a_resnet_says_that_it_takes_no_visual_prompts(
 ) -> None:
     backbone = wrap("resnet")
     assert backbone.offers == ("token embeddings",)
-    reason = r"resnet has a ResNet .* visual prompts, at the input or deeper, .* not available"
+    reason = r"resnet has no ViT .* visual prompts, at the input or deeper, .* not available"
     with pytest.raises(ValueError, match=reason):
         backbone.encode_with_prompts(torch.zeros(1, 3, 96, 96))
     for need in ("visual prompts", "attention"):

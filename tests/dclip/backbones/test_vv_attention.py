@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dclip.backbones.blocks import maps_of
 from dclip.backbones.clip import OpenCLIPBackbone
 from dclip.backbones.value_projection import value_projection
 from dclip.backbones.vv_attention import (
@@ -395,7 +396,7 @@ def test_maps_of_zero_make_every_answer_the_mean_value(by: str) -> None:
     tokens = torch.randn(2, 5, 8)
     with torch.no_grad():
         layer.in_proj_weight[:16] = 0
-        found = self_attention(tokens, layer, by=by)
+        found = self_attention(tokens, maps_of(layer), by=by)
         values = tokens @ layer.in_proj_weight[16:].T + layer.in_proj_bias[16:]
         expected = len(by) * values.mean(dim=1, keepdim=True) @ layer.out_proj.weight.T
     torch.testing.assert_close(found, (expected + layer.out_proj.bias).expand(-1, 5, -1))
@@ -407,8 +408,8 @@ def test_two_equal_maps_answer_twice_what_one_does() -> None:
     with torch.no_grad():
         layer.in_proj_weight[8:16] = layer.in_proj_weight[:8]
         tokens = torch.randn(2, 5, 8)
-        both = self_attention(tokens, layer, by="qk")
-        torch.testing.assert_close(both, 2 * self_attention(tokens, layer, by="k"))
+        both = self_attention(tokens, maps_of(layer), by="qk")
+        torch.testing.assert_close(both, 2 * self_attention(tokens, maps_of(layer), by="k"))
 
 
 def test_nearness_by_hand() -> None:
@@ -426,11 +427,11 @@ def test_a_boundless_neighbourhood_is_plain_attention_but_for_the_class_token() 
     tokens = torch.randn(1, 7, 8, dtype=torch.float64)
     boundless = neighbourhood_bias((2, 3), deviation=1e9)
     with torch.no_grad():
-        found = self_attention(tokens, layer, by="k", bias=boundless)
+        found = self_attention(tokens, maps_of(layer), by="k", bias=boundless)
         class_apart = torch.zeros(7, 7, dtype=torch.float64)
         class_apart[1:, 0] = -1
-        expected = self_attention(tokens, layer, by="k", bias=class_apart)
-        plain = self_attention(tokens, layer, by="k")
+        expected = self_attention(tokens, maps_of(layer), by="k", bias=class_apart)
+        plain = self_attention(tokens, maps_of(layer), by="k")
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(found[:, 0], plain[:, 0], rtol=0, atol=1e-12)
 
