@@ -45,7 +45,7 @@ class AttentionMaps(NamedTuple):
         place = "qkv".index(letter)
         bias = None if self.bias is None else self.bias.chunk(3)[place]
         mapped = F.linear(tokens, self.weight.chunk(3)[place], bias)
-        return mapped.reshape(*mapped.shape[:2], self.heads, -1).transpose(1, 2)
+        return mapped.unflatten(-1, (self.heads, mapped.shape[-1] // self.heads)).transpose(1, 2)
 
     def merge(
         self, heads: Float[Tensor, "images heads tokens part"]

@@ -73,6 +73,8 @@ class OpenCLIPBackbone:
         ValueError: If there is no way to local features, or an argument does not fit the model.
     """
 
+    text_tower: Tower  # only where vectors can enter the text tower
+
     def __init__(
         self,
         model: nn.Module,
@@ -114,9 +116,8 @@ class OpenCLIPBackbone:
         )
         self.kinds: tuple[str, ...] = tuple(self.tower.paths)
         self.offers: tuple[str, ...] = ()
-        self._text_size: Tower | None = None
         if takes_vectors(self.text) and isinstance(tokenizer, open_clip.SimpleTokenizer):
-            self._text_size = size_of(self.text)
+            self.text_tower = size_of(self.text)
             self.offers += ("token embeddings",)
         self.image_tower: Tower | None = None
         if isinstance(self.tower, ViTTower) and self.tower.pooling == "token":
@@ -159,17 +160,6 @@ class OpenCLIPBackbone:
         """
         bias: Tensor | None = self.model.logit_bias
         return None if bias is None else bias.reshape(())
-
-    @property
-    def text_tower(self) -> Tower:
-        """Size of the text transformer.
-
-        Raises:
-            AttributeError: If no vector can enter it, so that it counts as not there.
-        """
-        if self._text_size is None:
-            raise AttributeError(f"{self.name} has a text tower that no vectors can enter")
-        return self._text_size
 
     @property
     def context_length(self) -> int:

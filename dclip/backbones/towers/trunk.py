@@ -112,14 +112,20 @@ class TimmTower:
             return
         self.restore()
         if (height, width) != self.native_size:
-            self.trunk.set_input_size((height, width))
+            self._resize(height, width)
             self._size = (height, width)
+
+    def _resize(self, height: int, width: int) -> None:
+        """timm's resize, without what torch has to say of timm's code for it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            self.trunk.set_input_size((height, width))
 
     def restore(self) -> None:
         """Back to the native size; what was resampled is put back, not resampled again."""
         if self._size == self.native_size:
             return
-        self.trunk.set_input_size(self.native_size)
+        self._resize(*self.native_size)
         now = dict(self.trunk.named_parameters())
         for name, own in self._own.items():
             if now[name] is not own:

@@ -71,7 +71,7 @@ class Outer(nn.Module):
         return self.scale * x
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_an_archive_of_openais_form_gives_its_weights(tmp_path: Path) -> None:
     module = Outer()
     torch.jit.script(module).save(tmp_path / "RN50.pt")
@@ -85,7 +85,7 @@ def test_an_archive_of_openais_form_gives_its_weights(tmp_path: Path) -> None:
         assert torch.equal(found[name], value), name
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_an_archive_that_asks_for_anything_else_is_refused_before_it_is_called(
     tmp_path: Path,
 ) -> None:
