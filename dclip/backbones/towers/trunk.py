@@ -19,6 +19,7 @@ References:
     arXiv:2311.17049.
 """
 
+import warnings
 from typing import Any
 
 from jaxtyping import Float
@@ -116,7 +117,7 @@ class TimmTower:
             self._size = (height, width)
 
     def _resize(self, height: int, width: int) -> None:
-        """timm's resize, without what torch has to say of timm's code for it."""
+        """The resize of timm, without what torch has to say of timm's code for it."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             self.trunk.set_input_size((height, width))
