@@ -45,7 +45,8 @@ class AttentionMaps(NamedTuple):
         place = "qkv".index(letter)
         bias = None if self.bias is None else self.bias.chunk(3)[place]
         mapped = F.linear(tokens, self.weight.chunk(3)[place], bias)
-        return mapped.unflatten(-1, (self.heads, mapped.shape[-1] // self.heads)).transpose(1, 2)
+        rows, number, width = mapped.shape  # a -1 would not do where there are no rows
+        return mapped.reshape(rows, number, self.heads, width // self.heads).transpose(1, 2)
 
     def merge(
         self, heads: Float[Tensor, "images heads tokens part"]
