@@ -1,6 +1,7 @@
 """Extraction against its limit, the bare forward pass of the same frozen network.
 
     python benchmarks/extract.py                 on CPUs, with Ray: tiny and RN50, minutes
+    python benchmarks/extract.py --only ViT-B-16-SigLIP   one of them alone
     python benchmarks/extract.py --device cuda   on one GPU, without Ray: RN101 and ViT-B/16
 
 The bare loop encodes tensors that are in memory, with the same batch size, threads, precision and
@@ -8,7 +9,8 @@ number of processes. It is timed before and after the pipeline, in the same run;
 their mean. Rates of the pipeline are steady ones: while all workers are busy. With the tiny CLIP
 each ratio is the median of three. `pipeline_over_bare` is one worker against one loop, so that
 decoding has a core where there are two; `pipeline_over_bare_all_cores` has a worker, and a loop,
-on every core.
+on every core. `over_tower` is the ratio to the tower's own forward pass, as open_clip has it, which
+makes no local features.
 The last line of stdout is JSON.
 """
 
@@ -29,9 +31,10 @@ import torch
 from common import tell
 from PIL import Image
 
-from dclip.backbones import Backbone, load_backbone
+from dclip.backbones import load_backbone
 from dclip.data.folder import read_folder
 from dclip.data.listing import ImageListing
+from dclip.data.pixels import normalise
 from dclip.store.extraction import Extractor, Seconds
 from dclip.store.shards import write_shard
 from dclip.world import shapes
@@ -56,15 +59,29 @@ def write_images(folder: Path, count: int, size: tuple[int, int], distinct: int 
     (folder / "train.csv").write_text("\n".join(lines) + "\n")
 
 
-def bare_rate(backbone: Backbone, device: str, precision: str, batch: int, seconds: float) -> float:
-    """Images a second of the frozen forward alone, on tensors that are there."""
+def bare_rate(
+    backbone: Any, device: str, precision: str, batch: int, seconds: float, *, alone: bool = False
+) -> float:
+    """Images a second of the frozen forward alone, on tensors that are there.
+
+    Args:
+        backbone: Of open_clip.
+        device: Where it is.
+        precision: In which it computes.
+        batch: Images a pass.
+        seconds: To measure for.
+        alone: The tower as open_clip has it, without local features.
+    """
     side = backbone.resolution
     extractor = Extractor(backbone, device=device, precision=precision, batch_size=batch)  # type: ignore[arg-type]
     pixels = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, device=device)
 
     def step() -> None:
         with torch.inference_mode(), extractor._autocast():
-            extractor._forward(pixels)
+            if alone:
+                backbone.model.visual(normalise(pixels, backbone.mean, backbone.std))
+            else:
+                extractor._forward(pixels)
 
     for _ in range(3):
         step()
@@ -111,13 +128,16 @@ def on_cpu(
             torch.set_num_threads(1)
             self.backbone = load_backbone(name, pretrained=pretrained, resolution=resolution)
 
-        def rate(self, seconds: float) -> float:
-            return bare_rate(self.backbone, "cpu", "float32", batch, seconds) if seconds else 0.0
+        def rate(self, seconds: float, *, alone: bool) -> float:
+            if not seconds:
+                return 0.0
+            return bare_rate(self.backbone, "cpu", "float32", batch, seconds, alone=alone)
 
-    def bare_now() -> float:
+    def bare_now(*, alone: bool = False) -> float:
         actors = [Bare.remote() for _ in range(workers)]  # type: ignore[attr-defined]
-        ray.get([actor.rate.remote(0.0) for actor in actors])  # so that all run at the same time
-        found = sum(ray.get([actor.rate.remote(8.0) for actor in actors]))
+        # so that all run at the same time
+        ray.get([actor.rate.remote(0.0, alone=alone) for actor in actors])
+        found = sum(ray.get([actor.rate.remote(8.0, alone=alone) for actor in actors]))
         for actor in actors:
             ray.kill(actor)
         return float(found)
@@ -134,10 +154,11 @@ def on_cpu(
                 },
             }
         )  # fmt: skip
-        before = bare_now()
+        before, tower_before = bare_now(), bare_now(alone=True)
         plan = plan_features(config, "train")
         (done,) = extract(config, [plan])
-        after = bare_now()
+        after, tower_after = bare_now(), bare_now(alone=True)
+        tower = (tower_before + tower_after) / 2
         assert isinstance(plan.folder, Path)
         ends = sorted(path.stat().st_mtime for path in plan.folder.glob("shard-*.json"))
         span = slice(workers - 1, len(ends) - workers + 1)  # while all workers are busy
@@ -149,7 +170,8 @@ def on_cpu(
             "workers": workers, "images": images,
             "bare": round((before + after) / 2, 2),
             "bare_before_after": [round(before, 2), round(after, 2)], "pipeline": round(rate, 2),
-            "ratio": round(rate / ((before + after) / 2), 3), "bytes_per_image": round(size),
+            "ratio": round(rate / ((before + after) / 2), 3),
+            "tower": round(tower, 2), "over_tower": round(rate / tower, 3), "bytes_per_image": round(size),
             "seconds": done.manifest.seconds,
         }  # fmt: skip
 
@@ -195,20 +217,25 @@ def cpu(arguments: argparse.Namespace) -> dict[str, Any]:
             ("tiny", None, (192, 192), arguments.images, 128, workers, 32),
             ("tiny", None, (192, 192), arguments.images, 128, 1, 32),
             ("RN50", 224, (500, 375), 512, 16, workers, 8),
+            ("ViT-B-16-SigLIP", 224, (500, 375), 192, 16, 1, 8),
         ]
+        plans = [plan for plan in plans if arguments.only in (None, plan[0])]
         for plan in plans:
             repeats = 3 if plan[0] == "tiny" else 1
             found = [on_cpu(*plan) for _ in range(repeats)]
             found.sort(key=lambda row: float(row["ratio"]))
             rows.append(found[repeats // 2] | {"ratios": [row["ratio"] for row in found]})
             print(rows[-1], flush=True)
+    if arguments.only:
+        return {"rows": rows}
     memory = {images: peak_memory(images) for images in (1000, 10_000)}
     print({f"peak MiB at {images} images": round(used) for images, used in memory.items()})
-    tiny, one, rn50 = rows
+    tiny, one, rn50, siglip = rows
     return {
         "pipeline_over_bare": one["ratio"],
         "pipeline_over_bare_all_cores": tiny["ratio"],
         "pipeline_over_bare_rn50": rn50["ratio"],
+        "pipeline_over_tower_siglip": siglip["over_tower"],
         "rss_10k_over_1k": round(memory[10_000] / memory[1000], 3),
         "peak_mib": {str(images): round(used) for images, used in memory.items()},
         "bytes_per_image": tiny["bytes_per_image"],
@@ -298,6 +325,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--only", help="a backbone of the CPU's: its rows alone")
     parser.add_argument("--images", type=int, default=None, help="images to extract")
     parser.add_argument("--save", action="store_true", help="keep the result in benchmarks/results")
     arguments = parser.parse_args()
