@@ -35,6 +35,7 @@ from dclip.backbones import load_backbone
 from dclip.data.folder import read_folder
 from dclip.data.listing import ImageListing
 from dclip.data.pixels import normalise
+from dclip.precision import computing_in
 from dclip.store.extraction import Extractor, Seconds
 from dclip.store.shards import write_shard
 from dclip.world import shapes
@@ -77,7 +78,7 @@ def bare_rate(
     pixels = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8, device=device)
 
     def step() -> None:
-        with torch.inference_mode(), extractor._autocast():
+        with torch.inference_mode(), computing_in(extractor.precision, device):
             if alone:
                 backbone.model.visual(normalise(pixels, backbone.mean, backbone.std))
             else:
@@ -171,7 +172,8 @@ def on_cpu(
             "bare": round((before + after) / 2, 2),
             "bare_before_after": [round(before, 2), round(after, 2)], "pipeline": round(rate, 2),
             "ratio": round(rate / ((before + after) / 2), 3),
-            "tower": round(tower, 2), "over_tower": round(rate / tower, 3), "bytes_per_image": round(size),
+            "tower": round(tower, 2), "over_tower": round(rate / tower, 3),
+            "bytes_per_image": round(size),
             "seconds": done.manifest.seconds,
         }  # fmt: skip
 
