@@ -119,7 +119,7 @@ def test_a_file_that_says_nothing_is_warned_of_where_released_weights_differ(wei
 
 
 def test_a_tag_of_another_architecture_is_refused(weights: Path) -> None:
-    with pytest.raises(ValueError, match=r"RN50 has no weights by the tag 'webli'; there are open"):
+    with pytest.raises(ValueError, match="no weights 'webli' for RN50; webli is of ViT-B-16"):
         find_source("RN50", pretrained=str(weights), tag="webli")
     with pytest.raises(ValueError, match="no weights 'webli' for RN50"):
         find_source("RN50", pretrained="webli")
