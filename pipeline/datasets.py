@@ -3,14 +3,12 @@
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
 
 from dclip.store.paths import AnyPath, as_path
-from pipeline.terminal.errors import StageError, UsageError
+from pipeline.terminal.programs import Parser, finish
 
 DESCRIPTION = """\
 List the data sets that can be used, check a copy of one, or count what is in it.
@@ -25,16 +23,9 @@ examples:
 Nothing is downloaded: where a file is missing, check says which, and the page to get it from."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Argument parser whose errors are raised, as in the stages."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = _Parser(
+    top = Parser(
         prog="python -m pipeline.datasets",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -139,27 +130,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, do it, and turn the outcome into an exit code.
 
     Returns:
-        0 done and no problem found, 1 a problem was found or the work failed, 2 wrong usage, 130
-        interrupted.
+        As `finish` has it.
     """
-    try:
+
+    def work() -> None:
         flags = parser().parse_args(argv)
         import_module("pipeline.stages.datasets").run(flags)
-    except UsageError as error:
-        return _fail(error, 2)
-    except (StageError, ValueError, OSError) as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        sys.stderr.write("datasets: interrupted\n")
-        return 130
-    return 0
 
-
-def _fail(error: Exception, code: int) -> int:
-    if os.environ.get("DCLIP_TRACEBACK"):
-        traceback.print_exception(error)
-    sys.stderr.write(f"datasets: error: {error}\n")
-    return code
+    return finish("datasets", work)
 
 
 if __name__ == "__main__":

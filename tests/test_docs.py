@@ -14,13 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
+from dclip.architectures import facts
 from dclip.backbones import ImageFeatures, load_backbone
 from dclip.data import registry
 from dclip.methods.settings import DCLIPSettings
 from dclip.prediction import predict_image
-from pipeline import datasets
+from pipeline import backbones, datasets
 from pipeline.features.splits import open_dataset
+from pipeline.inspection.backbones import markdown, replace_section
 from pipeline.settings.config import conf_folder
+from pipeline.stages.backbones import every
 from pipeline.terminal import cli
 from pipeline.terminal.pages import page
 
@@ -43,9 +46,8 @@ def test_every_command_shown_is_accepted(
 ) -> None:
     monkeypatch.chdir(ROOT)
     known = [word for word in shlex.split(words) if word not in ("--help", "--dry-run")]
-    assert (
-        datasets.parser().parse_args(known) if stage == "datasets" else cli.parse(stage, "", known)
-    )
+    programs = {"datasets": datasets.parser, "backbones": backbones.parser}
+    assert programs[stage]().parse_args(known) if stage in programs else cli.parse(stage, "", known)
 
 
 def test_the_readme_has_two_set_up_commands() -> None:
@@ -157,6 +159,15 @@ def is_there(module: list[str], names: list[str]) -> bool:
     return all(re.search(rf"\b{name}\b", text) for name in names)
 
 
+def test_the_table_of_backbones_is_what_the_command_writes() -> None:
+    text = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
+    table = markdown(every(facts()))
+    assert replace_section(text, table) == text
+    assert table.count("\n") == 145  # 144 architectures below two lines of the head
+    assert sum(len(line.split(" | ")[1].split(", ")) for line in table.splitlines()[2:]
+               if line.split(" | ")[1] != "-") == 196  # fmt: skip
+
+
 def test_messages_name_documents_that_are_there() -> None:
     named = re.compile(r"page\('(\w+)'\)|page\(\"(\w+)\"\)")
     found = set()
@@ -178,7 +189,7 @@ def test_a_wheel_has_settings_documents_and_where_the_project_is(tmp_path: Path)
         (about,) = (name for name in names if name.endswith("METADATA"))
         metadata = wheel.read(about).decode()
     assert {"pipeline/docs/datasets.md", "pipeline/conf/shapes.yaml"} <= names
-    assert "dclip/world/tiny_clip.safetensors" in names
+    assert {"dclip/world/tiny_clip.safetensors", "dclip/architectures.json"} <= names
     assert "Project-URL: " in metadata
     assert "Classifier: Programming Language :: Python :: 3.11" in metadata
 

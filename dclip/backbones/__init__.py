@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dclip.architectures import DEFAULT_RESOLUTION
 from dclip.backbones.gradients import (
     ImageGradients,
     PromptedFeatures,
@@ -33,9 +34,6 @@ __all__ = [
     "preparation_of",
     "require",
 ]
-
-DEFAULT_RESOLUTION = 448
-"""Side in pixels of the images for every backbone but the embedded ones; the paper's."""
 
 
 class ImageFeatures(NamedTuple):

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dclip.architectures import grid_of
 from dclip.backbones import ImageFeatures
 from dclip.backbones.gradients import (
     Positions,
@@ -184,18 +185,8 @@ class OpenCLIPBackbone:
         Raises:
             ValueError: If a side is not a positive multiple of the stride.
         """
-        if (height, width) == self.tower.native_size:
-            return self.tower.native_grid
-        stride = self.stride
-        for side in (height, width):
-            if side < stride or side % stride:
-                below = max(side // stride, 1) * stride
-                near = str(below) if side < stride else f"{below} or {below + stride}"
-                raise ValueError(
-                    f"{self.name} takes images whose sides are multiples of {stride} pixels, not"
-                    f" {height} x {width}; in place of {side} take {near}"
-                )
-        return height // stride, width // stride
+        native = self.tower.native_size, self.tower.native_grid
+        return grid_of(height, width, self.stride, native, self.name)
 
     def encode_images(
         self, images: Float[Tensor, "images 3 height width"], *, kind: str = "value"

@@ -13,6 +13,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor, nn
 
+from dclip.architectures import check_settings
 from dclip.backbones import DEFAULT_RESOLUTION
 from dclip.backbones.clip import OpenCLIPBackbone
 from dclip.backbones.sources import Source, find_source
@@ -23,6 +24,12 @@ from dclip.texts import EMBEDDED
 
 RANDOM_SEED = 0
 """Seed of the weights that ``pretrained="random"`` stands for."""
+
+# What libraries raise that are built with settings of a wrong name, type or size.
+_WRONG = (
+    *(TypeError, ValueError, KeyError, AttributeError, AssertionError, IndexError),
+    *(RuntimeError, ZeroDivisionError),
+)
 
 
 def load_model(
@@ -43,6 +50,8 @@ def load_model(
         ValueError: If a name, tag or file is unknown or does not fit, or a part is not installed.
         OSError: If something has to be fetched and cannot be.
     """
+    side = DEFAULT_RESOLUTION if resolution is None else resolution
+    check_settings(name, pretrained=pretrained, tag=tag, resolution=side)  # weights take long
     source = find_source(name, pretrained=pretrained, tag=tag)
     tokenizer = _tokenizer(source)  # before the weights, which take long
     model = build(source)
@@ -69,7 +78,7 @@ def build(source: Source) -> nn.Module:
         OSError: If the text tower is of Hugging Face's and its configuration cannot be had.
     """
     state_dict = None if source.weights is None else read_state_dict(source.weights)
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(RANDOM_SEED)
         model = construct(source.config, source.label)
     if state_dict is not None:
@@ -95,6 +104,10 @@ def construct(config: dict[str, Any], label: str) -> nn.Module:
     Args:
         config: As open_clip's files have it; not changed.
         label: How messages call the model.
+
+    Raises:
+        ValueError: The configuration builds none.
+        OSError: That of a text tower of Hugging Face's cannot be had.
     """
     config = copy.deepcopy(config)
     text = config["text_cfg"]
@@ -102,16 +115,20 @@ def construct(config: dict[str, Any], label: str) -> nn.Module:
     if is_foreign:
         text["hf_model_pretrained"] = False
     custom = config.pop("custom_text", False) or is_foreign
+    builder = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     if "multimodal_cfg" in config and custom:
-        model: nn.Module = open_clip.CoCa(**config)
-        return model
+        builder = open_clip.CoCa
     try:
-        model = open_clip.CustomTextCLIP(**config) if custom else open_clip.CLIP(**config)
+        model: nn.Module = builder(**config)
     except OSError as error:  # transformers' own message is a page
         raise OSError(
             f"the text tower of {label} is {text.get('hf_model_name')} of Hugging Face, whose"
             f" configuration is not on this machine ({_first_line(error)}). Where there is a"
             f" network, fetch it: hf download {text.get('hf_model_name')} config.json"
+        ) from error
+    except _WRONG as error:
+        raise ValueError(
+            f"{label}: its configuration builds no model ({_first_line(error)})"
         ) from error
     return model
 
@@ -155,7 +172,7 @@ def _clip_tokenizer() -> open_clip.SimpleTokenizer:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the remarks that libraries make on building a model."""
     root = logging.getLogger()
     before = root.level

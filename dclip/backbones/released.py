@@ -15,6 +15,8 @@ import open_clip
 from huggingface_hub.errors import HfHubHTTPError
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
+from dclip.architectures import in_cache
+
 logger = logging.getLogger(__name__)
 
 SECONDS_TO_ANSWER = 5.0
@@ -35,8 +37,8 @@ def find_weights(
     Raises:
         OSError: If they are not here and cannot be fetched; the message says what to do.
     """
-    repository, _, filename = str(released.get("hf_hub", "")).rpartition("/")
-    filenames = _alternatives(filename or HF_WEIGHTS_NAME)
+    repository = str(released.get("hf_hub", "")).rpartition("/")[0]
+    filenames = files_of(released)
     if (cached := find_cached(released)) is not None:
         return cached
     try:
@@ -67,12 +69,18 @@ def find_cached(released: Mapping[str, Any]) -> Path | None:
     Args:
         released: Entry of open_clip's table.
     """
-    repository, _, filename = str(released.get("hf_hub", "")).rpartition("/")
-    for candidate in _alternatives(filename or HF_WEIGHTS_NAME) if repository else []:
-        cached = huggingface_hub.try_to_load_from_cache(repository, candidate)
-        if isinstance(cached, str):
-            return Path(cached)
-    return None
+    repository = str(released.get("hf_hub", "")).rpartition("/")[0]
+    return in_cache(repository, files_of(released))
+
+
+def files_of(released: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names that a file of released weights may have on the Hub, the first to be looked for first.
+
+    Args:
+        released: Entry of open_clip's table.
+    """
+    filename = str(released.get("hf_hub", "")).rpartition("/")[2]
+    return tuple(_alternatives(filename or HF_WEIGHTS_NAME))
 
 
 def find_file(repository: str, filename: str, name: str) -> Path:
@@ -86,9 +94,8 @@ def find_file(repository: str, filename: str, name: str) -> Path:
     Raises:
         OSError: If it is not here and cannot be fetched.
     """
-    cached = huggingface_hub.try_to_load_from_cache(repository, filename)
-    if isinstance(cached, str):
-        return Path(cached)
+    if (cached := in_cache(repository, [filename])) is not None:
+        return cached
     try:
         _ask_once(repository, filename)
         return Path(huggingface_hub.hf_hub_download(repository, filename))

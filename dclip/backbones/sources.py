@@ -10,12 +10,12 @@ import importlib.resources
 import json
 import warnings
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
 
+from dclip.architectures import no_such_tag, unknown_name
 from dclip.backbones.released import find_file, find_weights
 from dclip.data.preparation import SQUARE, Preparation, preparation
 from dclip.texts import EMBEDDED, embedded_stem
@@ -24,7 +24,7 @@ HUB = "hf-hub:"
 FOLDER = "local-dir:"
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-_CONFIG = "open_clip_config.json"
+CONFIG_FILE = "open_clip_config.json"
 _WEIGHT_NAMES = (  # in a folder; as open_clip looks for them
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
     *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
@@ -128,11 +128,11 @@ def _find_configured(name: str, pretrained: str | None) -> Source:
     weights: Path | None = None
     if name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER)).expanduser()
-        file, tokenizer = folder / _CONFIG, str(folder)
+        file, tokenizer = folder / CONFIG_FILE, str(folder)
         if not file.is_file():
-            raise ValueError(f"{name}: there is no {_CONFIG} in {folder}")
+            raise ValueError(f"{name}: there is no {CONFIG_FILE} in {folder}")
         if pretrained is None:
-            found = [folder / each for each in _WEIGHT_NAMES if (folder / each).is_file()]
+            found = weights_in(folder)
             if not found:
                 raise ValueError(f"{name}: none of {', '.join(_WEIGHT_NAMES)} is in {folder}")
             weights = found[0]
@@ -140,10 +140,9 @@ def _find_configured(name: str, pretrained: str | None) -> Source:
         repository = name.removeprefix(HUB)
         if repository.count("/") != 1 or not all(repository.split("/")):
             raise ValueError(f"{name}: a model on the Hub is called {HUB}organisation/name")
-        file, tokenizer = find_file(repository, _CONFIG, name), ""
-    content = _read_config(file)
-    config = content["model_cfg"]
-    own = _tokenizer_of(config)
+        file, tokenizer = find_file(repository, CONFIG_FILE, name), ""
+    config, pixels = read_configured(file)
+    own = tokenizer_of(config)
     _require_reader(config, name, is_random=pretrained == "random")
     if name.startswith(HUB) and pretrained is None:
         weights = find_weights({"hf_hub": f"{repository}/"}, name, architecture=name)
@@ -151,7 +150,7 @@ def _find_configured(name: str, pretrained: str | None) -> Source:
         label=name if pretrained is None else f"{name}/random",
         config=config,
         weights=weights,
-        pixels=_pixels_of(content.get("preprocess_cfg", {}), str(file)),
+        pixels=pixels,
         tokenizer=(tokenizer or own) if own else None,
     )
 
@@ -179,14 +178,9 @@ def _find_architecture(name: str, pretrained: str | None, tag: str | None) -> So
     else:
         weights = Path(pretrained)
         if weights.suffix not in _WEIGHT_SUFFIXES and not weights.is_file():
-            known = ["random", *tags]
-            near = get_close_matches(pretrained, known) or known
-            raise ValueError(
-                f"no weights {pretrained!r} for {architecture}: neither a file nor one of"
-                f" {', '.join(near)}"
-            )
+            raise ValueError(no_such_tag(architecture, pretrained, tags))
         pixels, config["quick_gelu"] = _of_a_file(architecture, config, weights, tags, tag)
-    return Source(label, config, weights, pixels, _tokenizer_of(config))
+    return Source(label, config, weights, pixels, tokenizer_of(config))
 
 
 def architecture_config(name: str) -> dict[str, Any]:
@@ -198,15 +192,7 @@ def architecture_config(name: str) -> dict[str, Any]:
     architecture = name.replace("/", "-")
     config: dict[str, Any] | None = open_clip.get_model_config(architecture)
     if config is None:
-        names = open_clip.list_models()
-        lower = {known.lower(): known for known in [*EMBEDDED, *names]}
-        near = [lower[match] for match in get_close_matches(architecture.lower(), lower)]
-        suggestion = f"did you mean {', '.join(map(repr, near))}? " if near else ""
-        raise ValueError(
-            f"unknown backbone {name!r}; {suggestion}Give 'tiny', 'tiny-vit', an open_clip"
-            " architecture such as 'RN101' or 'ViT-B-16', 'hf-hub:org/name', 'local-dir:PATH' or"
-            " 'package.module:factory'"
-        )
+        raise ValueError(unknown_name(name, open_clip.list_models()))
     return config
 
 
@@ -284,11 +270,10 @@ def _of_a_file(
     named = bool(config.get("quick_gelu", False))
     if tag is not None:
         if tag not in tags:
-            known = ", ".join(get_close_matches(tag, tags) or tags) or "none"
-            raise ValueError(f"{architecture} has no weights by the tag {tag!r}; there are {known}")
+            raise ValueError(no_such_tag(architecture, tag, tags))
         released = tags[tag]
         return pixels_of_tag(architecture, released), bool(released.get("quick_gelu", False))
-    beside = weights.with_name(_CONFIG)
+    beside = weights.with_name(CONFIG_FILE)
     if beside.is_file():
         content = _read_config(beside)
         pixels = _pixels_of(content.get("preprocess_cfg", {}), str(beside))
@@ -311,6 +296,21 @@ def _of_a_file(
             stacklevel=5,
         )
     return pixels, quick
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """Files of weights in a folder of a model, the one that is taken first."""
+    return [folder / each for each in _WEIGHT_NAMES if (folder / each).is_file()]
+
+
+def read_configured(file: Path) -> tuple[dict[str, Any], Pixels]:
+    """Architecture and pixels of an ``open_clip_config.json``.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    content = _read_config(file)
+    return content["model_cfg"], _pixels_of(content.get("preprocess_cfg", {}), str(file))
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -363,7 +363,7 @@ def _require_reader(config: Mapping[str, Any], label: str, *, is_random: bool) -
         ValueError: It is not; the message has the command that installs it.
     """
     is_foreign = bool(config["text_cfg"].get("hf_model_name"))
-    if _tokenizer_of(config) is None or (is_random and not is_foreign):
+    if tokenizer_of(config) is None or (is_random and not is_foreign):
         return
     try:
         importlib.import_module("transformers")  # seconds, and few models need it
@@ -373,7 +373,7 @@ def _require_reader(config: Mapping[str, Any], label: str, *, is_random: bool) -
         ) from error
 
 
-def _tokenizer_of(config: Mapping[str, Any]) -> str | None:
+def tokenizer_of(config: Mapping[str, Any]) -> str | None:
     """Hugging Face's name of the tokenizer; None for CLIP's own."""
     text = config["text_cfg"]
     name: str | None = text.get("hf_tokenizer_name") or text.get("hf_model_name") or None

@@ -4,21 +4,33 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from dclip.architectures import DEFAULT_RESOLUTION, check_settings, facts, unknown_name
 from dclip.texts import context_length
+from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError, UsageError
 
 
-def require_backbone(name: str) -> None:
+def require_backbone(config: Config) -> None:
     """Refuse a frozen CLIP that nothing knows; one of the user's own code is not looked at.
 
+    Args:
+        config: Tag and resolution are looked at where the backbone is named: a checkpoint may
+            have been trained on another than the usual one.
+
     Raises:
-        UsageError: It is neither a small one of ours nor an architecture of open_clip.
+        UsageError: It is neither a small one of ours nor an architecture of open_clip, or has no
+            such weights, or takes no images of that size.
     """
+    name = config.backbone
     if ":" not in name and context_length(name) is None:
-        raise UsageError(
-            f"unknown backbone {name!r}; give 'tiny', 'tiny-vit', an open_clip architecture such "
-            "as 'RN101' or 'ViT-B-16', or 'package.module:factory'"
-        )
+        raise UsageError(unknown_name(name, facts().architectures))
+    if "backbone" not in config.model_fields_set:
+        return
+    side = DEFAULT_RESOLUTION if config.resolution is None else config.resolution
+    try:
+        check_settings(name, pretrained=config.pretrained, tag=config.tag, resolution=side)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def require_checkpoints(given: Path | Sequence[Path] | None) -> None:

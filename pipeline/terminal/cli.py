@@ -113,7 +113,7 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
         if flags.print_config:
             _print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip())
             return 0
-        require_backbone(config.backbone)
+        require_backbone(config)
         require_checkpoints(getattr(getattr(config, stage, None), "checkpoint", None))
         module = import_module(f"pipeline.stages.{stage}")
         if flags.dry_run:

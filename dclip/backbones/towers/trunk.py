@@ -224,10 +224,14 @@ def _pool_alone(
 
 
 def _native_size(module: TimmModel) -> tuple[int, int]:
-    """Rows and columns of pixels that a trunk was built for."""
+    """Rows and columns of pixels that a tower was built for.
+
+    A trunk that takes any size does not know; open_clip's configuration does
+    (``convnext_base_w_320``: 320, where timm's says 224 of every ``convnext_base``).
+    """
     own = getattr(getattr(module.trunk, "patch_embed", None), "img_size", None)
     if own is None:
-        own = module.trunk.pretrained_cfg.get("input_size", (3, *module.image_size))[1:]
+        own = module.image_size
     return int(own[0]), int(own[1])
 
 

@@ -191,7 +191,7 @@ def test_a_file_warns_where_both_activations_are_in_use(
 
 
 def test_unknown_weights_are_refused_with_the_known_tags(toy: str, toy_file: Path) -> None:
-    with pytest.raises(ValueError, match=r"'laion3b' for ViT-B-32: .*laion2b"):
+    with pytest.raises(ValueError, match=r"'laion3b' for ViT-B-32; .*laion2b"):
         load_backbone("ViT-B-32", pretrained="laion3b")
     with pytest.raises(ValueError, match="no weights file nowhere"):
         load_backbone(toy, pretrained="nowhere/weights.pt")

@@ -119,12 +119,35 @@ def test_a_file_that_says_nothing_is_warned_of_where_released_weights_differ(wei
 
 
 def test_a_tag_of_another_architecture_is_refused(weights: Path) -> None:
-    with pytest.raises(ValueError, match=r"RN50 has no weights by the tag 'webli'; there are open"):
+    with pytest.raises(ValueError, match="no weights 'webli' for RN50; webli is of ViT-B-16"):
         find_source("RN50", pretrained=str(weights), tag="webli")
     with pytest.raises(ValueError, match="no weights 'webli' for RN50"):
         find_source("RN50", pretrained="webli")
     with pytest.raises(ValueError, match="is known without it"):
         find_source("tiny", tag="openai")
+
+
+def test_a_side_that_does_not_fit_is_refused_before_weights_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: object, **__: object) -> Path:
+        raise AssertionError("asked for weights")
+
+    monkeypatch.setattr("dclip.backbones.sources.find_weights", never)
+    with pytest.raises(ValueError, match="in place of 225 take 224 or 256"):
+        load_backbone("RN50", resolution=225)
+    with pytest.raises(ValueError, match="multiples of 18 pixels, not 448 x 448"):
+        load_backbone("coca_base", pretrained="random")
+
+
+def test_a_folder_whose_configuration_builds_nothing_is_told_in_one_line(folder: Path) -> None:
+    file = folder / "open_clip_config.json"
+    content = json.loads(file.read_text())
+    content["model_cfg"]["vision_cfg"]["depth"] = 2
+    file.write_text(json.dumps(content))
+
+    with pytest.raises(ValueError, match=r"builds no model \(.*'depth'\)"):
+        load_backbone(f"local-dir:{folder}", resolution=96)
 
 
 def test_clips_own_models_keep_the_papers_square_and_others_take_that_of_their_weights() -> None:
