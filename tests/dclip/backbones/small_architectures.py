@@ -22,7 +22,8 @@ FOREIGN_TEXTS = tuple(
     for name in open_clip.list_models()
     if open_clip.get_model_config(name)["text_cfg"].get("hf_model_name")
 )
-"""Those with a text tower of Hugging Face's, whose configuration lies on the Hub."""
+"""Those with a text tower of Hugging Face's, whose configuration lies on the Hub: small ones have
+CLIP's in its place."""
 
 
 _VITAMIN = VitCfg(
@@ -81,6 +82,8 @@ def small_config(architecture: str) -> dict[str, Any]:
     """The configuration of an architecture with few channels, layers and pixels."""
     config = copy.deepcopy(open_clip.get_model_config(architecture))
     assert config is not None
+    if architecture in FOREIGN_TEXTS:  # that tower lies on the Hub; the image tower is what counts
+        config["text_cfg"] = {"embed_cls": "multimodal_cfg" in config}
     image, text = config["vision_cfg"], config["text_cfg"]
     config["embed_dim"] = WIDTH
     text |= {"width": WIDTH if text.get("proj_type") == "none" else 16, "heads": 2, "layers": 1}
