@@ -83,7 +83,8 @@ def small_config(architecture: str) -> dict[str, Any]:
     config = copy.deepcopy(open_clip.get_model_config(architecture))
     assert config is not None
     if architecture in FOREIGN_TEXTS:  # that tower lies on the Hub; the image tower is what counts
-        config["text_cfg"] = {"embed_cls": "multimodal_cfg" in config}
+        is_coca = "multimodal_cfg" in config
+        config["text_cfg"] = {"embed_cls": is_coca, "output_tokens": is_coca}
     image, text = config["vision_cfg"], config["text_cfg"]
     config["embed_dim"] = WIDTH
     text |= {"width": WIDTH if text.get("proj_type") == "none" else 16, "heads": 2, "layers": 1}
