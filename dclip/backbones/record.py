@@ -25,6 +25,11 @@ _FORMAT = "dclip backbone, v2"
 
 _POINTS = torch.linspace(-4.0, 4.0, 33, dtype=torch.float64)
 
+_FOREIGN = (  # what a configuration of transformers says and its weights do not
+    *("model_type", "num_attention_heads", "pad_token_id", "scale_embedding"),
+    *("layer_norm_eps", "layer_norm_epsilon", "relative_attention_max_distance"),
+)
+
 _ACTIVATIONS: dict[str, Tensor] = {
     "identity": _POINTS,
     "gelu": F.gelu(_POINTS),
@@ -92,10 +97,8 @@ def describe_text(text: nn.Module) -> dict[str, object]:
         record["plain"] = bool(plain_blocks(blocks))
         record["last norm"] = float(own.ln_final.eps)
     else:
-        config = own.config.to_dict()
-        heads = ("num_attention_heads", "num_heads")
-        record["model"] = config.get("model_type", "")
-        record["heads"] = [config[name] for name in heads if name in config]
+        told = {name: getattr(own.config, name, None) for name in _FOREIGN}
+        record |= {name: value for name, value in told.items() if value is not None}
     return record
 
 
