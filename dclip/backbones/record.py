@@ -53,7 +53,7 @@ def fingerprint_of(model: nn.Module, tower: ImageTower, text: nn.Module) -> str:
     record = {"image": describe_image(tower), "text": describe_text(text), **_loss(model)}
     digest = hashlib.sha256(f"{_FORMAT}\n{tower.paths['value']}\n".encode())
     digest.update(json.dumps(record, sort_keys=True).encode())
-    _hash_weights(digest, model)
+    hash_weights(digest, model)
     return digest.hexdigest()
 
 
@@ -70,7 +70,7 @@ def former_fingerprint_of(model: nn.Module, tower: ImageTower) -> str:
     for name, module in sorted(model.named_modules()):
         heads = getattr(module, "num_heads", "")
         digest.update(f"\n{name} {type(module).__name__} {heads}".encode())
-    _hash_weights(digest, model)
+    hash_weights(digest, model)
     return digest.hexdigest()
 
 
@@ -160,7 +160,7 @@ def _loss(model: Any) -> dict[str, object]:
     return {"sigmoid": getattr(model, "logit_bias", None) is not None}
 
 
-def _hash_weights(digest: Any, model: nn.Module) -> None:
+def hash_weights(digest: Any, model: nn.Module) -> None:
     """Add every weight: name, dtype, shape, bytes."""
     for head, data in _weights(model):
         digest.update(head)
