@@ -26,6 +26,7 @@ References:
 """
 
 import hashlib
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -235,8 +236,7 @@ def load_tips(
         OSError: If the files are not on this machine and cannot be fetched.
     """
     try:
-        import transformers
-
+        transformers: Any = importlib.import_module("transformers")  # an extra, and seconds
         kind, auto = transformers.Tipsv2Model, transformers.AutoTokenizer
     except (ImportError, AttributeError) as error:
         raise ValueError(

@@ -239,7 +239,6 @@ def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneI
             pass  # there is none, or none that can be used: it is made anew
     # torch takes seconds to load, and these facts are mostly on disk
     from dclip.backbones import former_fingerprint, preparation_of, require
-    from dclip.backbones.gradients import logit_scale_of
     from dclip.logits import Sigmoid
     from pipeline.features.opened import frozen_clip
 
@@ -262,7 +261,7 @@ def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneI
         text_width=require(backbone, _TEXTS, for_="a method").text_tower.width
         if _TEXTS in offers
         else None,
-        logit_scale=float(logit_scale_of(backbone)),
+        logit_scale=float(getattr(backbone, "logit_scale", 100.0)),
         logit_bias=None if sigmoid is None else sigmoid.bias,
     )
     if not is_own:
