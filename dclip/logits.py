@@ -5,13 +5,15 @@ zeros has cosine 0 with everything.
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from dclip.backbones.gradients import logit_scale_of
 from dclip.precision import at_least_float32
 
 LOCAL_SCALE = 20.0
@@ -253,6 +255,58 @@ def zero_shot_scores(
         Scores in ``[-logit_scale, logit_scale]``.
     """
     return logit_scale * (_unit(embedding) @ _unit(class_features).mT)
+
+
+class Sigmoid(NamedTuple):
+    """How a CLIP that was trained by a sigmoid (SigLIP) makes a probability of a cosine.
+
+    Attributes:
+        scale: Multiplier of the cosine.
+        bias: Added to it; negative, so that a cosine has to be well above zero.
+    """
+
+    scale: float
+    bias: float
+
+    @classmethod
+    def of(cls, backbone: object) -> "Sigmoid | None":
+        """That of a `dclip.backbones.Backbone`; None for one that was trained by a softmax."""
+        bias = getattr(backbone, "logit_bias", None)
+        return None if bias is None else cls(float(logit_scale_of(backbone)), float(bias))
+
+    @classmethod
+    def kept(cls, spec: Mapping[str, Any]) -> "Sigmoid | None":
+        """That of features, as their manifest has it; None where it does not, or has none.
+
+        Args:
+            spec: Of the manifest.
+        """
+        bias = spec.get("logit_bias")
+        return None if bias is None else cls(float(spec["logit_scale"]), float(bias))
+
+
+def sigmoid_scores(
+    embedding: Float[Tensor, "images dim"],
+    class_features: Float[Tensor, "classes dim"],
+    sigmoid: Sigmoid,
+) -> Float[Tensor, "images classes"]:
+    r"""Probability of each class by itself, :math:`\sigma(s \cos + b)`: they need not sum to 1.
+
+    Args:
+        embedding: Global image features, of any length.
+        class_features: One text feature per class, of any length.
+        sigmoid: Of the CLIP that both are of.
+
+    References:
+        Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, arXiv:2303.15343.
+
+    Example:
+        >>> image, texts = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> sigmoid_scores(image, texts, Sigmoid(10.0, -7.0))  # of -1 and of 1
+        tensor([[0.2689, 0.7311]])
+    """
+    scores = zero_shot_scores(embedding, class_features, logit_scale=sigmoid.scale)
+    return torch.sigmoid(scores + sigmoid.bias)
 
 
 def similarity_maps(

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from dclip.backbones import Backbone, ImageFeatures
 from dclip.data.windows import Window
 from dclip.fitting.batches import Batch
-from dclip.logits import similarity_maps, zero_shot_scores
+from dclip.logits import Sigmoid, sigmoid_scores, similarity_maps, zero_shot_scores
 from dclip.methods.dclip import DCLIPMethod
 from dclip.methods.method import Method, Task
 from dclip.model import DCLIP
@@ -61,6 +61,8 @@ class Prediction:
             probability, and where "present" begins differs from class to class.
         zero_shot: Softmax of CLIP's own global scores over the classes: they sum to 1, so that it
             says which class is likeliest, not which are there.
+        clip_presence: Probability of each class by CLIP itself, where it was trained by a sigmoid
+            (SigLIP): of the whole image, each class by itself. None where it was not.
         maps: Of each location, the probability of each class by the method; the cosine with CLIP's
             text for a class that it was not trained on, and for all unless ``is_located``.
         mask: 0 for background, 1 + position of the class elsewhere; in 32 bits instead of 8 where
@@ -79,6 +81,7 @@ class Prediction:
     trained: Bool[Tensor, " classes"] | None = None
     score: Float[Tensor, " classes"] | None = None
     is_located: bool = False
+    clip_presence: Float[Tensor, " classes"] | None = None
 
 
 @torch.no_grad()
@@ -97,6 +100,7 @@ def predict_image(
     class_names: Sequence[str] | None = None,
     backbone: Backbone | None = None,
     pixels: UInt8[Tensor, "1 height width 3"] | None = None,
+    sigmoid: Sigmoid | None = None,
 ) -> Prediction:
     r"""Classes, maps and mask of one image.
 
@@ -118,6 +122,7 @@ def predict_image(
         class_names: Of the classes, for methods that are bound to those they were trained on.
         backbone: The frozen CLIP, for methods that look at images through it.
         pixels: The image, for methods that are fed it.
+        sigmoid: Of the CLIP, where it was trained by one.
 
     Raises:
         ValueError: If the threshold is out of range, or the method is bound to other classes.
@@ -134,11 +139,12 @@ def predict_image(
         raise ValueError(f"threshold must lie in (0, 1), got {threshold}")
     local = features.local[:, 1:] if has_global_token else features.local
     zero_shot = zero_shot_scores(features.embedding, texts)[0].softmax(dim=0)
+    own = None if sigmoid is None else sigmoid_scores(features.embedding, texts, sigmoid)[0]
     cosines = similarity_maps(local, texts)
     best, maps = cosines[0].amax(dim=1), cosines.reshape(-1, *grid)
     if model is None:
         mask = _frozen_mask(cosines, grid, size, threshold)
-        return Prediction(None, best, zero_shot, maps, mask)
+        return Prediction(None, best, zero_shot, maps, mask, clip_presence=own)
     if trained is None:
         trained = torch.ones(len(texts), dtype=torch.bool)
     trained = trained.to(texts.device)
@@ -161,20 +167,20 @@ def predict_image(
     odds = method.location_logits(local) if method.scores_locations else None
     if not trained.any() or odds is None:
         mask = _frozen_mask(cosines, grid, size, threshold)
-        return Prediction(presence, best, zero_shot, maps, mask, trained, score)
+        return Prediction(presence, best, zero_shot, maps, mask, trained, score, clip_presence=own)
     positive, odds = method.location_scores(local), odds.reshape(-1, *grid)
     maps = torch.where(trained[:, None, None], odds.sigmoid(), maps)
     kept = label_dtype(1 + len(texts))
     mask = torch.zeros(size, dtype=kept, device=told.device)
     if not len(competing):
-        return Prediction(presence, best, zero_shot, maps, mask, trained, score, is_located=True)
+        return Prediction(presence, best, zero_shot, maps, mask, trained, score, True, own)
     scores = min_max(positive[:, competing]).reshape(1, -1, *grid)
     whole = (Window(0, 0, *size),)
     winners = competing[label_map(scores, whole, size, size).long()]
-    for own in competing.tolist():  # one class at a time: all of them at full size may not fit
-        drawn = F.interpolate(odds[None, None, own], size, mode="bilinear", align_corners=False)
-        mask[(winners == own) & (drawn[0, 0].sigmoid() >= threshold)] = own + 1
-    return Prediction(presence, best, zero_shot, maps, mask, trained, score, is_located=True)
+    for column in competing.tolist():  # one class at a time: all of them at full size may not fit
+        drawn = F.interpolate(odds[None, None, column], size, mode="bilinear", align_corners=False)
+        mask[(winners == column) & (drawn[0, 0].sigmoid() >= threshold)] = column + 1
+    return Prediction(presence, best, zero_shot, maps, mask, trained, score, True, own)
 
 
 def _frozen_mask(

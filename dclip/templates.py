@@ -30,7 +30,7 @@ def prompt_ensemble(*names: str) -> tuple[str, ...]:
 
     Args:
         names: ``imagenet80``: the 80 that CLIP was tried on ImageNet with; ``scene5``: TagCLIP's
-            five of things in a scene.
+            five of things in a scene; ``tcl9``: TCL's nine, by which TIPSv2 is tried on segments.
 
     Example:
         >>> len(prompt_ensemble("imagenet80", "scene5")), prompt_ensemble("scene5")[0]

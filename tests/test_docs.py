@@ -69,7 +69,10 @@ def test_the_backbone_of_the_documents_can_be_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
-    module, method = re.findall(r"```python\n(.*?)```", text, re.S)
+    module, method, folder_of_tips = re.findall(r"```python\n(.*?)```", text, re.S)
+    names: dict[str, object] = {}
+    exec(folder_of_tips, names)
+    assert callable(names["mine"])
     (tmp_path / "my_clip.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
     backbone = load_backbone("my_clip:build")

@@ -238,10 +238,11 @@ class OpenCLIPBackbone:
             )
 
     def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "texts tokens"]:
-        """The ids of each text's tokens, padded with zeros to the length the text tower reads.
+        """The ids of each text's tokens, padded to the length the text tower reads.
 
         Raises:
-            ValueError: If there is no text, or one is too long to be read to its end.
+            ValueError: If there is no text, one is too long to be read to its end, or the tokenizer
+                does not belong to the text tower.
         """
         if isinstance(texts, str):
             raise ValueError(f"expected a sequence of texts, got the one text {texts!r}")
@@ -254,7 +255,13 @@ class OpenCLIPBackbone:
                 raise ValueError(
                     f"{self.name} reads {length} tokens and a text has {tokens}; shorten {text!r}"
                 )
-        return to_ids(self.tokenizer, texts, length).to(self.device)
+        ids = to_ids(self.tokenizer, texts, length)
+        if (largest := int(ids.max())) >= (known := int(self.text.vocab_size)):
+            raise ValueError(
+                f"{self.name}: its tokenizer gives token {largest}, and its text tower knows"
+                f" {known}; one of the two is another model's"
+            )
+        return ids.to(self.device)
 
     def embed_tokens(self, ids: Int[Tensor, "texts tokens"]) -> Float[Tensor, "texts tokens width"]:
         """The embedding of each token, before positions are added.

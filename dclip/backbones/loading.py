@@ -4,7 +4,8 @@ import contextlib
 import copy
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from dclip.architectures import check_settings
 from dclip.backbones import DEFAULT_RESOLUTION
 from dclip.backbones.clip import OpenCLIPBackbone
+from dclip.backbones.released import find_file
 from dclip.backbones.sources import Source, find_source
 from dclip.backbones.tokenizers import StandInTokenizer, hugging_face_tokenizer
 from dclip.backbones.weights import load_strictly, read_state_dict
@@ -53,8 +55,10 @@ def load_model(
     side = DEFAULT_RESOLUTION if resolution is None else resolution
     check_settings(name, pretrained=pretrained, tag=tag, resolution=side)  # weights take long
     source = find_source(name, pretrained=pretrained, tag=tag)
-    tokenizer = _tokenizer(source)  # before the weights, which take long
+    # before the weights, which take long; with random ones nothing can be missing
+    tokenizer = None if source.weights is None else _tokenizer(source)
     model = build(source)
+    tokenizer = tokenizer or _stand_in(source, model)
     usual = None if name in EMBEDDED else DEFAULT_RESOLUTION
     own = source.pixels.preparation
     preparation = Preparation(resize or own.resize, interpolation or own.interpolation)
@@ -113,24 +117,31 @@ def construct(config: dict[str, Any], label: str) -> nn.Module:
     text = config["text_cfg"]
     is_foreign = bool(text.get("hf_model_name"))
     if is_foreign:
-        text["hf_model_pretrained"] = False
+        text |= {"hf_model_pretrained": False, "hf_model_name": _folder_of(text, label)}
     custom = config.pop("custom_text", False) or is_foreign
     builder = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     if "multimodal_cfg" in config and custom:
         builder = open_clip.CoCa
     try:
         model: nn.Module = builder(**config)
-    except OSError as error:  # transformers' own message is a page
-        raise OSError(
-            f"the text tower of {label} is {text.get('hf_model_name')} of Hugging Face, whose"
-            f" configuration is not on this machine ({_first_line(error)}). Where there is a"
-            f" network, fetch it: hf download {text.get('hf_model_name')} config.json"
-        ) from error
     except _WRONG as error:
         raise ValueError(
             f"{label}: its configuration builds no model ({_first_line(error)})"
         ) from error
     return model
+
+
+def _folder_of(text: Mapping[str, Any], label: str) -> str:
+    """The folder with the configuration of a text tower of Hugging Face's.
+
+    Raises:
+        OSError: It is of the Hub, not on this machine, and cannot be fetched.
+    """
+    name = str(text["hf_model_name"])
+    if Path(name).is_dir():
+        return name
+    whose = f"the text tower of {label}, {name},"
+    return str(find_file(name, "config.json", whose, then=" config.json").parent)
 
 
 def fit_names(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -154,15 +165,25 @@ def _tokenizer(source: Source) -> Any:
     """The tokenizer of a model.
 
     Raises:
-        OSError: It is of Hugging Face's, and its files cannot be had.
+        ValueError: It is of Hugging Face's, and its files cannot be read.
+        OSError: They are not here and cannot be fetched.
     """
     if source.tokenizer is None:
         return _clip_tokenizer()
+    return hugging_face_tokenizer(source.tokenizer, source.config["text_cfg"], source.label)
+
+
+def _stand_in(source: Source, model: Any) -> Any:
+    """What reads texts for random weights: words mean nothing to them, and nothing is fetched."""
+    if source.tokenizer is None:
+        return _clip_tokenizer()
     text = source.config["text_cfg"]
-    if source.weights is None:  # random: words mean nothing, and nothing is fetched
-        length = int(text.get("context_length", 77))
+    length = int(text.get("context_length", 77))
+    if not text.get("hf_model_name"):
         return StandInTokenizer(length, int(text.get("vocab_size", 49408)), text)
-    return hugging_face_tokenizer(source.tokenizer, text, source.label)
+    own = model.text.config
+    ends = {"eos_id": own.eos_token_id}
+    return StandInTokenizer(length, int(own.vocab_size), ends, pad=int(own.pad_token_id))
 
 
 @functools.cache
@@ -181,7 +202,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         root.setLevel(before)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0].strip()[:160] or type(error).__name__

@@ -25,6 +25,11 @@ _FORMAT = "dclip backbone, v2"
 
 _POINTS = torch.linspace(-4.0, 4.0, 33, dtype=torch.float64)
 
+_FOREIGN = (  # what a configuration of transformers says and its weights do not
+    *("model_type", "num_attention_heads", "pad_token_id", "scale_embedding"),
+    *("layer_norm_eps", "layer_norm_epsilon", "relative_attention_max_distance"),
+)
+
 _ACTIVATIONS: dict[str, Tensor] = {
     "identity": _POINTS,
     "gelu": F.gelu(_POINTS),
@@ -48,7 +53,7 @@ def fingerprint_of(model: nn.Module, tower: ImageTower, text: nn.Module) -> str:
     record = {"image": describe_image(tower), "text": describe_text(text), **_loss(model)}
     digest = hashlib.sha256(f"{_FORMAT}\n{tower.paths['value']}\n".encode())
     digest.update(json.dumps(record, sort_keys=True).encode())
-    _hash_weights(digest, model)
+    hash_weights(digest, model)
     return digest.hexdigest()
 
 
@@ -65,7 +70,7 @@ def former_fingerprint_of(model: nn.Module, tower: ImageTower) -> str:
     for name, module in sorted(model.named_modules()):
         heads = getattr(module, "num_heads", "")
         digest.update(f"\n{name} {type(module).__name__} {heads}".encode())
-    _hash_weights(digest, model)
+    hash_weights(digest, model)
     return digest.hexdigest()
 
 
@@ -92,10 +97,8 @@ def describe_text(text: nn.Module) -> dict[str, object]:
         record["plain"] = bool(plain_blocks(blocks))
         record["last norm"] = float(own.ln_final.eps)
     else:
-        config = own.config.to_dict()
-        heads = ("num_attention_heads", "num_heads")
-        record["model"] = config.get("model_type", "")
-        record["heads"] = [config[name] for name in heads if name in config]
+        told = {name: getattr(own.config, name, None) for name in _FOREIGN}
+        record |= {name: value for name, value in told.items() if value is not None}
     return record
 
 
@@ -157,7 +160,7 @@ def _loss(model: Any) -> dict[str, object]:
     return {"sigmoid": getattr(model, "logit_bias", None) is not None}
 
 
-def _hash_weights(digest: Any, model: nn.Module) -> None:
+def hash_weights(digest: Any, model: nn.Module) -> None:
     """Add every weight: name, dtype, shape, bytes."""
     for head, data in _weights(model):
         digest.update(head)

@@ -43,7 +43,7 @@ def find_weights(
         return cached
     try:
         if repository:
-            _ask_once(repository, filenames[0])
+            ask_once(repository, filenames[0])
         logger.info("fetching the weights %s", name)
         return Path(open_clip.download_pretrained(dict(released)))
     except Exception as error:  # huggingface_hub and urllib fail in many ways; all mean "not here"
@@ -83,13 +83,20 @@ def files_of(released: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(_alternatives(filename or HF_WEIGHTS_NAME))
 
 
-def find_file(repository: str, filename: str, name: str) -> Path:
+def find_file(
+    repository: str,
+    filename: str,
+    name: str,
+    *,
+    then: str = ", and give its folder: local-dir:FOLDER",
+) -> Path:
     """A small file of a model on the Hub, from the cache or the network.
 
     Args:
         repository: ``"org/name"``.
         filename: Of the file.
         name: How messages call the model.
+        then: What to do when it was fetched elsewhere.
 
     Raises:
         OSError: If it is not here and cannot be fetched.
@@ -97,14 +104,14 @@ def find_file(repository: str, filename: str, name: str) -> Path:
     if (cached := in_cache(repository, [filename])) is not None:
         return cached
     try:
-        _ask_once(repository, filename)
+        ask_once(repository, filename)
         return Path(huggingface_hub.hf_hub_download(repository, filename))
     except Exception as error:  # as above: all mean "not here"
         reason = " ".join(str(error).split())[:200]
         raise OSError(
             f"{filename} of {name} is not on this machine and could not be fetched"
             f" ({type(error).__name__}{f': {reason}' if reason else ''}). Where there is a network,"
-            f" fetch the model (hf download {repository}), and give its folder: local-dir:FOLDER"
+            f" fetch it: hf download {repository}{then}"
         ) from error
 
 
@@ -117,7 +124,7 @@ def _alternatives(filename: str) -> list[str]:
     return [filename]
 
 
-def _ask_once(repository: str, filename: str) -> None:
+def ask_once(repository: str, filename: str) -> None:
     """Return if the Hub answers, whatever it says of the file; raise what stood in the way if not.
 
     A thread asks, since nothing bounds the time that the look-up of a host's name may take.

@@ -6,14 +6,19 @@ CLIP's byte pairs, folded into the vocabulary that the tower has.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from jaxtyping import Int64
+from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
+from dclip.backbones.released import ask_once
+
 _PAD, _END = 0, 1
+_CLEANINGS = ("whitespace", "lower", "canonicalize")  # open_clip's; the first where none is said
 
 
 class StandInTokenizer:
@@ -25,10 +30,14 @@ class StandInTokenizer:
         context_length: Tokens that the tower reads.
         vocab_size: Tokens that it knows.
         text: Its configuration, which says which token ends a text.
+        pad: What fills the rest.
     """
 
-    def __init__(self, context_length: int, vocab_size: int, text: Mapping[str, Any]) -> None:
+    def __init__(
+        self, context_length: int, vocab_size: int, text: Mapping[str, Any], *, pad: int = _PAD
+    ) -> None:
         self.context_length = context_length
+        self._pad = pad
         self._own = open_clip.SimpleTokenizer()
         self._end = int(text.get("eos_id", _END if text.get("pool_type") == "last" else 2))
         self._first = max(self._end, _END) + 1
@@ -43,7 +52,7 @@ class StandInTokenizer:
     ) -> Int64[Tensor, "texts tokens"]:
         """The ids of texts, padded, and cut where they are too long."""
         length = context_length or self.context_length
-        ids = torch.full((len(texts), length), _PAD, dtype=torch.int64)
+        ids = torch.full((len(texts), length), self._pad, dtype=torch.int64)
         for row, text in enumerate(texts):
             words = self.encode(text)[:length]
             ids[row, : len(words)] = torch.tensor(words)
@@ -63,7 +72,12 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, those that start and end it included, however many they are."""
-        ids = self._wrapped.tokenizer(self._wrapped.clean_fn(text))["input_ids"]
+        own, clean = self._wrapped.tokenizer, self._wrapped.clean_fn(text)
+        if self._wrapped.tokenizer_mode == "clips":
+            words = own(clean, add_special_tokens=False)["input_ids"]
+            ids = [own.bos_token_id, *words, own.eos_token_id, own.cls_token_id]
+        else:
+            ids = own(clean)["input_ids"]
         return [int(each) for each in ids]
 
     def __call__(
@@ -78,25 +92,55 @@ def hugging_face_tokenizer(name: str, text: Mapping[str, Any], label: str) -> Hu
     """The tokenizer that belongs to a text tower.
 
     Args:
-        name: A folder, or a name on the Hub.
+        name: A folder, or a name on the Hub; of that the cache is looked at first.
         text: Configuration of the tower: context length, cleaning, mode.
         label: How messages call the model.
 
     Raises:
-        OSError: If its files are not on this machine and cannot be fetched.
+        ValueError: If the files of a folder, or how texts are cleaned, cannot be used.
+        OSError: If files of the Hub are not on this machine and cannot be fetched.
     """
-    own = dict(text.get("tokenizer_kwargs") or {})
-    try:
-        wrapped = open_clip.HFTokenizer(
-            name,
-            context_length=int(text.get("context_length", 77)),
-            tokenizer_mode=text.get("tokenizer_mode"),
-            **own,
+    options: dict[str, Any] = {
+        "context_length": int(text.get("context_length", 77)),
+        "tokenizer_mode": text.get("tokenizer_mode"),
+        **(text.get("tokenizer_kwargs") or {}),
+    }
+    if (clean := options.get("clean", _CLEANINGS[0])) not in _CLEANINGS:
+        raise ValueError(
+            f"{label}: texts are to be cleaned by {clean!r}, which is none of"
+            f" {', '.join(_CLEANINGS)}"
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0].strip()[:160]
+    try:
+        return _open(name, options | {"local_files_only": True})
+    except Exception as error:  # of its readers, one raises nothing but Exception
+        if Path(name).is_dir():
+            raise ValueError(
+                f"{label}: the folder {name} has no tokenizer that can be read"
+                f" ({_first_line(error)}). One is tokenizer.json and tokenizer_config.json, or the"
+                " model's own vocabulary, such as spiece.model"
+            ) from error
+    try:
+        ask_once(name, "tokenizer_config.json")  # its client would go on for a minute
+        return _open(name, options)
+    except Exception as error:
         raise OSError(
             f"the tokenizer {name} of {label} is not on this machine and could not be fetched"
-            f" ({reason}). Where there is a network, fetch it: hf download {name}"
+            f" ({_first_line(error)}). Where there is a network, fetch it: hf download {name}"
         ) from error
-    return HuggingFaceTokenizer(wrapped)
+
+
+def _open(name: str, options: Mapping[str, Any]) -> HuggingFaceTokenizer:
+    """The tokenizer, if it knows words.
+
+    Raises:
+        ValueError: It does not: transformers makes one without a vocabulary where the file of that
+            is missing, and all texts are one to it.
+    """
+    tokenizer = HuggingFaceTokenizer(HFTokenizer(name, **options))
+    if tokenizer.encode("dog") == tokenizer.encode("cat"):
+        raise ValueError("its vocabulary is missing")
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0].strip()[:160] or type(error).__name__

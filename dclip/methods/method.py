@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dclip.backbones import Backbone
 from dclip.fitting.batches import Batch, FeatureSource
 from dclip.fitting.loop import Loop
+from dclip.logits import Sigmoid
 from dclip.methods.settings import MethodSettings
 from dclip.prompts import ClassTexts, encode_class_texts, encode_prompt_pairs
 from dclip.templates import ZERO_SHOT_TEMPLATE
@@ -50,6 +51,7 @@ class Task:
         backbone: The frozen CLIP itself, for methods that look inside; None where features do.
         text_width: Numbers in a token of its text tower, where it is known and there is no backbone
             to ask.
+        sigmoid: Of the frozen CLIP, where it was trained by one and that is known.
     """
 
     class_names: tuple[str, ...]
@@ -57,6 +59,7 @@ class Task:
     texts: ClassTexts
     backbone: Backbone | None = None
     text_width: int | None = None
+    sigmoid: Sigmoid | None = None
 
     @classmethod
     def of(
@@ -83,6 +86,7 @@ class Task:
             pairs.float().cpu(),
             ClassTexts(texts.features.float().cpu(), texts.classes.cpu()),
             backbone,
+            sigmoid=Sigmoid.of(backbone),
         )
 
     @classmethod
@@ -242,6 +246,10 @@ class Method(nn.Module, Generic[S]):
     def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
         """What is said of every class in every image; the larger, the likelier it is there."""
         raise NotImplementedError
+
+    def tells_probabilities(self) -> bool:
+        """Whether :meth:`scores` are probabilities here, by the method or by the CLIP under it."""
+        return self.gives_probabilities
 
     def found(self, scores: Float[Tensor, "images classes"]) -> Bool[Tensor, "images classes"]:
         """Which classes it says are there: those of probability above one half, or the largest.

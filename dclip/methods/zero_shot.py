@@ -9,6 +9,7 @@ from dclip.fitting.batches import Batch
 from dclip.logits import (
     pair_logits,
     pooled_similarity,
+    sigmoid_scores,
     similarity_maps,
     zero_shot_scores,
 )
@@ -21,17 +22,27 @@ S = TypeVar("S", bound=MethodSettings)
 
 
 class ZeroShot(Method[ZeroShotSettings]):
-    """Scaled cosine of the global embedding with each class's text."""
+    """Scaled cosine of the global embedding with each class's text.
+
+    Of a CLIP that was trained by a sigmoid (SigLIP) it is the probability that this makes of it.
+    """
 
     Settings: ClassVar[type[MethodSettings]] = ZeroShotSettings
     gives_probabilities = False
 
     def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
-        """CLIP's own scores, in [-100, 100]."""
+        """CLIP's own scores, in [-100, 100], or its probabilities."""
         assert batch.embedding is not None  # as it is what is fed
-        texts = self.task.texts
-        scores = zero_shot_scores(batch.embedding, texts.features)
+        texts, sigmoid = self.task.texts, self.task.sigmoid
+        if sigmoid is None:
+            scores = zero_shot_scores(batch.embedding, texts.features)
+        else:
+            scores = sigmoid_scores(batch.embedding, texts.features, sigmoid)
         return best_phrasing(scores[..., None], texts.classes)[..., 0]
+
+    def tells_probabilities(self) -> bool:
+        """Where CLIP was trained by a sigmoid."""
+        return self.task.sigmoid is not None
 
     def class_features(self) -> Float[Tensor, "classes dim"]:
         """The positive prompts as CLIP encodes them."""

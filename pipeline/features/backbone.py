@@ -71,6 +71,8 @@ class BackboneInfo:
         paths: How local features are made, by kind.
         offers: What it has for methods that look inside (`dclip.backbones.gradients`).
         text_width: Numbers in a token of its text tower; None where no context can enter it.
+        logit_scale: Multiplier of its cosines.
+        logit_bias: Added to them before a sigmoid; None where it was trained by a softmax.
     """
 
     name: str
@@ -86,6 +88,8 @@ class BackboneInfo:
     paths: dict[str, str]
     offers: tuple[str, ...]
     text_width: int | None
+    logit_scale: float
+    logit_bias: float | None
 
     @property
     def locations(self) -> int:
@@ -235,9 +239,11 @@ def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneI
             pass  # there is none, or none that can be used: it is made anew
     # torch takes seconds to load, and these facts are mostly on disk
     from dclip.backbones import former_fingerprint, preparation_of, require
+    from dclip.logits import Sigmoid
     from pipeline.features.opened import frozen_clip
 
     backbone = frozen_clip(clip, "cpu")
+    sigmoid = Sigmoid.of(backbone)
     offers = tuple(getattr(backbone, "offers", ()))
     info = BackboneInfo(
         name=backbone.name,
@@ -255,6 +261,8 @@ def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneI
         text_width=require(backbone, _TEXTS, for_="a method").text_tower.width
         if _TEXTS in offers
         else None,
+        logit_scale=float(getattr(backbone, "logit_scale", 100.0)),
+        logit_bias=None if sigmoid is None else sigmoid.bias,
     )
     if not is_own:
         cache.mkdir(parents=True, exist_ok=True)

@@ -126,6 +126,7 @@ def plan_predict(config: Config) -> PredictPlan:
         about=about,
         kind=kind,
         gives_probabilities=method is not None and method.gives_probabilities,
+        clip_tells=backbone.logit_bias is not None,
         locates=method is not None and method.locates(),
         taken=taken,
         folder=config.output.absolute() / "predictions" / digest(identity)[:12],
@@ -407,12 +408,15 @@ def table(report: PredictReport) -> str:
         (None, BY_CLIP): "CLIP",
     }
     asked = report.config["predict"]["untrained_probability"]
-    scored = any("score" in row for image in report.images for row in image["scores"])
+    every = [row for image in report.images for row in image["scores"]]
+    scored = any("score" in row for row in every)
+    clip_tells = any("clip_probability" in row for row in every)
     columns = [
         Column("class", width=23, is_left=True),
         Column("score" if scored else "probability", ".3f", width=11),
         Column("CLIP cosine", ".3f"),
         Column("CLIP share", ".3f"),
+        *([Column("CLIP probability", ".3f")] if clip_tells else []),
         Column("pixels", ".1%", width=7),
         Column("scored by", width=18 if not asked else 16, is_left=True),
         *([Column("untrained probability", ".3f", is_left=True)] if asked else []),
@@ -426,6 +430,7 @@ def table(report: PredictReport) -> str:
                 row["score" if scored else "probability"],
                 row["clip_cosine"],
                 row["clip_share"],
+                *([row["clip_probability"]] if clip_tells else []),
                 row["pixel_share"],
                 by[row["trained"], row["scored_by"]],
                 *([row.get("untrained_probability", "")] if asked else []),
@@ -449,6 +454,11 @@ def table(report: PredictReport) -> str:
         "share: softmax over these classes, they sum to 1; pixels: share of the mask. Background:",
         report.background,
     ]
+    if clip_tells:
+        lines.append(
+            "CLIP probability: of the whole image, each class by itself, by the sigmoid that this"
+            " CLIP was trained by"
+        )
     return "\n".join(lines)
 
 
@@ -457,6 +467,8 @@ def _columns(plan: PredictPlan) -> list[str]:
     columns = [
         "class", "trained", "scored_by", "probability", "clip_cosine", "clip_share", "pixel_share",
     ]  # fmt: skip
+    if plan.clip_tells:
+        columns.append("clip_probability")
     if plan.config.predict.untrained_probability:
         columns.append("untrained_probability")
     if plan.checkpoint is not None and not plan.gives_probabilities:

@@ -16,7 +16,7 @@ from dclip.data.images import ImageError
 from dclip.fitting.batches import FeatureSource, hold_out
 from dclip.fitting.drawn import part_of
 from dclip.fitting.fit import scores_of
-from dclip.logits import similarity_maps
+from dclip.logits import Sigmoid, similarity_maps
 from dclip.methods.method import Method, Task, initial
 from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
@@ -96,7 +96,7 @@ def evaluate(
             require_images(plan.listing, [method.settings])
             source = with_images(test, plan.listing, method.settings)
         scores = scores_of(method, source, np.arange(len(test)))
-        threshold = config.evaluate.threshold if method.gives_probabilities else None
+        threshold = config.evaluate.threshold if method.tells_probabilities() else None
         systems[name] = measure(scores, test.labels, threshold)
         features = method.class_features()
         if features is not None:  # of one class there is no cosine between classes
@@ -122,6 +122,7 @@ def baseline(
         StageError: Features of the training split are missing or damaged.
     """
     task = Task.of_features(test.class_names, *test.text_features())
+    task = replace(task, sigmoid=Sigmoid.kept(test.manifest.spec))
     device = "cpu"
     if settings.sees_images():  # which is more work than all the others
         device, _ = choose_device(config.device)

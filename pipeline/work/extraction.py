@@ -10,6 +10,8 @@ from typing import Any
 
 import ray
 
+from dclip.backbones.gradients import logit_scale_of
+from dclip.logits import Sigmoid
 from dclip.prompts import encode_class_names, encode_prompt_pairs
 from dclip.store import shards
 from dclip.store.paths import write_text
@@ -150,6 +152,7 @@ def publish(config: Config, plan: FeaturePlan, written: Mapping[int, Made]) -> s
         },
     )
     shards.write_samples(plan.folder / shards.SAMPLES, sidecars)
+    sigmoid = Sigmoid.of(backbone)
     grid = backbone.grid(backbone.resolution, backbone.resolution)
     seconds: Counter[str] = Counter()
     for sidecar in sidecars:
@@ -173,6 +176,8 @@ def publish(config: Config, plan: FeaturePlan, written: Mapping[int, Made]) -> s
         spec={
             "backbone_name": backbone.name,
             "formerly": plan.formerly,
+            "logit_scale": float(logit_scale_of(backbone)),
+            "logit_bias": None if sigmoid is None else sigmoid.bias,
             **plan.space,
             **plan.source,
         },

@@ -165,6 +165,7 @@ class PredictPlan:
         about: Its origin.
         kind: Local features that maps are made of.
         gives_probabilities: Whether the method tells how likely a class is there.
+        clip_tells: Whether CLIP itself does, as it was trained by a sigmoid.
         locates: Whether it tells how likely a class is at a location.
         taken: What answers, in a line.
         folder: Of the results; the name is a hash of all that shapes them.
@@ -179,6 +180,7 @@ class PredictPlan:
     about: About | None
     kind: str
     gives_probabilities: bool
+    clip_tells: bool
     locates: bool
     taken: str
     folder: Path

@@ -13,6 +13,7 @@ from PIL import Image
 from dclip.data.crops import as_pixels
 from dclip.data.images import read_image
 from dclip.data.pixels import image_to_tensor
+from dclip.logits import Sigmoid
 from dclip.methods.method import Task
 from dclip.prediction import Prediction, UntrainedWarning, predict_image
 from dclip.prompts import ClassTexts, encode_class_names, encode_prompt_pairs
@@ -120,6 +121,7 @@ class Predictor:
                 trained=self._trained,
                 untrained_probability=wanted.untrained_probability,
                 threshold=wanted.threshold,
+                sigmoid=Sigmoid.of(backbone),
             )
 
 
@@ -178,6 +180,8 @@ def _scores(plan: PredictPlan, said: Prediction) -> list[dict[str, Any]]:
             "clip_share": shares[at],
             "pixel_share": pixels[at + 1] / said.mask.numel() if has_pixels else None,
         }
+        if said.clip_presence is not None:
+            row["clip_probability"] = said.clip_presence[at].item()
         if plan.config.predict.untrained_probability:
             row["untrained_probability"] = None if is_trained else presence[at]
         if said.score is not None:

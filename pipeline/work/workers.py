@@ -242,7 +242,7 @@ class _Test:
         texts = method.class_features()
         alone = texts is None or len(texts) < 2
         cosine = None if texts is None or alone else inter_class_cosine(texts.float().cpu())
-        is_probability = method.gives_probabilities
+        is_probability = method.tells_probabilities()
         test = measure(scores, labels, self.threshold if is_probability else None)
         if is_probability:
             ece = expected_calibration_error(scores, labels)
