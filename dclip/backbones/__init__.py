@@ -28,6 +28,7 @@ __all__ = [
     "PromptedFeatures",
     "TextGradients",
     "Tower",
+    "UnsaidWarning",
     "former_fingerprint",
     "load_backbone",
     "preparation_of",
@@ -36,6 +37,10 @@ __all__ = [
 
 DEFAULT_RESOLUTION = 448
 """Side in pixels of the images for every backbone but the embedded ones; the paper's."""
+
+
+class UnsaidWarning(UserWarning):
+    """A file does not say which weights it holds, and released ones differ in what that means."""
 
 
 class ImageFeatures(NamedTuple):

@@ -71,6 +71,7 @@ class BackboneInfo:
         paths: How local features are made, by kind.
         offers: What it has for methods that look inside (`dclip.backbones.gradients`).
         text_width: Numbers in a token of its text tower; None where no context can enter it.
+        unsaid: What its files leave open, and what is taken for it.
     """
 
     name: str
@@ -86,6 +87,7 @@ class BackboneInfo:
     paths: dict[str, str]
     offers: tuple[str, ...]
     text_width: int | None
+    unsaid: tuple[str, ...] = ()
 
     @property
     def locations(self) -> int:
@@ -209,11 +211,14 @@ def describe_backbone(config: Config) -> BackboneInfo:
         for warning in warnings_of(config):
             _warn_once(warning)
     weights = config.pretrained if config.pretrained and Path(config.pretrained).is_file() else None
-    return _describe_backbone(
+    info = _describe_backbone(
         ClipSettings.of(config),
         _stamp(Path(weights)) if weights else "",
         config.output.absolute() / "backbones",
     )
+    for text in info.unsaid:
+        _warn_once(text)
+    return info
 
 
 @lru_cache(maxsize=8)
@@ -235,9 +240,9 @@ def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneI
             pass  # there is none, or none that can be used: it is made anew
     # torch takes seconds to load, and these facts are mostly on disk
     from dclip.backbones import former_fingerprint, preparation_of, require
-    from pipeline.features.opened import frozen_clip
+    from pipeline.features.opened import opened_clip
 
-    backbone = frozen_clip(clip, "cpu")
+    backbone, unsaid = opened_clip(clip, "cpu")
     offers = tuple(getattr(backbone, "offers", ()))
     info = BackboneInfo(
         name=backbone.name,
@@ -255,6 +260,7 @@ def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneI
         text_width=require(backbone, _TEXTS, for_="a method").text_tower.width
         if _TEXTS in offers
         else None,
+        unsaid=unsaid,
     )
     if not is_own:
         cache.mkdir(parents=True, exist_ok=True)
