@@ -63,8 +63,9 @@ class Prediction:
             says which class is likeliest, not which are there.
         clip_presence: Probability of each class by CLIP itself, where it was trained by a sigmoid
             (SigLIP): of the whole image, each class by itself. None where it was not.
-        maps: Of each location, the probability of each class by the method; the cosine with CLIP's
-            text for a class that it was not trained on, and for all unless ``is_located``.
+        maps: Of each location of what the backbone saw, the probability of each class by the
+            method; the cosine with CLIP's text for a class that it was not trained on, and for all
+            unless ``is_located``.
         mask: 0 for background, 1 + position of the class elsewhere; in 32 bits instead of 8 where
             there are more than 254 classes.
         trained: Which classes the method was trained on, as was said; None without one.
@@ -107,7 +108,8 @@ def predict_image(
     Args:
         features: Of that image alone, of the kind the method was trained on.
         grid: Rows and columns of its locations.
-        size: Height and width of the mask.
+        size: Height and width of the mask. It is of all that the backbone saw: where that is not
+            the whole image, `dclip.data.placing` puts it there.
         has_global_token: Whether the first location is the mean token; it counts for presence, as
             in training, and is not in maps.
         texts: Frozen text features of the classes, for CLIP's own scores.

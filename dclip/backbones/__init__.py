@@ -29,11 +29,16 @@ __all__ = [
     "PromptedFeatures",
     "TextGradients",
     "Tower",
+    "UnsaidWarning",
     "former_fingerprint",
     "load_backbone",
     "preparation_of",
     "require",
 ]
+
+
+class UnsaidWarning(UserWarning):
+    """A file does not say which weights it holds, and released ones differ in what that means."""
 
 
 class ImageFeatures(NamedTuple):

@@ -18,7 +18,7 @@ from dclip.architectures import check_settings
 from dclip.backbones import DEFAULT_RESOLUTION
 from dclip.backbones.clip import OpenCLIPBackbone
 from dclip.backbones.released import find_file
-from dclip.backbones.sources import Source, find_source
+from dclip.backbones.sources import Source, Triple, find_source
 from dclip.backbones.tokenizers import StandInTokenizer, hugging_face_tokenizer
 from dclip.backbones.weights import load_strictly, read_state_dict
 from dclip.data.preparation import Interpolation, Preparation, Resize
@@ -54,6 +54,7 @@ def load_model(
     """
     side = DEFAULT_RESOLUTION if resolution is None else resolution
     check_settings(name, pretrained=pretrained, tag=tag, resolution=side)  # weights take long
+    _check_channels(mean, std)
     source = find_source(name, pretrained=pretrained, tag=tag)
     # before the weights, which take long; with random ones nothing can be missing
     tokenizer = None if source.weights is None else _tokenizer(source)
@@ -72,6 +73,16 @@ def load_model(
         std=source.pixels.std if std is None else std,
         preparation=preparation,
     )
+
+
+def _check_channels(mean: Triple | None, std: Triple | None) -> None:
+    """Refuse means and deviations that no values from 0 to 1 have."""
+    for name, own in (("mean", mean), ("std", std)):
+        if own is None:
+            continue
+        if len(own) != 3 or not all(0 <= each <= 1 and (name == "mean" or each) for each in own):
+            wanted = "from 0 to 1" if name == "mean" else "above 0, up to 1"
+            raise ValueError(f"{name}={own!r} has to be three numbers, {wanted}")
 
 
 def build(source: Source) -> nn.Module:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import open_clip
 
 from dclip.architectures import no_such_tag, unknown_name
+from dclip.backbones import UnsaidWarning
 from dclip.backbones.released import find_file, find_weights
 from dclip.data.preparation import SQUARE, Preparation, preparation
 from dclip.texts import EMBEDDED, embedded_stem
@@ -265,7 +266,7 @@ def _of_a_file(
         ValueError: The tag is not one of the architecture.
 
     Warns:
-        UserWarning: Released weights of the architecture differ in it.
+        UnsaidWarning: Released weights of the architecture differ in it.
     """
     named = bool(config.get("quick_gelu", False))
     if tag is not None:
@@ -293,6 +294,7 @@ def _of_a_file(
         warnings.warn(
             f"{weights.name} does not say which weights of {architecture} it holds, and released"
             f" ones differ: {'; '.join(unsaid)}. Say it by --tag, one of {', '.join(tags)}",
+            UnsaidWarning,
             stacklevel=5,
         )
     return pixels, quick

@@ -1,7 +1,8 @@
 """Images to the square a network takes: centre crop, random resized crop, or their own size.
 
-`resize_image` squeezes an image into a square, as DCLIP does. CLIP itself, and the methods that
-train through it, cut the square out of the middle, or at random.
+Features are made of squares as a backbone prepares them (`dclip.data.preparation`): for CLIP's own,
+all of the image squeezed, as DCLIP does. CLIP itself, and the methods that train through it, cut
+the square out of the middle, or at random.
 """
 
 import math
@@ -11,11 +12,12 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image
 
-from dclip.data.images import resize_image
+from dclip.data.preparation import SQUARE, Preparation
 
 Form = Literal["crop", "square", "native"]
-"""How an image becomes pixels: its middle as CLIP prepares it, all of it squeezed into a square, or
-all of it at its own size, one image a batch."""
+"""How an image becomes pixels: its middle as CLIP prepares it, a square as features of the backbone
+are made of (all of the image squeezed, where nothing else is said), or all of it at its own size,
+one image a batch."""
 
 SCALE = (0.08, 1.0)
 """Share of an image's area that a random crop has."""
@@ -115,17 +117,20 @@ def to_stride(image: Image.Image, stride: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def as_pixels(image: Image.Image, side: int, form: Form) -> Image.Image:
+def as_pixels(
+    image: Image.Image, side: int, form: Form, preparation: Preparation = SQUARE
+) -> Image.Image:
     """An image as a network takes it.
 
     Args:
         image: RGB.
         side: Of the square in pixels; the stride of the network where an image keeps its size.
         form: How.
+        preparation: That of the backbone, for the form ``"square"``.
     """
     if form == "crop":
         return centre_crop(image.size).of(image, side)
-    return resize_image(image, side) if form == "square" else to_stride(image, side)
+    return preparation(image, side) if form == "square" else to_stride(image, side)
 
 
 def mask_of(image: Image.Image) -> Bool[np.ndarray, "height width"]:

@@ -15,7 +15,7 @@ and the middle is kept. ``longest``: the whole image with black bars."""
 
 Interpolation = Literal["bilinear", "bicubic"]
 
-_FILTERS = {
+_FILTERS: dict[Interpolation, Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
@@ -60,10 +60,27 @@ class Preparation(NamedTuple):
             raise ValueError(
                 f"an image in mode {image.mode!r}; convert it to RGB, as read_image does"
             )
+        return self._square(image, side, self.filter)
+
+    @property
+    def filter(self) -> Image.Resampling:
+        """Pillow's name of the interpolation."""
+        return _FILTERS[self.interpolation]
+
+    def of_mask(self, mask: Image.Image, side: int) -> Image.Image:
+        """The mask of an image as the mask of its square: no value between two, 0 in bars.
+
+        Args:
+            mask: As large as the image, of any mode.
+            side: Pixels of the square's sides.
+        """
+        return self._square(mask, side, Image.Resampling.NEAREST)
+
+    def _square(self, image: Image.Image, side: int, of: Image.Resampling) -> Image.Image:
         if image.size == (side, side):
             return image
         width, height = self._scaled(*image.size, side)
-        scaled = image.resize((width, height), _FILTERS[self.interpolation])
+        scaled = image.resize((width, height), of)
         if (width, height) == (side, side):
             return scaled
         left, top = _middle(width, side), _middle(height, side)
@@ -115,6 +132,24 @@ def preparation(resize: str, interpolation: str) -> Preparation:
             f" {', '.join(get_args(Resize))}, and {', '.join(get_args(Interpolation))}"
         )
     return Preparation(resize, interpolation)  # type: ignore[arg-type]  # checked above
+
+
+def read_preparation(text: str) -> Preparation:
+    """The preparation that is kept beside features in words, as `Preparation` writes it.
+
+    Raises:
+        ValueError: If the words are not its own.
+
+    Example:
+        >>> read_preparation("shortest side, bicubic, antialiased")
+        Preparation(resize='shortest', interpolation='bicubic')
+    """
+    kind, *filters = text.split(", ")
+    resize = "squash" if kind == "square" else kind.removesuffix(" side")
+    found = preparation(resize, filters[0] if filters else "")
+    if str(found) != text:
+        raise ValueError(f"{text!r} says no way to resize images")
+    return found
 
 
 def _middle(of: int, side: int) -> int:

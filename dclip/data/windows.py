@@ -1,4 +1,8 @@
-"""How an image is cut for segmentation: one square of all of it, or windows that slide over it."""
+"""How an image is cut for segmentation: one square of all of it, or windows that slide over it.
+
+A mask needs all of the image, as large as can be: so nothing is cut off here and no bars are added,
+whatever a backbone does elsewhere (`dclip.data.preparation`). Its interpolation is kept.
+"""
 
 from typing import NamedTuple
 
@@ -6,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dclip.data.images import resize_image
+from dclip.data.preparation import Interpolation, Preparation
 
 
 class Window(NamedTuple):
@@ -43,25 +47,35 @@ class View(NamedTuple):
     whole: UInt8[np.ndarray, "1 rows columns 3"] | None = None
 
 
-def whole_view(image: Image.Image, resolution: int) -> View:
+def whole_view(
+    image: Image.Image, resolution: int, interpolation: Interpolation = "bilinear"
+) -> View:
     """The whole image as one square, the aspect not kept: the way of the DCLIP paper.
 
     Args:
         image: RGB.
         resolution: Side of the square in pixels.
+        interpolation: Of the resize.
 
     Returns:
         One window, that covers a canvas of the original size.
     """
     size = (image.height, image.width)
-    pixels = np.asarray(resize_image(image, resolution))[None]
+    pixels = np.asarray(Preparation("squash", interpolation)(image, resolution))[None]
     return View(pixels, (Window(0, 0, *size),), size, size)
 
 
-def sliding_view(image: Image.Image, *, short_side: int, window: int, stride: int) -> View:
+def sliding_view(
+    image: Image.Image,
+    *,
+    short_side: int,
+    window: int,
+    stride: int,
+    interpolation: Interpolation = "bilinear",
+) -> View:
     """Square windows that slide over the image: the way of SCLIP and its successors.
 
-    The image is resized (bilinear, antialiased) so that its short side has ``short_side`` pixels,
+    The image is resized (antialiased) so that its short side has ``short_side`` pixels,
     the aspect kept to the pixel. Windows start every ``stride`` pixels; the last of a row or column
     is moved back to end at the border.
 
@@ -70,6 +84,7 @@ def sliding_view(image: Image.Image, *, short_side: int, window: int, stride: in
         short_side: Of the resized image, in pixels; at least ``window``.
         window: Side of a window in pixels.
         stride: Pixels from one window to the next, 1 to ``window``.
+        interpolation: Of the resize.
 
     Raises:
         ValueError: If the numbers do not fit one another.
@@ -86,7 +101,8 @@ def sliding_view(image: Image.Image, *, short_side: int, window: int, stride: in
         )
     scale = short_side / min(image.size)
     width, height = (max(short_side, round(side * scale)) for side in image.size)
-    resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    filtered = Preparation("squash", interpolation).filter
+    resized = np.asarray(image.resize((width, height), filtered))
     windows = tuple(
         Window(top, left, window, window)
         for top in _starts(height, window, stride)

@@ -18,6 +18,7 @@ from torch import Tensor
 from dclip.data.crops import Crop, Form, as_pixels, centre_crop, mask_of, random_crop
 from dclip.data.images import ImageError
 from dclip.data.listing import CaptionedListing, Listing, MaskedListing
+from dclip.data.preparation import SQUARE, Preparation
 from dclip.fitting.batches import FeatureSource
 
 
@@ -37,6 +38,7 @@ class ImageSource:
         labels: 1 (present), 0 (absent) or -1 (unknown); no columns where there are no classes.
         resolution: Side of the square in pixels; the stride where images keep their size.
         form: See `Form`. Random crops, where a batch asks for them, are squares in any case.
+        preparation: That of the backbone, for the form ``"square"``.
         threads: That decode; left out: one a CPU.
         features: Cached features of the same rows, for methods that are fed both.
 
@@ -52,6 +54,7 @@ class ImageSource:
         *,
         resolution: int,
         form: Form = "crop",
+        preparation: Preparation = SQUARE,
         threads: int | None = None,
         features: FeatureSource | None = None,
     ) -> None:
@@ -61,6 +64,7 @@ class ImageSource:
             raise ValueError(f"{len(indices)} images, labels of {len(labels)}")
         self.listing, self.indices, self.labels = listing, indices, labels
         self.resolution, self.form, self.features = resolution, form, features
+        self.preparation = preparation
         self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="decode")
 
     def __len__(self) -> int:
@@ -184,7 +188,11 @@ class ImageSource:
                 )
         crop = None if draw is None else random_crop(image.size, np.random.default_rng(draw))
         side = self.resolution
-        square = as_pixels(image, side, self.form) if crop is None else crop.of(image, side)
+        square = (
+            as_pixels(image, side, self.form, self.preparation)
+            if crop is None
+            else crop.of(image, side)
+        )
         inside = None if mask is None else mask_of(self._cut_mask(mask, crop))
         return np.asarray(square), inside
 
@@ -195,5 +203,5 @@ class ImageSource:
         if crop is not None:
             return crop.of(mask, side, nearest)
         if self.form == "square":
-            return mask.resize((side, side), nearest)
+            return self.preparation.of_mask(mask, side)
         return mask.resize((-(-mask.width // side) * side, -(-mask.height // side) * side), nearest)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from dclip.backbones import Backbone
+from dclip.backbones import Backbone, preparation_of
 from pipeline.features.images import AboutImages
 from pipeline.features.plan import FeaturePlan
 
@@ -30,7 +30,12 @@ class ImagesAlone:
     def __init__(self, count: int, backbone: Backbone, plan: FeaturePlan | None = None) -> None:
         side = backbone.resolution
         known: dict[str, Any] = {} if plan is None else {**plan.space, **plan.source}
-        spec = {"backbone_name": backbone.name, **known, "resolution": side}
+        spec = {
+            "backbone_name": backbone.name,
+            "resize": str(preparation_of(backbone)),
+            **known,
+            "resolution": side,
+        }
         self.manifest = AboutImages(spec, backbone.embed_dim, backbone.grid(side, side))
         self.indices = np.arange(count)
         self.labels = torch.zeros(count, 0, dtype=torch.int8)

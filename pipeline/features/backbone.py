@@ -73,6 +73,7 @@ class BackboneInfo:
         text_width: Numbers in a token of its text tower; None where no context can enter it.
         logit_scale: Multiplier of its cosines.
         logit_bias: Added to them before a sigmoid; None where it was trained by a softmax.
+        unsaid: What its files leave open, and what is taken for it.
     """
 
     name: str
@@ -90,6 +91,7 @@ class BackboneInfo:
     text_width: int | None
     logit_scale: float
     logit_bias: float | None
+    unsaid: tuple[str, ...] = ()
 
     @property
     def locations(self) -> int:
@@ -213,11 +215,14 @@ def describe_backbone(config: Config) -> BackboneInfo:
         for warning in warnings_of(config):
             _warn_once(warning)
     weights = config.pretrained if config.pretrained and Path(config.pretrained).is_file() else None
-    return _describe_backbone(
+    info = _describe_backbone(
         ClipSettings.of(config),
         _stamp(Path(weights)) if weights else "",
         config.output.absolute() / "backbones",
     )
+    for text in info.unsaid:
+        _warn_once(text)
+    return info
 
 
 @lru_cache(maxsize=8)
@@ -240,9 +245,9 @@ def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneI
     # torch takes seconds to load, and these facts are mostly on disk
     from dclip.backbones import former_fingerprint, preparation_of, require
     from dclip.logits import Sigmoid
-    from pipeline.features.opened import frozen_clip
+    from pipeline.features.opened import opened_clip
 
-    backbone = frozen_clip(clip, "cpu")
+    backbone, unsaid = opened_clip(clip, "cpu")
     sigmoid = Sigmoid.of(backbone)
     offers = tuple(getattr(backbone, "offers", ()))
     info = BackboneInfo(
@@ -263,6 +268,7 @@ def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneI
         else None,
         logit_scale=float(getattr(backbone, "logit_scale", 100.0)),
         logit_bias=None if sigmoid is None else sigmoid.bias,
+        unsaid=unsaid,
     )
     if not is_own:
         cache.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,14 @@
 Here torch is loaded; `pipeline.features.plan` is without it.
 """
 
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from dclip.backbones import Backbone, load_backbone
+from dclip.backbones import Backbone, UnsaidWarning, load_backbone
 from dclip.data.listing import Listing
+from dclip.data.preparation import read_preparation
 from dclip.fitting.images import ImageSource
 from dclip.methods.settings import MethodSettings
 from dclip.store.reader import FeatureReader
@@ -30,13 +32,30 @@ def open_backbone(config: Config, *, device: str = "cpu") -> Backbone:
     return frozen_clip(ClipSettings.of(config), device)
 
 
-@lru_cache(maxsize=2)
 def frozen_clip(clip: ClipSettings, device: str) -> Backbone:
     """As `open_backbone`, from the settings that tell one from another; the last two are kept."""
-    try:
-        return load_backbone(**clip._asdict(), device=device)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    return opened_clip(clip, device)[0]
+
+
+@lru_cache(maxsize=2)
+def opened_clip(clip: ClipSettings, device: str) -> tuple[Backbone, tuple[str, ...]]:
+    """A frozen CLIP, and what its files leave open, which planning tells once.
+
+    Raises:
+        UsageError: An unknown name, or an unusable resolution.
+        OSError: Weights that are not here and cannot be fetched.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UnsaidWarning)
+        try:
+            backbone = load_backbone(**clip._asdict(), device=device)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    unsaid = [each for each in caught if issubclass(each.category, UnsaidWarning)]
+    for each in caught:
+        if each not in unsaid:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+    return backbone, tuple(str(each.message) for each in unsaid)
 
 
 def with_images(
@@ -64,6 +83,7 @@ def with_images(
         reader.labels,
         resolution=side // manifest.grid[0] if is_native else side,
         form=own.image_form,
+        preparation=read_preparation(manifest.spec["resize"]),
         threads=threads,
         features=reader if isinstance(reader, FeatureReader) else None,
     )

@@ -168,6 +168,21 @@ def plan_features(config: Config, split: str, *, needs_classes: bool = True) -> 
     return replace(plan(0, space), views=tuple(plan(n, space) for n in range(1, views + 1)))
 
 
+def is_one_space(ours: tuple[str, str], theirs: tuple[str, str]) -> bool:
+    """Whether two hashes of what gives numbers their meaning are of one meaning.
+
+    Args:
+        ours: ``feature_space`` and ``formerly``, the latter empty where it is not known.
+        theirs: Likewise.
+    """
+    return ours[0] in theirs or theirs[0] in ours
+
+
+def space_of(manifest: Manifest) -> tuple[str, str]:
+    """``feature_space`` and ``formerly`` of features; the latter is empty in those of 0.1."""
+    return manifest.feature_space, str(manifest.spec.get("formerly", ""))
+
+
 def complete_manifest(plan: FeaturePlan) -> Manifest | None:
     """The manifest of a plan, if it stands and every shard has the size it says; else None.
 

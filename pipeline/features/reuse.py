@@ -24,7 +24,13 @@ from dclip.store.shards import (
 )
 from dclip.store.verified import FileState, file_state
 from dclip.words import counted
-from pipeline.features.plan import FeaturePlan, require_writable, root_of_images
+from pipeline.features.plan import (
+    FeaturePlan,
+    is_one_space,
+    require_writable,
+    root_of_images,
+    space_of,
+)
 from pipeline.settings.config import Config
 from pipeline.terminal.progress import progress
 
@@ -87,8 +93,10 @@ def earlier(config: Config, plan: FeaturePlan) -> dict[str, Source]:
             manifest = read_manifest(folder)
         except (ShardError, NotADirectoryError):
             continue
-        ours = (plan.feature_space, config.dataset, root_of_images(config), plan.listing.split)
-        theirs = (manifest.feature_space, manifest.dataset, manifest.root, manifest.split)
+        ours = (config.dataset, root_of_images(config), plan.listing.split)
+        theirs = (manifest.dataset, manifest.root, manifest.split)
+        if not is_one_space((plan.feature_space, plan.formerly), space_of(manifest)):
+            continue
         if ours != theirs or any(manifest.spec.get(name) != plan.source.get(name) for name in kept):
             continue
         if config.extract.mode != "extend" and not (images and images == manifest.images):

@@ -154,7 +154,7 @@ class MapLine:
     Attributes:
         title: What stands above the image.
         pixels: The image, RGB.
-        maps: Of each class a value for every pixel.
+        maps: Of each class a value for every pixel; nan where nothing was seen.
         names: Of the classes.
         has_absent: Whether the last class is one that the image does not show.
         limits: Ends of the scale of its colours.

@@ -61,7 +61,7 @@ def palette_image(mask: UInt8[np.ndarray, "height width"]) -> Image.Image:
 
 def heat_maps(
     image: Image.Image,
-    maps: Float[np.ndarray, "classes rows columns"],
+    maps: Float[np.ndarray, "classes height width"],
     titles: Sequence[str],
     *,
     label: str,
@@ -72,7 +72,8 @@ def heat_maps(
 
     Args:
         image: RGB.
-        maps: Values of each class, those to be drawn first, first; at most 24 are drawn.
+        maps: Values of each class over the image, in as many pixels as `small_size` says, those to
+            be drawn first, first; nan where there are none. At most 24 are drawn.
         titles: What stands above each of them.
         label: What the values are.
         limits: Ends of the scale; None for the smallest and largest value that is drawn.
@@ -80,7 +81,6 @@ def heat_maps(
     """
     count = min(len(maps), _MOST_MAPS)
     pixels = np.asarray(_small(image))
-    height, width = pixels.shape[:2]
     columns = min(_COLUMNS, count + 1)
     rows = -(-(count + 1) // columns)
     cell = 2.3
@@ -93,10 +93,9 @@ def heat_maps(
         axis.axis("off")
     axes[0].imshow(pixels)
     axes[0].set_title("image", fontsize=10)
-    low, high = limits or (float(maps[:count].min()), float(maps[:count].max()))
+    low, high = limits or (float(np.nanmin(maps[:count])), float(np.nanmax(maps[:count])))
     drawn = None
-    for axis, own, head in zip(axes[1:], maps[:count], titles, strict=False):
-        heat = np.asarray(Image.fromarray(own).resize((width, height), Image.Resampling.BILINEAR))
+    for axis, heat, head in zip(axes[1:], maps[:count], titles, strict=False):
         drawn = show_heat(axis, pixels, heat, low, high)
         axis.set_title(head, fontsize=10)
     if drawn is not None:
@@ -107,8 +106,11 @@ def heat_maps(
 
 
 def show_heat(axis: Axes, pixels: np.ndarray, heat: np.ndarray, low: float, high: float) -> Any:
-    """Draw a map over the grey image: the hotter, the less of the image is seen through it."""
-    strength = np.clip((heat - low) / max(high - low, 1e-9), 0, 1)
+    """Draw a map over the grey image: the hotter, the less of the image is seen through it.
+
+    Nothing is drawn where the map is nan.
+    """
+    strength = np.nan_to_num(np.clip((heat - low) / max(high - low, 1e-9), 0, 1))
     axis.imshow(64 + pixels.mean(axis=2) / 2, cmap="gray", vmin=0, vmax=255)
     return axis.imshow(heat, cmap="inferno", alpha=0.85 * strength, vmin=low, vmax=high)
 
@@ -262,11 +264,15 @@ def _coloured(
     return coloured
 
 
-def _small(image: Image.Image) -> Image.Image:
-    """The image with a long side of 480 pixels, the aspect kept."""
+def small_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height with a long side of 480 pixels, the aspect kept."""
     scale = _SIDE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    return width, height
+
+
+def _small(image: Image.Image) -> Image.Image:
+    return image.resize(small_size(image), Image.Resampling.BILINEAR)
 
 
 def _height(image: Image.Image) -> float:

@@ -22,6 +22,7 @@ from dclip.prompts import ClassTexts
 from dclip.store.paths import atomic_write
 from dclip.store.shards import Manifest
 from pipeline.features.opened import frozen_clip
+from pipeline.features.plan import is_one_space, space_of
 from pipeline.records.origin import About, bad_checkpoint, read_about
 from pipeline.terminal.errors import StageError, told
 
@@ -204,8 +205,7 @@ def check_features(path: Path, about: About, manifest: Manifest) -> None:
         StageError: They come from another backbone, resolution or preprocessing, or the classes
             differ.
     """
-    ours = {about.feature_space, about.formerly} - {""}
-    if ours.isdisjoint({manifest.feature_space, manifest.spec.get("formerly")}):
+    if not is_one_space((about.feature_space, about.formerly), space_of(manifest)):
         raise StageError(
             f"checkpoint {path} was trained on features of {about.made_on} "
             f"({about.feature_space[:12]}), these are of {manifest.spec.get('backbone_name')} "

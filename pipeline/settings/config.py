@@ -23,6 +23,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
     create_model,
     field_validator,
@@ -95,6 +96,25 @@ def _paths(value: object) -> object:
 
 Checkpoints = Annotated[list[LocalPath], NoDecode, BeforeValidator(_paths)]
 """Files of checkpoints, or folders of them."""
+
+
+def _three(value: object) -> object:
+    """Three numbers: a sequence, or text with commas between, in brackets or without."""
+    if value is None:
+        return None
+    words = value.split(",") if isinstance(value, str) else value
+    words = words if isinstance(words, list | tuple) else [words]
+    try:
+        numbers = tuple(float(str(word).strip(" []()")) for word in words)
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3:
+        raise ValueError("three numbers are wanted, such as 0.5,0.5,0.5")
+    return numbers
+
+
+Channels = Annotated[tuple[float, float, float], NoDecode, BeforeValidator(_three)]
+"""A number for each channel of an RGB image."""
 
 
 class BackboneWorkers(BaseModel):
@@ -273,7 +293,7 @@ class RetrieveConfig(BaseModel):
     form: Literal["crop", "square"] = Field(
         "crop",
         description="how an image becomes a square: crop, its middle as CLIP prepares it, or "
-        "square, all of it squeezed, as cached features are made",
+        "square, as cached features are made (--resize; of CLIP's own models all of it squeezed)",
     )
     score: Literal["cosine", "fp16_softmax"] = Field(
         "cosine",
@@ -702,16 +722,16 @@ class Config(BaseSettings):
     resize: Resize | None = Field(
         None,
         description="how images become squares: squash, shortest (crops) or longest (pads); left "
-        "out: squash for CLIP's own models, as trained for others",
+        "out: squash for CLIP's own models, as trained for others (segment sees all of an image)",
     )
     interpolation: Interpolation | None = Field(
         None, description="filter of the resize; left out: bilinear, or as trained"
     )
-    mean: tuple[float, float, float] | None = Field(
-        None, description="channel means in [0, 1], as JSON; left out: of the weights"
+    mean: Channels | None = Field(
+        None, description="channel means in [0, 1], such as 0.5,0.5,0.5; left out: of the weights"
     )
-    std: tuple[float, float, float] | None = Field(
-        None, description="channel deviations, as JSON; left out: of the weights"
+    std: Channels | None = Field(
+        None, description="channel deviations, such as 0.5,0.5,0.5; left out: of the weights"
     )
     resolution: int | None = Field(
         None,
@@ -795,6 +815,17 @@ class Config(BaseSettings):
         if experiment is not None and not (experiment.strip() and experiment.isprintable()):
             raise ValueError("an experiment has a name of printable characters")
         return experiment
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _usable_channels(cls, value: Channels | None, about: ValidationInfo) -> Channels | None:
+        if value is None:
+            return None
+        is_mean = about.field_name == "mean"
+        if not all(0 <= each <= 1 and (is_mean or each > 0) for each in value):
+            wanted = "0 to 1" if is_mean else "above 0, up to 1"
+            raise ValueError(f"of pixels from 0 to 1, each number is {wanted}")
+        return value
 
     @field_validator("pretrained")
     @classmethod
@@ -939,6 +970,8 @@ def as_flags(config: Config, *sections: str) -> list[str]:
                 words.append(f"--{flag}" if value else f"--no-{flag}")
             elif isinstance(value, Mapping):
                 words += [f"--{flag}", ",".join(f"{k}={v}" for k, v in value.items())]
+            elif isinstance(value, tuple):
+                words += [f"--{flag}", ",".join(map(str, value))]
             else:
                 words += [f"--{flag}", str(value)]
     return words

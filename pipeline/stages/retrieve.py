@@ -121,7 +121,10 @@ def plan_retrieval(config: Config) -> RetrievePlan:
             "listing": listing.identity(),
             "texts": [rows, texts],
             "settings": wanted.model_dump(include={"form", "score", "precision"}),
-            "backbone": [backbone.fingerprint, backbone.resolution, backbone.mean, backbone.std],
+            "backbone": [
+                *(backbone.fingerprint, backbone.resolution, backbone.preparation),
+                *(backbone.mean, backbone.std),
+            ],
             "checkpoints": {names[path]: file_digest(path) for path in files},
         }
     )

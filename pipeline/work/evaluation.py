@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn import functional as F
 
 from dclip.data.images import ImageError
+from dclip.data.placing import place_maps
+from dclip.data.preparation import read_preparation
 from dclip.fitting.batches import FeatureSource, hold_out
 from dclip.fitting.drawn import part_of
 from dclip.fitting.fit import scores_of
@@ -212,6 +213,7 @@ def _maps(
     counts = (test.labels == 1).sum(dim=1)
     rows = torch.argsort(counts, descending=True, stable=True)[: min(limit, most)].tolist()
     alike = cosine_matrix(classes.float())
+    preparation = read_preparation(test.manifest.spec["resize"])
     lines = []
     for row in rows:
         try:
@@ -219,6 +221,7 @@ def _maps(
         except (ImageError, OSError) as error:
             log.warning("figures: image %s left out: %s", test.keys[row], error)
             continue
+        seen = picture.size
         picture.thumbnail((256, 256))
         pixels = np.asarray(picture)
         present = torch.nonzero(test.labels[row] == 1).flatten().tolist()
@@ -235,17 +238,18 @@ def _maps(
             "clip": similarity_maps(local, classes),
             **{name: _says(method, local) for name, method in scoring.items()},
         }.items():
-            large = F.interpolate(
-                maps[:, wanted].reshape(1, len(wanted), *test.manifest.grid),
-                size=pixels.shape[:2],
-                mode="bilinear",
-                align_corners=False,
-            )[0] if wanted else maps.new_zeros(0, *pixels.shape[:2])  # fmt: skip
+            large = place_maps(
+                maps[:, wanted].reshape(len(wanted), *test.manifest.grid).numpy(),
+                preparation,
+                seen=seen,
+                side=int(test.manifest.spec["resolution"]),
+                size=picture.size,
+            )
             lines.append(
                 figures.MapLine(
                     title=short_title_of(name) + more_classes,
                     pixels=pixels,
-                    maps=large.numpy(),
+                    maps=large,
                     names=[test.class_names[column] for column in wanted],
                     has_absent=absent is not None,
                     limits=_limits(maps[:, wanted]),

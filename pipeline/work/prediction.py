@@ -1,18 +1,22 @@
 """Images one by one: what is said of the classes, and the pictures of it."""
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
+from dclip.backbones import preparation_of
 from dclip.data.crops import as_pixels
 from dclip.data.images import read_image
 from dclip.data.pixels import image_to_tensor
+from dclip.data.placing import place_maps, place_mask
 from dclip.logits import Sigmoid
 from dclip.methods.method import Task
 from dclip.prediction import Prediction, UntrainedWarning, predict_image
@@ -30,6 +34,8 @@ from pipeline.terminal.progress import progress
 from pipeline.work.plans import BY_CLIP, BY_METHOD, PredictPlan, stamp_of
 
 log = logging.getLogger(__name__)
+
+_MOST_PIXELS = 1 << 24  # of the mask of a square with bars; a longer image has coarser ones
 
 
 def predict_all(
@@ -72,6 +78,7 @@ class Predictor:
     def __init__(self, plan: PredictPlan, device: str) -> None:
         self._plan, self._device = plan, device
         self._backbone = open_backbone(plan.config, device=device)
+        self.preparation = preparation_of(self._backbone)
         # as in training, whatever the case in which a name is given
         spelt = [old or new for old, new in zip(plan.trained_as, plan.classes, strict=True)]
         self._names = spelt
@@ -96,13 +103,49 @@ class Predictor:
             return None
         form, backbone = self._method.settings.image_form, self._backbone
         side = backbone.stride if form == "native" else backbone.resolution
-        square = np.array(as_pixels(image, side, form))
+        square = np.array(as_pixels(image, side, form, self.preparation))
         return torch.from_numpy(square)[None].to(self._device)
 
     def predict(self, image: Image.Image) -> Prediction:
-        """What one image shows; its mask has the size of the image."""
+        """What one image shows.
+
+        Its mask has the size of the image, and is background where the backbone sees nothing of
+        it; its maps are of the square that the backbone sees (`maps_on`).
+        """
+        if self.preparation.resize == "squash":
+            return self._predict(image, (image.height, image.width))
+        side, size = self._backbone.resolution, image.size
+        of_image, of_square = self.preparation.shown(*size, side)
+        width = side * (of_image.right - of_image.left) / (of_square.right - of_square.left)
+        height = side * (of_image.bottom - of_image.top) / (of_square.bottom - of_square.top)
+        shrunk = max(1.0, math.sqrt(width * height / _MOST_PIXELS))
+        said = self._predict(image, (math.ceil(height / shrunk), math.ceil(width / shrunk)))
+        mask = place_mask(said.mask.cpu().numpy(), self.preparation, side=side, size=size)
+        return replace(said, mask=torch.from_numpy(mask))
+
+    def maps_on(
+        self, maps: Float[np.ndarray, "classes rows columns"], image: Image.Image
+    ) -> Float[np.ndarray, "classes height width"]:
+        """Maps of an image over a small copy of it; nan where nothing of it was seen.
+
+        Args:
+            maps: Of a prediction.
+            image: That it is of.
+        """
+        return place_maps(
+            maps,
+            self.preparation,
+            seen=image.size,
+            side=self._backbone.resolution,
+            size=mask_figures.small_size(image),
+        )
+
+    def _predict(self, image: Image.Image, size: tuple[int, int]) -> Prediction:
+        """As `predict`, with a mask of all that the backbone sees, in so many rows and columns."""
         backbone, wanted = self._backbone, self._plan.config.predict
-        pixels = image_to_tensor(image, backbone.resolution, backbone.mean, backbone.std)
+        pixels = image_to_tensor(
+            image, backbone.resolution, backbone.mean, backbone.std, self.preparation
+        )
         fed = self._pixels(image)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UntrainedWarning)  # it is told once, by name
@@ -110,7 +153,7 @@ class Predictor:
             return predict_image(
                 features,
                 backbone.grid(backbone.resolution, backbone.resolution),
-                (image.height, image.width),
+                size,
                 has_global_token=backbone.include_global_token,
                 texts=self._texts,
                 pairs=self._pairs,
@@ -147,7 +190,7 @@ def _predict_one(
         reason = told(error)
         return None, reason if shown in reason else f"{shown}: {reason}"
     try:
-        image["pictures"] = _draw(plan, name, pixels, said)
+        image["pictures"] = _draw(plan, predictor, name, pixels, said)
     except Exception as error:
         return image, f"{shown}: scores are written, its pictures are not: {told(error)}"
     return image, ""
@@ -197,7 +240,9 @@ def _value(row: dict[str, Any], plan: PredictPlan) -> float:
     return float(next((value for value in own if value is not None), clip))
 
 
-def _draw(plan: PredictPlan, name: str, image: Image.Image, said: Prediction) -> dict[str, str]:
+def _draw(
+    plan: PredictPlan, predictor: Predictor, name: str, image: Image.Image, said: Prediction
+) -> dict[str, str]:
     """Write the pictures of one image; their paths."""
     mask: np.ndarray = said.mask.cpu().numpy()
     paths = {what: plan.folder / f"{name}-{what}.png" for what in ("mask", "overlay")}
@@ -220,7 +265,7 @@ def _draw(plan: PredictPlan, name: str, image: Image.Image, said: Prediction) ->
         save(
             mask_figures.heat_maps(
                 image,
-                said.maps[order].float().cpu().numpy(),
+                predictor.maps_on(said.maps[order].float().cpu().numpy(), image),
                 [f"{short(row['class'], 20)}  {_value(row, plan):.2f}" for row in own],
                 label=label,
                 limits=limits,

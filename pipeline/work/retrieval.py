@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dclip.backbones import Backbone
+from dclip.backbones import Backbone, preparation_of
 from dclip.data.images import ImageError
+from dclip.data.preparation import Preparation
 from dclip.fitting.batches import Batch, prefetch, read_batch
 from dclip.fitting.images import ImageSource
 from dclip.metrics import inter_class_cosine, mask_overlap, retrieval_recall
@@ -48,6 +49,11 @@ class _System:
 
     encoder: PairEncoder
     backbone: Backbone
+
+    @property
+    def sees(self) -> tuple[int, Preparation]:
+        """Side of the squares that it looks at, and how they are made."""
+        return self.backbone.resolution, preparation_of(self.backbone)
 
 
 def compare(config: Config, plan: RetrievePlan, folder: Path) -> Compared:
@@ -128,26 +134,27 @@ def _encode_images(
     precision: str,
     size: int,
 ) -> dict[str, Tensor]:
-    """Embeddings of all images by every system; images of one size are read once."""
+    """Embeddings of all images by every system; squares that several look at are made once."""
     parts: dict[str, list[Tensor]] = {name: [] for name in systems}
     indices = np.array(plan.rows)
     labels = torch.zeros(len(indices), 0, dtype=torch.int8)
-    sides = {system.backbone.resolution for system in systems.values()}
-    with progress("retrieve", len(indices) * len(sides), "images") as bar:
-        for side in sorted(sides):
+    squares = {system.sees for system in systems.values()}
+    with progress("retrieve", len(indices) * len(squares), "images") as bar:
+        for side, preparation in sorted(squares):
             source = ImageSource(
                 plan.listing,
                 indices,
                 labels,
                 resolution=side,
                 form=config.retrieve.form,
+                preparation=preparation,
                 threads=config.retrieve.threads,
             )
             try:
                 for batch in prefetch(_batches(source, size), torch.device(device)):
                     assert batch.pixels is not None
                     for name, system in systems.items():
-                        if system.backbone.resolution == side:
+                        if system.sees == (side, preparation):
                             with torch.no_grad(), computing_in(precision, device):
                                 embedded = system.encoder.embed_images(batch.pixels)
                             parts[name].append(embedded.float().cpu())

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dclip.backbones import preparation_of
 from dclip.data.windows import View
 from dclip.methods.method import Task
 from dclip.metrics import (
@@ -111,6 +112,7 @@ class Segmenter(Maker[tuple[View, np.ndarray]]):
         self._rule = rule_of(config)
         sees_images = any(system.method is not None for system in plan.systems)
         self._native = self._backbone.stride if sees_images else None
+        self._interpolation = preparation_of(self._backbone).interpolation
         self._systems = build_systems(plan.systems, texts, self._backbone, device=device)
 
     def make(self, group: int) -> dict[str, np.ndarray]:
@@ -153,7 +155,13 @@ class Segmenter(Maker[tuple[View, np.ndarray]]):
     def read(self, row: int) -> tuple[View, np.ndarray]:
         """An image in windows, and its mask."""
         sample = self._plan.listing.read(row)
-        return view_of(sample.image, self._plan.view, native=self._native), sample.mask
+        view = view_of(
+            sample.image,
+            self._plan.view,
+            interpolation=self._interpolation,
+            native=self._native,
+        )
+        return view, sample.mask
 
     def positions(self, mask: Tensor) -> Tensor:
         """A label map with classes by their position among all; background is 0 where it is one."""

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dclip.data.images import resize_image
+from dclip.backbones import preparation_of
 from dclip.data.listing import Sample
 from dclip.data.windows import whole_view
 from dclip.encoding import encode_batches
@@ -44,6 +44,7 @@ class SegmentScorer(Maker[Sample]):
         super().__init__(config, config.segments_mlr, device, threads)
         self._plan = plan
         self._area = config.segments_mlr.area
+        self._prepare = preparation_of(self._backbone)
         self._texts = texts.texts.features.to(device)
         self._systems = build_systems([plan.system], texts, self._backbone, device=device)
 
@@ -71,7 +72,7 @@ class SegmentScorer(Maker[Sample]):
         side = self._backbone.resolution
         masks = segment_images(
             self._backbone,
-            [whole_view(image, side) for image in images],
+            [whole_view(image, side, self._prepare.interpolation) for image in images],
             self._systems,
             Rule(),
             batch_size=self._batch,
@@ -92,7 +93,7 @@ class SegmentScorer(Maker[Sample]):
         def resized(start: int) -> Tensor:
             batch = images[start : start + self._batch]
             side = self._backbone.resolution
-            return torch.from_numpy(np.stack([np.array(resize_image(one, side)) for one in batch]))
+            return torch.from_numpy(np.stack([np.array(self._prepare(one, side)) for one in batch]))
 
         scores = [
             zero_shot_scores(features.embedding, self._texts).softmax(dim=1).cpu()

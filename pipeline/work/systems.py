@@ -10,6 +10,7 @@ from PIL import Image
 
 from dclip.backbones import Backbone
 from dclip.data.crops import to_stride
+from dclip.data.preparation import Interpolation
 from dclip.data.windows import View, sliding_view, whole_view
 from dclip.methods.method import Method, Task
 from dclip.methods.registry import find_method
@@ -79,12 +80,19 @@ def build_systems(
     return systems
 
 
-def view_of(image: Image.Image, settings: Mapping[str, int], *, native: int | None = None) -> View:
-    """An image as the plan of a segmentation says: one square of it, or windows.
+def view_of(
+    image: Image.Image,
+    settings: Mapping[str, int],
+    *,
+    interpolation: Interpolation,
+    native: int | None = None,
+) -> View:
+    """An image as the plan of a segmentation says: one square of all of it, or windows.
 
     Args:
         image: RGB.
         settings: Of the view.
+        interpolation: Of the backbone.
         native: Stride of the backbone, where a system looks at the whole image at its own size.
     """
     if "window" in settings:
@@ -93,9 +101,10 @@ def view_of(image: Image.Image, settings: Mapping[str, int], *, native: int | No
             short_side=settings["short_side"],
             window=settings["window"],
             stride=settings["stride"],
+            interpolation=interpolation,
         )
     else:
-        view = whole_view(image, settings["resolution"])
+        view = whole_view(image, settings["resolution"], interpolation)
     if native is None:
         return view
     return view._replace(whole=np.array(to_stride(image, native))[None])

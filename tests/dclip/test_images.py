@@ -14,6 +14,7 @@ from dclip.backbones import load_backbone
 from dclip.data.crops import RATIO, SCALE, as_pixels, centre_crop, random_crop
 from dclip.data.images import ImageError
 from dclip.data.listing import Keyed, Sample
+from dclip.data.preparation import Preparation, Resize
 from dclip.fitting.batches import epoch_batches, parts_of, read_batch
 from dclip.fitting.fit import EpochReport, fit, scores_of, step_learning_rate
 from dclip.fitting.images import ImageSource
@@ -315,3 +316,19 @@ def test_images_go_on_within_an_epoch_as_if_nothing_had_been(method: str) -> Non
     rest.load_state_tensors(kept[0])
     fit(rest, images, np.arange(SEEN), seed=3)
     assert all(torch.equal(v, weights(rest)[n]) for n, v in weights(straight).items())
+
+
+@pytest.mark.parametrize("resize", ["squash", "shortest", "longest"])
+def test_a_square_is_made_as_the_backbone_prepares_it_and_its_mask_with_it(resize: Resize) -> None:
+    form = Preparation(resize, "bicubic")
+    images = source(4, form="square", preparation=form)
+
+    pixels, masks = images.pictures(np.arange(4), masks=True)
+
+    assert masks is not None
+    first = Drawings(4).read(3).image  # the last image is the first row
+    assert np.array_equal(pixels[0], form(first, 32))
+    light = pixels.float().mean(3) > 115  # half way between the box and what is around it
+    assert 0.1 < float(masks.float().mean()) < 0.3
+    assert float((light == masks).float().mean()) > 0.97  # but for pixels at its edges
+    images.close()

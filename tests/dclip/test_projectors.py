@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dclip.methods.dclip import align, build_model
+from dclip.methods.settings import DCLIPSettings
 from dclip.projectors import PROJECTOR_PRESETS, ImageProjector, ProjectorSizes, TextProjector
 
 SMALL = ProjectorSizes(embed_dim=6, hidden_dim=5, output_dim=3)
@@ -25,6 +27,40 @@ def test_sizes_for_a_known_width_are_the_preset() -> None:
     assert ProjectorSizes.for_embed_dim(512) == PROJECTOR_PRESETS["rn101"]
     assert ProjectorSizes.for_embed_dim(1024) == PROJECTOR_PRESETS["rn50"]
     assert ProjectorSizes.for_embed_dim(1024, output_dim=256) == PROJECTOR_PRESETS["rn50_1p2m"]
+
+
+@pytest.mark.parametrize(
+    ("width", "hidden", "output"),
+    [(768, 576, 384), (1152, 864, 576), (1280, 960, 640), (1536, 1152, 768)],
+)
+def test_other_widths_have_the_published_proportions(width: int, hidden: int, output: int) -> None:
+    assert ProjectorSizes.for_embed_dim(width) == ProjectorSizes(width, hidden, output)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [1152, 1536])
+def test_an_aligned_start_carries_texts_to_where_the_text_projector_does(width: int) -> None:
+    torch.manual_seed(0)
+    model = build_model(DCLIPSettings(), width)
+    before = model.image_projector.output.weight.norm()
+    # as texts are, much alike: a common direction and a tenth of their own
+    texts = F.normalize(torch.randn(1, width) + 0.1 * torch.randn(40, width), dim=1).double()
+
+    align(model, texts)
+
+    carried = model.image_projector(texts.float())
+    wanted = model.project_texts(texts.float(), statistics="running")
+    assert carried.shape == (40, width // 2)
+    # but for a ridge of a ten-thousandth
+    assert F.cosine_similarity(carried, wanted).min() > 0.999
+    # images in other directions keep their cosines, up to chance
+    images = F.normalize(torch.randn(20, width), dim=1)
+    kept = F.normalize(model.image_projector(images), dim=1)
+    assert float((kept @ kept.T - images @ images.T).abs().max()) < 6 / (width // 2) ** 0.5
+    # float32 sums a million squares
+    torch.testing.assert_close(
+        model.image_projector.output.weight.norm(), before, rtol=1e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize("widths", [(0, 1, 1), (4, 0, 1), (4, 1, -1)])

@@ -6,7 +6,7 @@ from PIL import Image
 from torchvision.transforms import functional as reference
 
 from dclip.data.images import resize_image
-from dclip.data.preparation import Preparation, preparation
+from dclip.data.preparation import Preparation, preparation, read_preparation
 
 
 def _image(width: int, height: int) -> Image.Image:
@@ -75,3 +75,18 @@ def test_words_that_are_not_known_and_other_modes_are_refused() -> None:
         preparation("stretch", "bilinear")
     with pytest.raises(ValueError, match="mode 'L'; convert it to RGB"):
         Preparation()(Image.new("L", (8, 8)), 4)
+
+
+@pytest.mark.parametrize("resize", ["squash", "shortest", "longest"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_words_beside_features_are_read_as_they_were_written(
+    resize: str, interpolation: str
+) -> None:
+    form = preparation(resize, interpolation)
+    assert read_preparation(str(form)) == form
+
+
+@pytest.mark.parametrize("text", ["", "square", "squash side, bilinear, antialiased", "a, b, c"])
+def test_other_words_beside_features_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"(are not known|says no way)"):
+        read_preparation(text)

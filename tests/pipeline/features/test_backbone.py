@@ -1,11 +1,14 @@
 """Which frozen CLIP is taken, and what is said of it."""
 
 import logging
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.features import backbone
+from dclip.backbones import Backbone, UnsaidWarning
+from pipeline.features import backbone, opened
 from pipeline.settings.config import Config, explain
 from pipeline.terminal import cli
 
@@ -66,3 +69,28 @@ def test_help_says_which_backbone_is_taken(capsys: pytest.CaptureFixture[str]) -
         cli.main("extract", ["--help"])
     told = " ".join(capsys.readouterr().out.split())
     assert "left out: tiny for shapes, RN101 for all else" in told
+
+
+def test_what_a_file_leaves_open_is_told_once_a_run_also_where_its_facts_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = opened.load_backbone
+
+    def warn(name: str, **own: Any) -> Backbone:
+        warnings.warn("a.pt does not say which weights it holds", UnsaidWarning, stacklevel=2)
+        return load(name, **own)
+
+    def new_run() -> None:
+        for kept in (backbone._warn_once, backbone._describe_backbone, opened.opened_clip):
+            kept.cache_clear()
+
+    monkeypatch.setattr(opened, "load_backbone", warn)
+    config = Config(output=tmp_path, pretrained="random")
+    for _ in range(2):
+        new_run()
+        caplog.clear()
+        opened.open_backbone(config)
+        backbone.describe_backbone(config)
+        backbone.describe_backbone(config)
+        assert caplog.text.count("a.pt does not say which weights it holds") == 1
+    new_run()

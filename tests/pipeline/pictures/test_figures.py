@@ -39,7 +39,8 @@ def pictures(classes: int) -> Iterator[Figure]:
     yield figures.class_histogram(labels.sum(axis=0), names, "stats")
     yield figures.cooccurrence(labels.T @ labels, names, "stats")
     image = Image.fromarray(rng.integers(0, 255, (30, 400, 3)).astype(np.uint8))
-    maps = rng.random((classes, 4, 4)).astype(np.float32)
+    maps = rng.random((classes, 36, 480)).astype(np.float32)
+    maps[:, :, :100] = np.nan
     yield mask_figures.heat_maps(image, maps, names, label="cosine")
     mask = rng.integers(0, classes + 1, (30, 400)).astype(np.uint16)
     yield mask_figures.overlay(image, mask, names)

@@ -18,6 +18,7 @@ from dclip.methods.method import Task, initial
 from dclip.methods.settings import DCLIPSettings, DualCoOpSettings
 from dclip.store.shards import read_manifest
 from dclip.training import Recipe
+from pipeline.features.backbone import ClipSettings
 from pipeline.features.plan import plan_features
 from pipeline.records.checkpoints import (
     Scorer,
@@ -187,12 +188,18 @@ def test_a_checkpoint_of_before_says_that_it_is_unknown(tmp_path: Path) -> None:
 
 
 def test_an_encoder_comes_from_settings_and_the_manifest_of_features(tmp_path: Path) -> None:
-    config = Config(output=tmp_path, pretrained="random")
+    own = {"resize": "longest", "mean": (0.5, 0.5, 0.5)}
+    config = Config(output=tmp_path, pretrained="random", **own)
     plan = plan_features(config, "train")
     encoder = Encoder.of(config, {**plan.space, **plan.source})  # what a manifest keeps
     assert encoder.model_dump() == {
         **ENCODER, "backbone": "tiny", "pretrained": "random", "resolution": 192,
+        "tag": None, "resize": "longest", "interpolation": None,
+        "mean": (0.5, 0.5, 0.5), "std": None,
     }  # fmt: skip
+    assert encoder.clip == ClipSettings.of(config)._replace(
+        resolution=192, include_global_token=True
+    )
 
 
 def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path: Path) -> None:

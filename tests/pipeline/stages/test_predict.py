@@ -429,3 +429,43 @@ def test_the_shared_mixed_formats_are_read_or_named(tmp_path: Path, shared_data:
     passed = [int(n) for n in re.findall(r"(\d+) [.\w]", report.passed_over[str(folder)])]
     assert len(report.images) + sum(passed) == count
     assert report.error is None
+
+
+@pytest.mark.parametrize(
+    ("resize", "seen"),
+    [("squash", slice(0, 60)), ("shortest", slice(15, 45)), ("longest", slice(0, 60))],
+)
+def test_mask_and_maps_lie_where_the_object_is(resize: str, seen: slice, tmp_path: Path) -> None:
+    # 60 x 30 pixels, dark but for x 30 to 42 and y 6 to 21; a location is 1 to 2 pixels of it
+    pixels = np.zeros((30, 60, 3), np.uint8)
+    pixels[6:21, 30:42] = 255
+    Image.fromarray(pixels).save(tmp_path / "box.png")
+    plan = predict.plan_predict(
+        settings(
+            tmp_path,
+            backbone=f"toy_light:{resize}",
+            predict={
+                "paths": [str(tmp_path / "box.png")], "classes": ["light", "dark"],
+                "zero_shot": True,
+            },
+        )
+    )  # fmt: skip
+    image = Image.fromarray(pixels)
+    predictor = prediction.Predictor(plan, "cpu")
+
+    said = predictor.predict(image)
+
+    mask = said.mask.numpy()
+    assert mask.shape == (30, 60)
+    assert (mask[8:19, 32:40] == 1).all()  # the object, two pixels from its edges
+    away = np.ones((30, 60), bool)
+    away[4:23, 28:44] = False
+    unseen = np.ones((30, 60), bool)
+    unseen[:, seen] = False
+    assert (mask[unseen] == 0).all()
+    assert (mask[away & ~unseen] == 2).all()
+    light = predictor.maps_on(said.maps.numpy(), image)[0]
+    drawn = np.asarray(Image.fromarray(light).resize((60, 30), Image.Resampling.NEAREST))
+    assert np.array_equal(np.isnan(drawn), unseen)
+    assert drawn[8:19, 32:40].min() > 0.9
+    assert drawn[away & ~unseen].max() < 0.1

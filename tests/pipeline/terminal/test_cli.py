@@ -9,7 +9,13 @@ import pytest
 from dclip.data.registry import DATASETS
 from dclip.methods.settings import DCLIPSettings
 from dclip.store.paths import RemotePath
-from pipeline.settings.config import Config, conf_folder, config_class, known_keys
+from pipeline.settings.config import (
+    Config,
+    as_flags,
+    conf_folder,
+    config_class,
+    known_keys,
+)
 from pipeline.terminal import cli
 from pipeline.terminal.errors import UsageError
 
@@ -360,3 +366,40 @@ def test_every_key_has_a_description() -> None:
         model = config_class("dclip").model_fields[section].annotation
         assert model is not None
         assert all(field.description for field in model.model_fields.values())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("text", ["0.5,0.4,0.3", "[0.5,0.4,0.3]", "(0.5, 0.4, 0.3)"])
+def test_channels_are_three_numbers_however_they_are_written(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = (0.5, 0.4, 0.3)
+    assert parse("--mean", text).mean == wanted
+    (tmp_path / "a.yaml").write_text(f"std: '{text}'\nmean: [0.5, 0.4, 0.3]")
+    read = parse("--config", str(tmp_path / "a.yaml"))
+    assert (read.mean, read.std) == (wanted, wanted)
+    monkeypatch.setenv("DCLIP_STD", text)
+    assert parse().std == wanted
+    assert parse(*as_flags(read, "train")).std == wanted
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("--std", "0,0.5,0.5"),
+        ("--std", "58,57,57"),
+        ("--std", "nan,1,1"),
+        ("--mean", "0.5,1.5,0.5"),
+        ("--mean=-0.1,0,0", None),
+        ("--mean", "0.5,0.5"),
+        ("--mean", "a,b,c"),
+        ("--mean", "null"),
+        ("--resize", "stretch"),
+        ("--interpolation", "nearest"),
+    ],
+)
+def test_channels_and_resizes_that_cannot_be_are_refused_in_a_line(
+    flag: str, text: str | None
+) -> None:
+    with pytest.raises(UsageError, match=flag[2:5]) as caught:
+        parse(flag, *([] if text is None else [text]))
+    assert "\n" not in str(caught.value)
