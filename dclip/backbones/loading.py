@@ -213,3 +213,8 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         root.setLevel(before)
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return str(error).split("\n")[0].strip()[:160] or type(error).__name__

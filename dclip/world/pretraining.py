@@ -7,8 +7,8 @@ DCLIP starts from a CLIP that was trained on images of many objects with caption
 model cannot be fetched everywhere, so this program makes one: image-caption pairs of the shapes
 world (`dclip.world.shapes.photo`), whose captions name the most visible object, often with a
 colour, a texture or a ground, and keep silent on everything else; CLIP's architecture by way of
-``open_clip``, with a ResNet of four blocks or a ViT of six; CLIP's contrastive loss, in which pairs of equal
-captions do not repel each other.
+``open_clip``, with a ResNet of four blocks or a ViT of six; CLIP's contrastive loss, in which pairs
+of equal captions do not repel each other.
 
 A curriculum makes this fit in minutes. Objects measure 54 to 92 pixels in all its phases, as they
 do in the labelled scenes; what grows is the canvas around them:
