@@ -268,21 +268,21 @@ class Sigmoid(NamedTuple):
     scale: float
     bias: float
 
-    @classmethod
-    def of(cls, backbone: object) -> "Sigmoid | None":
-        """That of a `dclip.backbones.Backbone`; None for one that was trained by a softmax."""
-        bias = getattr(backbone, "logit_bias", None)
-        return None if bias is None else cls(float(logit_scale_of(backbone)), float(bias))
 
-    @classmethod
-    def kept(cls, spec: Mapping[str, Any]) -> "Sigmoid | None":
-        """That of features, as their manifest has it; None where it does not, or has none.
+def sigmoid_of(backbone: object) -> Sigmoid | None:
+    """That of a `dclip.backbones.Backbone`; None for one that was trained by a softmax."""
+    bias = getattr(backbone, "logit_bias", None)
+    return None if bias is None else Sigmoid(float(logit_scale_of(backbone)), float(bias))
 
-        Args:
-            spec: Of the manifest.
-        """
-        bias = spec.get("logit_bias")
-        return None if bias is None else cls(float(spec["logit_scale"]), float(bias))
+
+def kept_sigmoid(spec: Mapping[str, Any]) -> Sigmoid | None:
+    """That of features, as their manifest has it; None where it does not, or has none.
+
+    Args:
+        spec: Of the manifest.
+    """
+    bias = spec.get("logit_bias")
+    return None if bias is None else Sigmoid(float(spec["logit_scale"]), float(bias))
 
 
 def sigmoid_scores(

@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dclip.backbones import ImageFeatures
+from dclip.backbones import Backbone, ImageFeatures
 from dclip.backbones.clip import TEXT_BATCH, check_normalised
 from dclip.backbones.record import activations_of, hash_weights, norms_of
 from dclip.backbones.released import ask_once
@@ -101,7 +101,7 @@ class TipsBackbone:
         scale: Tensor = 1 / self.model.temperature
         return scale
 
-    def to(self, device: torch.device | str) -> "TipsBackbone":
+    def to(self, device: torch.device | str) -> Backbone:
         """This same backbone, its weights moved to ``device``."""
         self.model.to(device)
         return self
@@ -271,7 +271,9 @@ def load_tips(
             )
     if tokenizer("dog")["input_ids"] == tokenizer("cat")["input_ids"]:
         raise ValueError(f"{name}: the vocabulary of the tokenizer is missing in {folder}")
-    return TipsBackbone(model, tokenizer, name=name, resolution=resolution).to(device)
+    backbone = TipsBackbone(model, tokenizer, name=name, resolution=resolution)
+    backbone.to(device)
+    return backbone
 
 
 def _of_the_hub(repository: str) -> Path:

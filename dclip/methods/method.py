@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dclip.backbones import Backbone
 from dclip.fitting.batches import Batch, FeatureSource
 from dclip.fitting.loop import Loop
-from dclip.logits import Sigmoid
+from dclip.logits import Sigmoid, sigmoid_of
 from dclip.methods.settings import MethodSettings
 from dclip.prompts import ClassTexts, encode_class_texts, encode_prompt_pairs
 from dclip.templates import ZERO_SHOT_TEMPLATE
@@ -86,7 +86,7 @@ class Task:
             pairs.float().cpu(),
             ClassTexts(texts.features.float().cpu(), texts.classes.cpu()),
             backbone,
-            sigmoid=Sigmoid.of(backbone),
+            sigmoid=sigmoid_of(backbone),
         )
 
     @classmethod

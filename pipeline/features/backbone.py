@@ -244,11 +244,11 @@ def _describe_backbone(clip: ClipSettings, stamp: str, cache: Path) -> BackboneI
             pass  # there is none, or none that can be used: it is made anew
     # torch takes seconds to load, and these facts are mostly on disk
     from dclip.backbones import former_fingerprint, preparation_of, require
-    from dclip.logits import Sigmoid
+    from dclip.logits import sigmoid_of
     from pipeline.features.opened import opened_clip
 
     backbone, unsaid = opened_clip(clip, "cpu")
-    sigmoid = Sigmoid.of(backbone)
+    sigmoid = sigmoid_of(backbone)
     offers = tuple(getattr(backbone, "offers", ()))
     info = BackboneInfo(
         name=backbone.name,

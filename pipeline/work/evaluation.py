@@ -17,7 +17,7 @@ from dclip.data.preparation import read_preparation
 from dclip.fitting.batches import FeatureSource, hold_out
 from dclip.fitting.drawn import part_of
 from dclip.fitting.fit import scores_of
-from dclip.logits import Sigmoid, similarity_maps
+from dclip.logits import kept_sigmoid, similarity_maps
 from dclip.methods.method import Method, Task, initial
 from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
@@ -123,7 +123,7 @@ def baseline(
         StageError: Features of the training split are missing or damaged.
     """
     task = Task.of_features(test.class_names, *test.text_features())
-    task = replace(task, sigmoid=Sigmoid.kept(test.manifest.spec))
+    task = replace(task, sigmoid=kept_sigmoid(test.manifest.spec))
     device = "cpu"
     if settings.sees_images():  # which is more work than all the others
         device, _ = choose_device(config.device)

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from dclip.backbones.gradients import logit_scale_of
-from dclip.logits import Sigmoid
+from dclip.logits import sigmoid_of
 from dclip.prompts import encode_class_names, encode_prompt_pairs
 from dclip.store import shards
 from dclip.store.paths import write_text
@@ -152,7 +152,7 @@ def publish(config: Config, plan: FeaturePlan, written: Mapping[int, Made]) -> s
         },
     )
     shards.write_samples(plan.folder / shards.SAMPLES, sidecars)
-    sigmoid = Sigmoid.of(backbone)
+    sigmoid = sigmoid_of(backbone)
     grid = backbone.grid(backbone.resolution, backbone.resolution)
     seconds: Counter[str] = Counter()
     for sidecar in sidecars:

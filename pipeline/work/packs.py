@@ -19,7 +19,7 @@ from dclip.fitting.batches import FeatureSource, hold_out
 from dclip.fitting.drawn import columns_of, new_columns, part_of, with_labels
 from dclip.fitting.fit import DivergenceError, EpochReport, fit, share_state
 from dclip.fitting.pack import Pack
-from dclip.logits import Sigmoid
+from dclip.logits import kept_sigmoid
 from dclip.methods.method import Method, Task, initial, with_classes
 from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
@@ -185,7 +185,7 @@ def task_of(
         new: The classes instead that a protocol keeps for scoring alone.
     """
     task = Task.of_features(reader.class_names, *reader.text_features())
-    task = replace(task, sigmoid=Sigmoid.kept(reader.manifest.spec))
+    task = replace(task, sigmoid=kept_sigmoid(reader.manifest.spec))
     columns = job.columns(reader.class_names, new=new)
     if columns is not None:
         task = with_classes(task, columns)

@@ -17,7 +17,7 @@ from dclip.data.crops import as_pixels
 from dclip.data.images import read_image
 from dclip.data.pixels import image_to_tensor
 from dclip.data.placing import place_maps, place_mask
-from dclip.logits import Sigmoid
+from dclip.logits import sigmoid_of
 from dclip.methods.method import Task
 from dclip.prediction import Prediction, UntrainedWarning, predict_image
 from dclip.prompts import ClassTexts, encode_class_names, encode_prompt_pairs
@@ -164,7 +164,7 @@ class Predictor:
                 trained=self._trained,
                 untrained_probability=wanted.untrained_probability,
                 threshold=wanted.threshold,
-                sigmoid=Sigmoid.of(backbone),
+                sigmoid=sigmoid_of(backbone),
             )
 
 

@@ -8,7 +8,7 @@ import torch
 
 from dclip.backbones import ImageFeatures
 from dclip.fitting.batches import Batch
-from dclip.logits import Sigmoid, sigmoid_scores
+from dclip.logits import Sigmoid, kept_sigmoid, sigmoid_of, sigmoid_scores
 from dclip.methods.method import Task
 from dclip.methods.settings import ZeroShotSettings
 from dclip.methods.zero_shot import ZeroShot
@@ -73,12 +73,12 @@ def test_scale_and_bias_are_those_of_the_backbone_or_of_features() -> None:
     siglip = SimpleNamespace(logit_scale=torch.tensor(112.0), logit_bias=torch.tensor(-16.5))
     clip = SimpleNamespace(logit_scale=torch.tensor(100.0), logit_bias=None)
 
-    assert Sigmoid.of(siglip) == SIGLIP
-    assert Sigmoid.of(clip) is None
-    assert Sigmoid.of(SimpleNamespace()) is None
-    assert Sigmoid.kept({"logit_scale": 112.0, "logit_bias": -16.5}) == SIGLIP
-    assert Sigmoid.kept({"logit_scale": 100.0, "logit_bias": None}) is None
-    assert Sigmoid.kept({"backbone": "of an older time"}) is None
+    assert sigmoid_of(siglip) == SIGLIP
+    assert sigmoid_of(clip) is None
+    assert sigmoid_of(SimpleNamespace()) is None
+    assert kept_sigmoid({"logit_scale": 112.0, "logit_bias": -16.5}) == SIGLIP
+    assert kept_sigmoid({"logit_scale": 100.0, "logit_bias": None}) is None
+    assert kept_sigmoid({"backbone": "of an older time"}) is None
 
 
 def test_a_far_cosine_is_a_probability_of_nearly_nothing() -> None:
