@@ -36,7 +36,7 @@ from dclip.backbones.text_tower import (
     text_states,
     to_ids,
 )
-from dclip.backbones.towers import open_tower
+from dclip.backbones.towers.opening import open_tower
 from dclip.backbones.towers.vit import ViTTower
 from dclip.data.preparation import SQUARE, Preparation
 

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dclip.backbones.clip import OpenCLIPBackbone
 from dclip.backbones.text_tower import pool_text, text_states
-from dclip.backbones.towers import open_tower
+from dclip.backbones.towers.opening import open_tower
 
 KEPT_POSITIONS = 20
 """Rows of CLIP's table that stay: Long-CLIP found those behind them to be hardly trained."""

@@ -18,7 +18,6 @@ normed mean    ConvNeXt, ViTamin, CLIPA      norm and head                      
 ============== ============================= ============================================= =======
 """
 
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -72,26 +71,3 @@ class ImageTower(Protocol):
     def record(self) -> dict[str, object]:
         """What the weights do not tell of it, in words of ours (`dclip.backbones.record`)."""
         ...
-
-
-def open_tower(module: nn.Module, name: str) -> ImageTower:
-    """The way to local features through an image tower.
-
-    Args:
-        module: ``model.visual`` of a model of open_clip.
-        name: How messages call the model.
-
-    Raises:
-        ValueError: No way is known; the message says why.
-    """
-    from dclip.backbones.towers import resnet, trunk, vit
-
-    finders: list[Callable[[nn.Module, str], ImageTower | None]]
-    finders = [resnet.find, vit.find, trunk.find]
-    for find in finders:
-        if (tower := find(module, name)) is not None:
-            return tower
-    raise ValueError(
-        f"{name}: an image tower of type {type(module).__name__} is not supported; open_clip's own"
-        " ResNet and ViT, and towers from timm, are"
-    )
