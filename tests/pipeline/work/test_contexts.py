@@ -14,6 +14,7 @@ from dclip.methods.method import Task, initial
 from dclip.methods.registry import find_settings
 from dclip.methods.settings import DualCoOpSettings
 from dclip.store.reader import FeatureReader
+from dclip.store.shards import Manifest
 from pipeline.features.backbone import ClipSettings, describe_backbone, require_prompts
 from pipeline.features.plan import plan_features
 from pipeline.records.checkpoints import load_checkpoint, write_checkpoint
@@ -85,6 +86,7 @@ class Kept(FeatureReader):
 
     def __init__(self, task: Task) -> None:
         self._task = task
+        self.manifest = Manifest.model_construct(spec={})
 
     @property
     def class_names(self) -> tuple[str, ...]:
