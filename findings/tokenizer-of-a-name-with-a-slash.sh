@@ -8,7 +8,7 @@
 #
 # Seen 2026-11-28 with open_clip_torch 3.3.0:
 #     PE-Core-B-16: 32 tokens, the model built from PE-Core-B/16 reads 32
-#     PE-Core-B/16: 77 tokens
+#     PE-Core-B/16: 77 tokens, the model built from PE-Core-B/16 reads 32
 #
 # Fails if that is no longer so.
 set -euo pipefail
