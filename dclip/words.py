@@ -29,3 +29,13 @@ def percent(value: float | None) -> str:
         ('50.0 %', '-')
     """
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def first_line(error: BaseException, most: int | None = None) -> str:
+    """The first line of an error's message, or its type where it has none.
+
+    Args:
+        error: Any.
+        most: Letters that are kept; None for all.
+    """
+    return str(error).split("\n")[0].strip()[:most] or type(error).__name__

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dclip.words import first_line
+
 _DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -61,8 +63,9 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         *(pickle.UnpicklingError, zipfile.BadZipFile, StopIteration, EOFError, OSError),
         *(KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError),
     ) as error:
-        reason = str(error).split("\n")[0].strip() or type(error).__name__
-        raise ValueError(f"{path} cannot be read as a TorchScript archive ({reason})") from error
+        raise ValueError(
+            f"{path} cannot be read as a TorchScript archive ({first_line(error)})"
+        ) from error
     if not isinstance(module, _Module):
         raise ValueError(f"{path} holds no module")
     return dict(module.tensors())

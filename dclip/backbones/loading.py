@@ -23,6 +23,7 @@ from dclip.backbones.tokenizers import StandInTokenizer, hugging_face_tokenizer
 from dclip.backbones.weights import load_strictly, read_state_dict
 from dclip.data.preparation import Interpolation, Preparation, Resize
 from dclip.texts import EMBEDDED
+from dclip.words import first_line
 
 RANDOM_SEED = 0
 """Seed of the weights that ``pretrained="random"`` stands for."""
@@ -137,7 +138,7 @@ def construct(config: dict[str, Any], label: str) -> nn.Module:
         model: nn.Module = builder(**config)
     except _WRONG as error:
         raise ValueError(
-            f"{label}: its configuration builds no model ({_first_line(error)})"
+            f"{label}: its configuration builds no model ({first_line(error, 160)})"
         ) from error
     return model
 
@@ -213,8 +214,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         root.setLevel(before)
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return str(error).split("\n")[0].strip()[:160] or type(error).__name__

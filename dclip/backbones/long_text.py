@@ -146,6 +146,7 @@ class LongCLIP(nn.Module):
             if scale is not None:
                 scale.requires_grad_(False)
         self.model = model
+        self._tower = open_tower(model.visual, backbone.name)
         self._reads_onward = model.attn_mask is not None and model.text_pool_type != "last"
 
     def train(self, mode: bool = True) -> Any:
@@ -176,7 +177,7 @@ class LongCLIP(nn.Module):
         Args:
             images: Sides are multiples of the tower's stride.
         """
-        tower = open_tower(self.model.visual, "the copied CLIP")
+        tower = self._tower
         height, width = images.shape[-2:]
         images = images.to(self.model.logit_scale.dtype)
         images = images.contiguous(memory_format=torch.channels_last)

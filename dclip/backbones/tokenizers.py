@@ -16,6 +16,7 @@ from open_clip.tokenizer import HFTokenizer
 from torch import Tensor
 
 from dclip.backbones.released import ask_once
+from dclip.words import first_line
 
 _PAD, _END = 0, 1
 _CLEANINGS = ("whitespace", "lower", "canonicalize")  # open_clip's; the first where none is said
@@ -116,8 +117,8 @@ def hugging_face_tokenizer(name: str, text: Mapping[str, Any], label: str) -> Hu
         if Path(name).is_dir():
             raise ValueError(
                 f"{label}: the folder {name} has no tokenizer that can be read"
-                f" ({_first_line(error)}). One is tokenizer.json and tokenizer_config.json, or the"
-                " model's own vocabulary, such as spiece.model"
+                f" ({first_line(error, 160)}). One is tokenizer.json and tokenizer_config.json, or"
+                " the model's own vocabulary, such as spiece.model"
             ) from error
     try:
         ask_once(name, "tokenizer_config.json")  # its client would go on for a minute
@@ -125,7 +126,7 @@ def hugging_face_tokenizer(name: str, text: Mapping[str, Any], label: str) -> Hu
     except Exception as error:
         raise OSError(
             f"the tokenizer {name} of {label} is not on this machine and could not be fetched"
-            f" ({_first_line(error)}). Where there is a network, fetch it: hf download {name}"
+            f" ({first_line(error, 160)}). Where there is a network, fetch it: hf download {name}"
         ) from error
 
 
@@ -140,7 +141,3 @@ def _open(name: str, options: Mapping[str, Any]) -> HuggingFaceTokenizer:
     if tokenizer.encode("dog") == tokenizer.encode("cat"):
         raise ValueError("its vocabulary is missing")
     return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0].strip()[:160] or type(error).__name__

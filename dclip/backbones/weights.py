@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dclip.backbones.archives import is_archive, read_archive
+from dclip.words import first_line
 
 # OpenAI's archives keep these three numbers among the weights.
 _OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
@@ -42,7 +43,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path} cannot be read as a file of tensors only ({_first_line(error)}); save it with"
+            f"{path} cannot be read as a file of tensors only ({first_line(error)}); save it with"
             " torch.save(model.state_dict(), ...) or as .safetensors"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
@@ -94,8 +95,3 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], *, source:
 def _weights_alone(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the numbers that OpenAI keeps among the weights."""
     return {name: value for name, value in content.items() if name not in _OPENAI_NUMBERS}
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return str(error).split("\n")[0].strip() or type(error).__name__

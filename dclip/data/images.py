@@ -141,26 +141,6 @@ def reading_seconds() -> float:
     return getattr(_clock, "seconds", 0.0)
 
 
-def resize_image(image: Image.Image, resolution: int) -> Image.Image:
-    """A square, the aspect not kept and nothing cropped.
-
-    Bilinear with antialiasing, that is, torchvision's ``Resize((resolution, resolution))`` of a
-    Pillow image: the preparation DualCoOp and DCLIP train and test with. An image that has this
-    size is returned itself.
-
-    Args:
-        image: RGB.
-        resolution: Side of the square in pixels, at least 1.
-
-    Raises:
-        ValueError: If the image is not RGB.
-    """
-    if image.mode != "RGB":
-        raise ValueError(f"an image in mode {image.mode!r}; convert it to RGB, as read_image does")
-    side = (resolution, resolution)
-    return image if image.size == side else image.resize(side, Image.Resampling.BILINEAR)
-
-
 def _read(source: AnyPath) -> bytes:
     """The bytes of a file; of a local one at most one more than are allowed."""
     try:

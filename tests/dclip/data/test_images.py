@@ -19,10 +19,10 @@ from dclip.data.images import (
     ImageError,
     is_image_name,
     read_image,
-    resize_image,
     tell_passed_over,
 )
 from dclip.data.pixels import image_to_tensor
+from dclip.data.preparation import SQUARE
 
 MEAN, STD = (0.48, 0.45, 0.40), (0.26, 0.27, 0.28)
 
@@ -114,7 +114,7 @@ def test_the_first_frame_stays_usable_when_its_file_is_closed(format_: str, tmp_
     with path.open("rb") as file:
         found = read_image(file)
     path.unlink()
-    for image in (found, found.crop((0, 0, 8, 8)), resize_image(found, 8)):
+    for image in (found, found.crop((0, 0, 8, 8)), SQUARE(found, 8)):
         assert np.array_equal(pixels(image), np.asarray(first))
 
 
