@@ -16,7 +16,8 @@ from pipeline.cluster.groups import Groups, write_arrays
 from pipeline.cluster.pool import Pool
 from pipeline.cluster.session import place_workers, ray_session
 from pipeline.features.opened import open_backbone
-from pipeline.settings.config import Config, SegmentConfig, SegmentsMlrConfig
+from pipeline.settings.config import Config
+from pipeline.settings.sections import SegmentConfig, SegmentsMlrConfig
 from pipeline.terminal.errors import StageError
 from pipeline.terminal.progress import progress
 

@@ -13,7 +13,7 @@ from dclip.words import counted
 from pipeline.pictures.canvas import heading, more, one_line
 from pipeline.pictures.looks import color_of, short_title_of
 from pipeline.pictures.mask_figures import show_heat
-from pipeline.settings.config import bounds
+from pipeline.settings.sections import bounds
 from pipeline.settings.space import leaf, shown
 
 _READABLE = 80  # classes with their names along both sides of a matrix

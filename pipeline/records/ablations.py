@@ -18,8 +18,9 @@ from pipeline.features.images import require_images
 from pipeline.features.plan import FeaturePlan, is_complete, plan_features
 from pipeline.features.splits import open_labelled
 from pipeline.records.trainings import of_subset
-from pipeline.settings.config import Config, EvaluateConfig
+from pipeline.settings.config import Config
 from pipeline.settings.rows import Row, compared_rows, of_method, rows
+from pipeline.settings.sections import EvaluateConfig
 from pipeline.settings.training import Trained, alike, identity_of
 from pipeline.terminal.errors import StageError
 

@@ -10,16 +10,8 @@ from pydantic import ValidationError
 from dclip.fitting.loop import Loop
 from dclip.methods.registry import METHODS, find_settings
 from dclip.methods.settings import MethodSettings
-from pipeline.settings.config import (
-    DEFAULT_METHOD,
-    AblateRow,
-    CompareRow,
-    Config,
-    TrainConfig,
-    conf_folder,
-    config_class,
-    read_layer,
-)
+from pipeline.settings.config import DEFAULT_METHOD, Config, conf_folder, config_class, read_layer
+from pipeline.settings.sections import AblateRow, CompareRow, TrainConfig
 from pipeline.settings.space import SEED, checked_point, leaf, section_of, shown
 from pipeline.settings.training import (
     LOOP,

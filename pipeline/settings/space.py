@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from dclip.fitting.loop import Loop
 from dclip.fitting.subset import Subset
 from dclip.methods.settings import MethodSettings
-from pipeline.settings.config import Config, TrainConfig, bounds
+from pipeline.settings.config import Config
+from pipeline.settings.sections import TrainConfig, bounds
 from pipeline.settings.training import LOOP, SUBSET, Trained, alike, at
 from pipeline.terminal.errors import UsageError
 

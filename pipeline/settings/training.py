@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from dclip.fitting.subset import Subset
 from dclip.methods.registry import METHODS, find_settings
 from dclip.methods.settings import MethodSettings
-from pipeline.settings.config import Config, TrainConfig
+from pipeline.settings.config import Config
+from pipeline.settings.sections import TrainConfig
 from pipeline.terminal.errors import UsageError
 
 LOOP, SUBSET = "train.", "subset."

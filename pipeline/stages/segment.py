@@ -39,7 +39,8 @@ from pipeline.records.report import (
     show,
     write,
 )
-from pipeline.settings.config import Config, SegmentConfig
+from pipeline.settings.config import Config
+from pipeline.settings.sections import SegmentConfig
 from pipeline.settings.training import compared
 from pipeline.terminal.errors import UsageError
 from pipeline.terminal.pages import page

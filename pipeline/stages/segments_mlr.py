@@ -29,7 +29,8 @@ from pipeline.records.report import (
     show,
     write,
 )
-from pipeline.settings.config import Config, SegmentsMlrConfig
+from pipeline.settings.config import Config
+from pipeline.settings.sections import SegmentsMlrConfig
 from pipeline.terminal.errors import UsageError
 from pipeline.terminal.table import Column, aligned
 from pipeline.work.plans import SegmentsPlan, plan_system

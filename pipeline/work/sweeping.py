@@ -33,7 +33,8 @@ from pipeline.features.plan import FeaturePlan
 from pipeline.records.checkpoints import export_refusal, read_state, write_checkpoint
 from pipeline.records.origin import about_training
 from pipeline.records.tracking import Tracker
-from pipeline.settings.config import Config, bounds
+from pipeline.settings.config import Config
+from pipeline.settings.sections import bounds
 from pipeline.settings.space import (
     SEED,
     Entry,

@@ -19,7 +19,7 @@ from dclip.methods.settings import MethodSettings
 from dclip.store.paths import write_text
 from pipeline.features.backbone import ClipSettings
 from pipeline.records.checkpoints import write_state
-from pipeline.settings.config import TrainConfig
+from pipeline.settings.sections import TrainConfig
 from pipeline.settings.space import SEED, Entry
 from pipeline.settings.training import Trained, trained_at
 from pipeline.terminal.errors import told

@@ -20,7 +20,8 @@ from mlflow.store.db import utils
 from sqlalchemy import Engine, create_engine
 
 from dclip.methods.settings import DCLIPSettings
-from pipeline.settings.config import Config, TrainConfig, config_class
+from pipeline.settings.config import Config, config_class
+from pipeline.settings.sections import TrainConfig
 
 TOY = "toy_backbone:make"
 

@@ -17,8 +17,9 @@ from dclip.training import Recipe
 from pipeline.features.opened import open_features
 from pipeline.features.plan import plan_features
 from pipeline.records.ablations import Ablation, Training, packs
-from pipeline.settings.config import Config, EvaluateConfig, TrainConfig, config_class
+from pipeline.settings.config import Config, config_class
 from pipeline.settings.rows import Row, rows
+from pipeline.settings.sections import EvaluateConfig, TrainConfig
 from pipeline.settings.training import Trained
 from pipeline.stages import ablate, extract
 from pipeline.terminal.errors import StageError, UsageError

@@ -22,8 +22,9 @@ from pipeline.features.opened import open_features
 from pipeline.features.plan import plan_features
 from pipeline.pictures import comparison_figures
 from pipeline.records.ablations import Ablation, Comparison, Training, name_of, packs
-from pipeline.settings.config import Config, TrainConfig
+from pipeline.settings.config import Config
 from pipeline.settings.rows import compared_rows, of_method
+from pipeline.settings.sections import TrainConfig
 from pipeline.settings.training import Trained, require_all_classes
 from pipeline.stages import compare, extract, sweep
 from pipeline.terminal.errors import StageError, UsageError

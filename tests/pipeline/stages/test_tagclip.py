@@ -13,7 +13,8 @@ from dclip.data.crops import to_stride
 from dclip.fitting.batches import Batch
 from dclip.methods.pixels.settings import TagCLIPSettings
 from dclip.segmentation import ImageSystem, System
-from pipeline.settings.config import Config, TagCLIPPreset
+from pipeline.settings.config import Config
+from pipeline.settings.sections import TagCLIPPreset
 from pipeline.stages import evaluate, run, segment
 from pipeline.terminal import cli
 from pipeline.terminal.errors import UsageError
