@@ -39,3 +39,16 @@ def first_line(error: BaseException, most: int | None = None) -> str:
         most: Letters that are kept; None for all.
     """
     return str(error).split("\n")[0].strip()[:most] or type(error).__name__
+
+
+def told(error: BaseException) -> str:
+    r"""What an exception says, in one line: its class too where its text alone says nothing.
+
+    Example:
+        >>> told(ValueError("two\nlines")), told(KeyError("a")), told(TimeoutError())
+        ('two lines', "KeyError: 'a'", 'TimeoutError')
+    """
+    text = " ".join(str(error).split())
+    if not text:
+        return type(error).__name__
+    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text

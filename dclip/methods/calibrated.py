@@ -73,6 +73,10 @@ class Calibrated(Method[CalibratedSettings]):
         """Probability that each class is present."""
         return self.logits(batch).sigmoid()
 
+    def evidence(self, batch: Batch) -> Float[Tensor, "images classes"]:
+        """Its logits."""
+        return self.logits(batch)
+
     def location_scores(
         self, local: Float[Tensor, "images locations dim"]
     ) -> Float[Tensor, "images classes locations"]:

@@ -160,9 +160,17 @@ class DCLIPMethod(Method[DCLIPSettings]):
 
     def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
         """Probability that each class is present."""
-        return presence_probability(
-            self.model(batch.local, self.task.pairs, batch.dropped).pair_logits
-        )
+        return presence_probability(self._pair_logits(batch))
+
+    def evidence(self, batch: Batch) -> Float[Tensor, "images classes"]:
+        """Logit of presence less that of absence."""
+        absence, presence = self._pair_logits(batch).unbind(1)
+        difference: Tensor = presence - absence
+        return difference
+
+    def _pair_logits(self, batch: Batch) -> Float[Tensor, "images 2 classes"]:
+        pairs: Tensor = self.model(batch.local, self.task.pairs, batch.dropped).pair_logits
+        return pairs
 
     def location_scores(
         self, local: Float[Tensor, "images locations dim"]

@@ -247,6 +247,14 @@ class Method(nn.Module, Generic[S]):
         """What is said of every class in every image; the larger, the likelier it is there."""
         raise NotImplementedError
 
+    def evidence(self, batch: Batch) -> Float[Tensor, "images classes"]:
+        """Log-odds of presence where :meth:`scores` are probabilities, else the scores themselves.
+
+        From it probabilities are calibrated (:mod:`dclip.calibration`).
+        """
+        scores = self.scores(batch)
+        return torch.logit(scores.float(), eps=1e-7) if self.tells_probabilities() else scores
+
     def tells_probabilities(self) -> bool:
         """Whether :meth:`scores` are probabilities here, by the method or by the CLIP under it."""
         return self.gives_probabilities

@@ -77,7 +77,11 @@ class PairMethod(Method[P]):
 
     def scores(self, batch: Batch) -> Float[Tensor, "images classes"]:
         """Probability that each class is present, in the form of ASL that it was trained by."""
-        return presence_logit(self.pair_logits(batch), form=self.settings.asl_form).sigmoid()
+        return self.evidence(batch).sigmoid()
+
+    def evidence(self, batch: Batch) -> Float[Tensor, "images classes"]:
+        """Log-odds of presence, in the same form."""
+        return presence_logit(self.pair_logits(batch), form=self.settings.asl_form)
 
     def for_classes(self, task: Task) -> Method[P]:
         """Its own classes, or some of them.

@@ -8,7 +8,8 @@ import ray
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled
 
-from pipeline.terminal.errors import StageError, told
+from dclip.words import told
+from pipeline.terminal.errors import StageError
 
 REMEDY = "start the cluster, or unset RAY_ADDRESS to run on this machine"
 _PROBE_SECONDS = 5.0  # a cluster that takes longer to say its name is not there

@@ -10,8 +10,9 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from dclip.words import told
 from pipeline.cluster.session import cause
-from pipeline.terminal.errors import StageError, told
+from pipeline.terminal.errors import StageError
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,13 @@ import ray
 from ray import _raylet
 from ray._private import services
 
+from dclip.words import told
 from pipeline.cluster import START_SECONDS
 from pipeline.cluster.address import cluster_address
 from pipeline.cluster.device import choose_device
 from pipeline.cluster.head import REMEDY, ask_head
 from pipeline.settings.config import Config
-from pipeline.terminal.errors import StageError, told
+from pipeline.terminal.errors import StageError
 
 log = logging.getLogger(__name__)
 

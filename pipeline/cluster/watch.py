@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.terminal.errors import told
+from dclip.words import told
 
 log = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 import dclip
-from dclip.data.preparation import Interpolation, Resize
+from dclip.clip_settings import ClipSettings
 from dclip.methods.settings import MethodSettings
 from dclip.store.paths import write_text
 from dclip.store.shards import digest
@@ -137,24 +137,10 @@ class BackboneInfo:
         return self.space(kind) | {"backbone": self.former}
 
 
-class ClipSettings(NamedTuple):
-    """Settings that tell one frozen CLIP from another (`dclip.backbones.load_backbone`)."""
-
-    name: str
-    pretrained: str | None = None
-    resolution: int | None = None
-    include_global_token: bool | None = None
-    tag: str | None = None
-    resize: Resize | None = None
-    interpolation: Interpolation | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-
-    @classmethod
-    def of(cls, config: Config) -> Self:
-        """Those of all settings."""
-        own = {name: getattr(config, name) for name in cls._fields if name != "name"}
-        return cls(config.backbone, **own)
+def clip_of(config: Config) -> ClipSettings:
+    """What of the settings tells one frozen CLIP from another."""
+    own = {name: getattr(config, name) for name in ClipSettings._fields if name != "name"}
+    return ClipSettings(config.backbone, **own)
 
 
 def require_prompts(
@@ -216,7 +202,7 @@ def describe_backbone(config: Config) -> BackboneInfo:
             _warn_once(warning)
     weights = config.pretrained if config.pretrained and Path(config.pretrained).is_file() else None
     info = _describe_backbone(
-        ClipSettings.of(config),
+        clip_of(config),
         _stamp(Path(weights)) if weights else "",
         config.output.absolute() / "backbones",
     )

@@ -19,9 +19,10 @@ from dclip.fitting.batches import FeatureSource, MemoryFeatures
 from dclip.store.paths import as_path
 from dclip.store.reader import FeatureReader
 from dclip.store.shards import MANIFEST, read_manifest
+from dclip.words import told
 from pipeline.features.copies import copy_features, local_folders
 from pipeline.features.opened import open_features
-from pipeline.terminal.errors import StageError, told
+from pipeline.terminal.errors import StageError
 
 try:
     import fcntl

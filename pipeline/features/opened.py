@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from dclip.backbones import Backbone, UnsaidWarning, load_backbone
+from dclip.clip_settings import ClipSettings
 from dclip.data.listing import Listing
 from dclip.data.preparation import read_preparation
 from dclip.fitting.images import ImageSource
@@ -16,7 +17,7 @@ from dclip.methods.settings import MethodSettings
 from dclip.store.reader import FeatureReader
 from dclip.store.shards import ShardError
 from pipeline.features.alone import ImagesAlone
-from pipeline.features.backbone import ClipSettings
+from pipeline.features.backbone import clip_of
 from pipeline.features.copies import local_folders, verified_folder
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError, UsageError
@@ -29,7 +30,7 @@ def open_backbone(config: Config, *, device: str = "cpu") -> Backbone:
         UsageError: An unknown name, or an unusable resolution.
         OSError: Weights that are not here and cannot be fetched.
     """
-    return frozen_clip(ClipSettings.of(config), device)
+    return frozen_clip(clip_of(config), device)
 
 
 def frozen_clip(clip: ClipSettings, device: str) -> Backbone:

@@ -9,6 +9,7 @@ from dclip.data.dataset import Dataset
 from dclip.data.listing import Listing
 from dclip.data.segmentation import SegmentationListing
 from dclip.store.paths import AnyPath, has_folders
+from dclip.words import told
 from pipeline.features.listings import (
     CHECK,
     FOLDER,
@@ -20,7 +21,7 @@ from pipeline.features.listings import (
     path_of,
 )
 from pipeline.features.trees import folder_splits, no_labels
-from pipeline.terminal.errors import StageError, UsageError, told
+from pipeline.terminal.errors import StageError, UsageError
 
 AnyListing: TypeAlias = Listing | SegmentationListing
 

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dclip.checkpoints.origin import About, CheckpointError, read_about
 from pipeline.features.plan import plan_features
-from pipeline.records.origin import About, read_about
 from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config
 from pipeline.settings.space import shown
@@ -140,7 +140,7 @@ def _others(config: Config, *, since: int = 0) -> list[_Candidate]:
     for _, path in sorted(files, reverse=True):
         try:
             about = read_about(path)
-        except StageError as error:
+        except CheckpointError as error:
             log.info("left out: %s", error)
             continue
         names = list(plan.listing.class_names)

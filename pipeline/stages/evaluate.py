@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dclip.checkpoints.origin import read_about
 from dclip.methods.registry import find_settings
 from dclip.methods.settings import MethodSettings, of_preset
 from dclip.store.shards import ShardError, digest, file_digest, read_manifest
@@ -28,7 +29,6 @@ from pipeline.records.choice import (
     own_checkpoint,
     take_checkpoint,
 )
-from pipeline.records.origin import read_about
 from pipeline.records.provenance import git_commit
 from pipeline.records.report import (
     Record,

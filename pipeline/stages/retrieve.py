@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dclip.checkpoints.origin import About, read_about
 from dclip.data.caption_protocols import open_protocol
 from dclip.data.captions import CaptionListing, read_captions
 from dclip.data.listing import CaptionedListing, Listing
@@ -21,7 +22,6 @@ from pipeline.features.backbone import describe_backbone, tiny_warning, warnings
 from pipeline.features.splits import open_dataset
 from pipeline.pictures.looks import title_of
 from pipeline.records.choice import described, given_files, names_of
-from pipeline.records.origin import About, read_about
 from pipeline.records.provenance import git_commit
 from pipeline.records.report import (
     Record,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dclip.checkpoints.origin import read_about
 from dclip.data.coco_masks import PaintedListing, only_keys
 from dclip.data.segmentation import BACKGROUND, SegmentationListing, label_names
 from dclip.methods.registry import find_settings
@@ -27,7 +28,6 @@ from pipeline.features.preflight import TEMPLATES, require_fit_names, require_im
 from pipeline.features.splits import open_dataset, tested_on_train
 from pipeline.pictures.looks import title_of
 from pipeline.records.choice import NoCheckpointError, given_files, names_of, take_checkpoints
-from pipeline.records.origin import read_about
 from pipeline.records.provenance import git_commit
 from pipeline.records.report import (
     Record,

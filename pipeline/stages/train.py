@@ -9,13 +9,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
+from dclip.checkpoints.origin import About, read_about
 from dclip.store.shards import MANIFEST
 from dclip.words import counted, percent
 from pipeline.cluster.address import require_cluster
-from pipeline.features.backbone import ClipSettings, describe_backbone, require_prompts
+from pipeline.features.backbone import clip_of, describe_backbone, require_prompts
 from pipeline.features.images import require_images
 from pipeline.features.plan import FeaturePlan, plan_features
-from pipeline.records.origin import About, read_about
 from pipeline.records.trainings import STATE, checkpoint_path, pack_folder, run_name
 from pipeline.settings.config import Config
 from pipeline.settings.training import alike, at, check_trained, require_all_classes
@@ -143,7 +143,7 @@ def describe(config: Config) -> str:
     names = plan.listing.class_names
     require_prompts(config, names)
     require_images(plan.listing, [config.own])
-    clip = ClipSettings.of(config)
+    clip = clip_of(config)
     method = placeholder(config.method, config.own, names, describe_backbone(config), clip)
     held = round(plan.num_images * config.train.val_fraction)
     how = (

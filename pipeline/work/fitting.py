@@ -7,22 +7,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dclip.checkpoints.files import write_checkpoint
+from dclip.checkpoints.origin import About
 from dclip.fitting.fit import check_source, scores_of
 from dclip.methods.method import Method, initial
 from dclip.methods.registry import find_method
 from dclip.metrics import mean_average_precision
-from dclip.words import counted
+from dclip.words import counted, told
 from pipeline.cluster.device import choose_device
-from pipeline.features.backbone import ClipSettings
+from pipeline.features.backbone import clip_of
 from pipeline.features.opened import open_features
 from pipeline.features.plan import FeaturePlan
-from pipeline.records.checkpoints import write_checkpoint
-from pipeline.records.origin import About, about_training
+from pipeline.records.origin import about_training
 from pipeline.records.tracking import TrackedRun, Tracker
 from pipeline.records.trainings import metric_names, run_name, run_params, shown_name
 from pipeline.settings.config import Config
 from pipeline.settings.training import at
-from pipeline.terminal.errors import StageError, told
+from pipeline.terminal.errors import StageError
+from pipeline.work.calibrating import calibration_of
 from pipeline.work.packs import Job, task_of
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def fit_alone(config: Config, plan: FeaturePlan, path: Path) -> None:
         config.data_seed,
         tuple(folders),
         config.output,
-        clip=ClipSettings.of(config),
+        clip=clip_of(config),
         images=plan.listing if config.own.sees_images() else None,
     )
     task = task_of(job, reader, device)
@@ -75,8 +77,9 @@ def fit_alone(config: Config, plan: FeaturePlan, path: Path) -> None:
         if (labels == 1).any():
             line["val_map"] = mean_average_precision(scores_of(method, features, held), labels)
         about = about_training(
-            config, plan, reader.manifest, epoch=1, seed=config.seed, history=[line]
-        )
+            config, plan, reader.manifest, epoch=1, seed=config.seed, history=[line],
+            calibration=calibration_of(method, features, held, config.trained_name),
+        )  # fmt: skip
         run.metrics(metric_names(line), step=1)
         keep(run, config, path, method.eval(), about)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dclip.clip_settings import ClipSettings
 from dclip.data.listing import Listing
 from dclip.fitting.batches import FeatureSource, hold_out
 from dclip.fitting.drawn import columns_of, new_columns, part_of, with_labels
@@ -25,7 +26,7 @@ from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
 from dclip.store.reader import FeatureReader
 from pipeline.features.alone import ImagesAlone
-from pipeline.features.backbone import BackboneInfo, ClipSettings
+from pipeline.features.backbone import BackboneInfo
 from pipeline.features.cache import cached_features
 from pipeline.features.opened import frozen_clip, open_features, with_images
 from pipeline.records.checkpoints import read_state

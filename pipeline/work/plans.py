@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dclip.checkpoints.origin import About
 from dclip.data.listing import Listing
 from dclip.data.segmentation import IGNORE_INDEX, SegmentationListing
 from dclip.methods.registry import find_method
@@ -17,7 +18,7 @@ from dclip.methods.settings import MethodSettings
 from dclip.store.paths import AnyPath
 from pipeline.cluster.groups import Groups, read_arrays
 from pipeline.features.backbone import BackboneInfo
-from pipeline.records.origin import About, kind_trained_on
+from pipeline.records.origin import kind_trained_on
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError
 

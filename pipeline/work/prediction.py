@@ -22,14 +22,14 @@ from dclip.methods.method import Task
 from dclip.prediction import Prediction, UntrainedWarning, predict_image
 from dclip.prompts import ClassTexts, encode_class_names, encode_prompt_pairs
 from dclip.store.paths import AnyPath, atomic_write
-from dclip.words import counted, short
+from dclip.words import counted, short, told
 from pipeline.cluster.device import choose_device
 from pipeline.features.backbone import describe_backbone
 from pipeline.features.opened import open_backbone
 from pipeline.pictures import mask_figures
 from pipeline.pictures.canvas import save
 from pipeline.records.checkpoints import load_checkpoint
-from pipeline.terminal.errors import StageError, told
+from pipeline.terminal.errors import StageError
 from pipeline.terminal.progress import progress
 from pipeline.work.plans import BY_CLIP, BY_METHOD, PredictPlan, stamp_of
 

@@ -18,9 +18,10 @@ from dclip.fitting.drawn import classes_of, part_of
 from dclip.fitting.fit import check_loop, check_source
 from dclip.methods.registry import find_method
 from dclip.store.paths import atomic_write, write_text
+from dclip.words import told
 from pipeline.cluster import session as cluster
 from pipeline.cluster.device import choose_device
-from pipeline.features.backbone import ClipSettings, warnings_of
+from pipeline.features.backbone import clip_of, warnings_of
 from pipeline.features.opened import open_features
 from pipeline.records.ablations import Result, RowPlan, Training, packs
 from pipeline.records.provenance import git_commit
@@ -29,7 +30,7 @@ from pipeline.records.trainings import flat, metric_names
 from pipeline.settings.config import Config
 from pipeline.settings.rows import Row
 from pipeline.terminal.cli import Report
-from pipeline.terminal.errors import StageError, told
+from pipeline.terminal.errors import StageError
 from pipeline.terminal.progress import progress
 from pipeline.work.packs import Job
 from pipeline.work.workers import fit_and_score, score_alone
@@ -218,7 +219,7 @@ def _fit_all(
             data_seed=config.data_seed,
             features=tuple(plan.train.folders),
             output=config.output.absolute(),
-            clip=ClipSettings.of(config),
+            clip=clip_of(config),
             images=plan.train.listing if pack[0].trained.own.sees_images() else None,
             draw_seed=pack[0].seed if pack[0].trained.subset.is_drawn else None,
         )

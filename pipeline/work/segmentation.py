@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dclip.backbones import preparation_of
+from dclip.checkpoints.origin import read_about
 from dclip.data.windows import View
 from dclip.methods.method import Task
 from dclip.metrics import (
@@ -35,7 +36,6 @@ from pipeline.features.preflight import require_images
 from pipeline.pictures import mask_figures
 from pipeline.pictures.canvas import heading, more, save
 from pipeline.pictures.looks import heading_of
-from pipeline.records.origin import read_about
 from pipeline.settings.config import Config
 from pipeline.work.plans import Counts, SegmentPlan
 from pipeline.work.systems import build_systems, encode_texts, view_of

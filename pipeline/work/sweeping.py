@@ -20,17 +20,19 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from dclip.checkpoints.files import write_checkpoint
 from dclip.fitting.batches import hold_out
 from dclip.fitting.drawn import part_of
 from dclip.fitting.fit import check_loop, check_source
 from dclip.store.paths import write_text
 from dclip.store.reader import FeatureReader
+from dclip.words import told
 from pipeline.cluster import session as cluster
 from pipeline.cluster.device import choose_device
-from pipeline.features.backbone import ClipSettings, describe_backbone
+from pipeline.features.backbone import clip_of, describe_backbone
 from pipeline.features.opened import open_features
 from pipeline.features.plan import FeaturePlan
-from pipeline.records.checkpoints import export_refusal, read_state, write_checkpoint
+from pipeline.records.checkpoints import export_refusal, read_state
 from pipeline.records.origin import about_training
 from pipeline.records.tracking import Tracker
 from pipeline.settings.config import Config
@@ -49,9 +51,10 @@ from pipeline.settings.space import (
 )
 from pipeline.settings.training import at
 from pipeline.terminal.cli import Report
-from pipeline.terminal.errors import StageError, UsageError, told
+from pipeline.terminal.errors import StageError, UsageError
 from pipeline.terminal.progress import progress
 from pipeline.work import ranking
+from pipeline.work.calibrating import calibration_of
 from pipeline.work.packs import begin, placeholder
 from pipeline.work.ranking import entry_of
 from pipeline.work.trial_runs import TrialRuns, reason
@@ -95,7 +98,7 @@ def run(config: Config, plan: FeaturePlan, name: str) -> Report:
     if tracker.model_uri(model, name) is None:  # before hours of training
         backbone = describe_backbone(config)
         example = placeholder(
-            config.method, config.own, reader.class_names, backbone, ClipSettings.of(config)
+            config.method, config.own, reader.class_names, backbone, clip_of(config)
         )
         unfit = export_refusal(example)
     if unfit:
@@ -334,7 +337,7 @@ def shared(
         device=device,
         gpus=config.sweep.gpus_per_trial,
         apart=frozenset(entry.number for entry in apart),
-        clip=ClipSettings.of(config),
+        clip=clip_of(config),
         images=plan.listing if config.own.sees_images() else None,
     )
 
@@ -417,7 +420,9 @@ def write_checkpoints(
     packs = {tuple(entry.number for entry in row["pack"]): row["pack"] for row in rows}
     for pack in packs.values():
         positions = sweep.trained(pack)
-        training = begin(sweep.job([pack[n] for n in positions]), reader, fresh=False)
+        job = sweep.job([pack[n] for n in positions])
+        left, _, held = job.data(job.beside(reader), reader.class_names)
+        training = begin(job, reader, fresh=False)
         state, kept = state_files(sweep.states, pack)
         read_state(state, training)
         results = read_results(kept, pack)[: training.epoch]
@@ -427,6 +432,8 @@ def write_checkpoints(
             number = positions.index(row["position"])
             own = training.settings[number]
             train = config.train.model_copy(update=training.loop.model_dump())
+            path = folder / "trials" / f"trial-{row['trial']:04d}.safetensors"
+            method = training.method(number)
             about = about_training(
                 config.model_copy(update={own.name: own, "train": train}),
                 plan,
@@ -434,8 +441,8 @@ def write_checkpoints(
                 epoch=training.best_epoch(number),
                 seed=entry_of(row).point.get(SEED, config.seed),
                 history=lines(results, row["position"]),
+                calibration=calibration_of(method, left, held, path.stem),
             )
-            path = folder / "trials" / f"trial-{row['trial']:04d}.safetensors"
-            write_checkpoint(path, training.method(number), about)
+            write_checkpoint(path, method, about)
             found[row["trial"]] = path
     return [found[row["trial"]] for row in rows]

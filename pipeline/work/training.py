@@ -18,13 +18,13 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dclip.fitting.fit import check_training, divergence
 from dclip.store.reader import FeatureReader
-from dclip.words import counted, percent
+from dclip.words import counted, percent, told
 from pipeline.cluster import session as cluster
 from pipeline.cluster.address import cluster_address
 from pipeline.cluster.device import choose_device
 from pipeline.cluster.watch import watched
 from pipeline.features.alone import ImagesAlone
-from pipeline.features.backbone import ClipSettings
+from pipeline.features.backbone import clip_of
 from pipeline.features.opened import open_backbone, open_features
 from pipeline.features.plan import FeaturePlan
 from pipeline.records.checkpoints import read_progress, read_state
@@ -40,8 +40,9 @@ from pipeline.records.trainings import (
 )
 from pipeline.settings.config import Config
 from pipeline.settings.training import at
-from pipeline.terminal.errors import StageError, told
+from pipeline.terminal.errors import StageError
 from pipeline.terminal.progress import progress
+from pipeline.work.calibrating import calibration_of
 from pipeline.work.fitting import keep, tracked
 from pipeline.work.packs import Job, begin
 from pipeline.work.workers import fit_and_keep
@@ -76,12 +77,13 @@ def train(configs: Sequence[Config], plan: FeaturePlan, paths: Sequence[Path]) -
         data_seed=config.data_seed,
         features=tuple(plan.folders) if plan.listing.class_names else (),
         output=config.output.absolute(),
-        clip=ClipSettings.of(config),
+        clip=clip_of(config),
         images=plan.listing if config.own.sees_images() else None,
         count=plan.num_images,
     )
     pack = begin(job, reader, fresh=False)  # the workers make the weights
-    check_training(pack, *job.data(job.beside(reader), reader.class_names))
+    left, rows, held = job.data(job.beside(reader), reader.class_names)
+    check_training(pack, left, rows, held)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / STATE).is_file():
         read_state(folder / STATE, pack)
@@ -108,12 +110,14 @@ def train(configs: Sequence[Config], plan: FeaturePlan, paths: Sequence[Path]) -
         for number, (one, path, run) in enumerate(zip(configs, paths, runs, strict=True)):
             if number in pack.diverged or path.is_file():
                 continue
+            method = pack.method(number)
             about = about_training(
                 one, plan, reader.manifest, epoch=pack.best_epoch(number), seed=one.seed,
                 history=[lines[number] for lines in history],
+                calibration=calibration_of(method, left, held, one.trained_name),
             )  # fmt: skip
             run.tags({"dclip.selection": config.train.selection, "dclip.epoch": str(about.epoch)})
-            keep(run, one, path, pack.method(number), about)
+            keep(run, one, path, method, about)
         if pack.diverged:
             first = min(pack.diverged)
             raise StageError(f"training {names[first]} diverged: {divergence(pack, first)}")

@@ -8,6 +8,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TunedPack
 
 from dclip.store.shards import digest
+from dclip.words import told
 from pipeline.cluster import session as cluster
 from pipeline.features.plan import FeaturePlan
 from pipeline.records.tracking import TrackedRun, Tracker
@@ -15,7 +16,6 @@ from pipeline.records.trainings import metric_names, run_params
 from pipeline.settings.config import Config
 from pipeline.settings.space import SEED, Entry, label
 from pipeline.settings.training import at
-from pipeline.terminal.errors import told
 from pipeline.terminal.progress import Progress
 from pipeline.work.trials import PACK, SCORE
 

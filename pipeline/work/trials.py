@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from ray import tune
 
+from dclip.clip_settings import ClipSettings
 from dclip.data.listing import Listing
 from dclip.fitting.fit import EpochReport, divergence
 from dclip.fitting.pack import Pack
@@ -17,12 +18,11 @@ from dclip.fitting.subset import Subset
 from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
 from dclip.store.paths import write_text
-from pipeline.features.backbone import ClipSettings
+from dclip.words import told
 from pipeline.records.checkpoints import write_state
 from pipeline.settings.sections import TrainConfig
 from pipeline.settings.space import SEED, Entry
 from pipeline.settings.training import Trained, trained_at
-from pipeline.terminal.errors import told
 from pipeline.work.packs import Job, fit_pack
 
 PACK = "pack"

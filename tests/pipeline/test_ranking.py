@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dclip.checkpoints.files import write_checkpoint
+from dclip.checkpoints.origin import FORMAT, About
 from dclip.fitting.loop import Loop
 from dclip.methods.method import Task, initial
 from dclip.methods.registry import find_method
@@ -14,8 +16,6 @@ from dclip.store.shards import digest
 from dclip.world import shapes
 from pipeline.features.backbone import describe_backbone
 from pipeline.features.plan import plan_features
-from pipeline.records.checkpoints import write_checkpoint
-from pipeline.records.origin import FORMAT, About
 from pipeline.settings.config import Config
 from pipeline.settings.training import Trained
 from pipeline.stages import extract, predict, segment, segments_mlr

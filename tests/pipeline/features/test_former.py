@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from dclip.checkpoints.origin import read_about
 from dclip.store.shards import MANIFEST, read_manifest
 from pipeline.features.backbone import describe_backbone
 from pipeline.features.plan import FeaturePlan, plan_features
 from pipeline.features.reuse import earlier
 from pipeline.records.checkpoints import check_features
-from pipeline.records.origin import kind_trained_on, read_about
+from pipeline.records.origin import kind_trained_on
 from pipeline.records.trainings import run_name
 from pipeline.settings.config import Config
 from pipeline.stages import evaluate, extract, train

@@ -11,6 +11,8 @@ import safetensors.torch
 import torch
 
 from dclip.backbones import load_backbone
+from dclip.checkpoints.files import write_checkpoint
+from dclip.checkpoints.origin import FORMAT, About, CheckpointError
 from dclip.fitting.batches import Batch
 from dclip.methods.dclip import DCLIPMethod, build_model
 from dclip.methods.dualcoop import DualCoOp
@@ -18,16 +20,10 @@ from dclip.methods.method import Task, initial
 from dclip.methods.settings import DCLIPSettings, DualCoOpSettings
 from dclip.store.shards import read_manifest
 from dclip.training import Recipe
-from pipeline.features.backbone import ClipSettings
+from pipeline.features.backbone import clip_of
 from pipeline.features.plan import plan_features
-from pipeline.records.checkpoints import (
-    Scorer,
-    check_features,
-    export_refusal,
-    load_checkpoint,
-    write_checkpoint,
-)
-from pipeline.records.origin import FORMAT, About, Encoder
+from pipeline.records.checkpoints import Scorer, check_features, export_refusal, load_checkpoint
+from pipeline.records.origin import encoder_of
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError
 
@@ -128,10 +124,10 @@ def test_a_checkpoint_of_contexts_scores_without_a_backbone(contexts: str, tmp_p
         torch.testing.assert_close(read.for_classes(asked).scores(batch), expected)
     # of weights of another width it says so, before any is made
     write_checkpoint(path, method, about.model_copy(update={"text_width": 31}))
-    with pytest.raises(StageError, match=r"weights\.negative is .* its training makes"):
+    with pytest.raises(CheckpointError, match=r"weights\.negative is .* its training makes"):
         load_checkpoint(path)
     write_checkpoint(path, method, about.model_copy(update={"text_width": None}))
-    with pytest.raises(StageError, match="no weights have the widths that it tells of"):
+    with pytest.raises(CheckpointError, match="no weights have the widths that it tells of"):
         load_checkpoint(path)
 
 
@@ -155,7 +151,7 @@ def test_a_method_of_ones_own_is_imported_when_it_is_named_only(tmp_path: Path) 
     tensors = safetensors.torch.load_file(path)
     named = {**about, "method": "antigravity:Fly"}  # a module that is noticed
     safetensors.torch.save_file(tensors, path, metadata={"dclip": json.dumps(named)})
-    with pytest.raises(StageError, match="name it by --method antigravity:Fly"):
+    with pytest.raises(CheckpointError, match="name it by --method antigravity:Fly"):
         load_checkpoint(path)
     assert "antigravity" not in sys.modules
 
@@ -191,19 +187,17 @@ def test_an_encoder_comes_from_settings_and_the_manifest_of_features(tmp_path: P
     own = {"resize": "longest", "mean": (0.5, 0.5, 0.5)}
     config = Config(output=tmp_path, pretrained="random", **own)
     plan = plan_features(config, "train")
-    encoder = Encoder.of(config, {**plan.space, **plan.source})  # what a manifest keeps
+    encoder = encoder_of(config, {**plan.space, **plan.source})  # what a manifest keeps
     assert encoder.model_dump() == {
         **ENCODER, "backbone": "tiny", "pretrained": "random", "resolution": 192,
         "tag": None, "resize": "longest", "interpolation": None,
         "mean": (0.5, 0.5, 0.5), "std": None,
     }  # fmt: skip
-    assert encoder.clip == ClipSettings.of(config)._replace(
-        resolution=192, include_global_token=True
-    )
+    assert encoder.clip == clip_of(config)._replace(resolution=192, include_global_token=True)
 
 
 def test_a_missing_checkpoint_names_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"python -m pipeline\.train"):
+    with pytest.raises(CheckpointError, match=r"python -m pipeline\.train"):
         load_checkpoint(tmp_path / "none.safetensors")
 
 
@@ -233,7 +227,7 @@ def test_a_damaged_or_foreign_file_is_refused_and_nothing_runs(
         )
     else:
         path.write_bytes(b"")
-    with pytest.raises(StageError, match="is not a checkpoint") as caught:
+    with pytest.raises(CheckpointError, match="is not a checkpoint") as caught:
         load_checkpoint(path)
     assert str(path) in str(caught.value)
     assert not (tmp_path / "exploded").exists()
@@ -266,7 +260,7 @@ def test_a_flipped_header_is_told_in_plain_words(
     path = tmp_path / "a.safetensors"
     write(path)
     rewrite(path, old, new)
-    with pytest.raises(StageError, match="is not a checkpoint: ") as caught:
+    with pytest.raises(CheckpointError, match="is not a checkpoint: ") as caught:
         load_checkpoint(path)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -295,7 +289,7 @@ def test_what_a_checkpoint_says_and_what_it_holds_belong_together(
     safetensors.torch.save_file(
         {**tensors, "text_features.pairs": texts}, path, metadata=about.metadata()
     )
-    with pytest.raises(StageError, match="is not a checkpoint: ") as caught:
+    with pytest.raises(CheckpointError, match="is not a checkpoint: ") as caught:
         load_checkpoint(path)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -305,14 +299,18 @@ def test_what_a_checkpoint_says_and_what_it_holds_belong_together(
 def test_an_origin_that_is_no_object_is_refused(tmp_path: Path, told: str) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({"a": torch.ones(1)}, path, metadata={"dclip": told})
-    with pytest.raises(StageError, match="is not a checkpoint: what it says of its training is"):
+    with pytest.raises(
+        CheckpointError, match="is not a checkpoint: what it says of its training is"
+    ):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize("other", [FORMAT - 2, FORMAT + 1])
 def test_another_format_is_named(tmp_path: Path, other: int) -> None:
     write(tmp_path / "a.safetensors", format=other)
-    with pytest.raises(StageError, match=f"format {other}, this version reads {FORMAT}; delete it"):
+    with pytest.raises(
+        CheckpointError, match=f"format {other}, this version reads {FORMAT}; delete it"
+    ):
         load_checkpoint(tmp_path / "a.safetensors")
 
 

@@ -17,7 +17,7 @@ from dclip.methods.linear_probe import LinearProbeMethod
 from dclip.methods.method import Task, initial
 from dclip.methods.settings import DCLIPSettings, DualCoOpSettings, LinearProbeSettings
 from dclip.metrics import mean_average_precision
-from pipeline.features.backbone import ClipSettings
+from pipeline.features.backbone import clip_of
 from pipeline.features.opened import open_features
 from pipeline.features.plan import plan_features
 from pipeline.pictures import comparison_figures
@@ -312,7 +312,7 @@ def test_base_and_new_classes_are_scored_among_themselves(tmp_path: Path) -> Non
         sees = row.trained.own.sees_images()
         job = Job(
             method, (row.trained,), (seed,), 0, tuple(map(str, train.folders)), tmp_path,
-            clip=ClipSettings.of(config), images=train.listing if sees else None, draw_seed=seed,
+            clip=clip_of(config), images=train.listing if sees else None, draw_seed=seed,
         )  # fmt: skip
         task = fit_and_score if is_looped else score_alone
         (found,) = task(job, "cpu", test.folders, 0.5, test.listing if sees else None)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dclip.checkpoints.files import write_checkpoint
 from dclip.methods.dclip import DCLIPMethod
 from dclip.methods.method import Task, initial
 from pipeline.features.opened import open_features
 from pipeline.features.plan import plan_features
 from pipeline.records import choice
-from pipeline.records.checkpoints import write_checkpoint
 from pipeline.records.origin import about_training
 from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dclip.checkpoints.origin import About, CheckpointError, Encoder, read_about
 from dclip.data.images import IMAGE_SUFFIXES
 from dclip.world import shapes
 from pipeline.features import backbone
 from pipeline.records.choice import NoCheckpointError
-from pipeline.records.origin import About, Encoder, read_about
 from pipeline.settings.config import Config
 from pipeline.stages import predict
 from pipeline.terminal import cli
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_another_backbone_and_an_empty_folder_are_refused(
     tmp_path: Path, scene: Path
 ) -> None:
     config = wanted(tmp_path, scene)
-    with pytest.raises(StageError, match="was trained on features of toy"):
+    with pytest.raises(CheckpointError, match="was trained on features of toy"):
         predict.describe(config.model_copy(update={"backbone": "toy_backbone:other"}))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="has no image"):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from dclip.backbones import load_backbone
+from dclip.checkpoints.files import write_checkpoint
 from dclip.data.crops import as_pixels
 from dclip.methods.method import Task, initial
 from dclip.methods.pixels.settings import SmartCLIPSettings
@@ -21,7 +22,7 @@ from dclip.retrieval import FrozenPairs
 from dclip.world.dataset import ShapesListing
 from pipeline.features.opened import open_backbone, open_features
 from pipeline.features.plan import plan_features
-from pipeline.records.checkpoints import load_checkpoint, write_checkpoint
+from pipeline.records.checkpoints import load_checkpoint
 from pipeline.records.origin import about_training
 from pipeline.settings.config import Config, config_class
 from pipeline.stages import extract, retrieve

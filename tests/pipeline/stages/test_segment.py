@@ -19,6 +19,8 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from dclip.backbones import load_backbone
+from dclip.checkpoints.files import write_checkpoint
+from dclip.checkpoints.origin import FORMAT, About
 from dclip.data.windows import whole_view
 from dclip.fitting.loop import Loop
 from dclip.methods.dclip import DCLIPMethod
@@ -33,8 +35,6 @@ from pipeline.cluster import makers
 from pipeline.cluster.groups import write_arrays
 from pipeline.features.backbone import describe_backbone
 from pipeline.features.plan import plan_features
-from pipeline.records.checkpoints import write_checkpoint
-from pipeline.records.origin import FORMAT, About
 from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config
 from pipeline.stages import segment

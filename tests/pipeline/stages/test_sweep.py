@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 
+from dclip.checkpoints.origin import read_about
 from dclip.fitting.batches import Batch
 from pipeline.features.plan import plan_features
 from pipeline.records.checkpoints import load_checkpoint
-from pipeline.records.origin import read_about
 from pipeline.settings.config import Config
 from pipeline.settings.space import Entry
 from pipeline.stages import extract, sweep

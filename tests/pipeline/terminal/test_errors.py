@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.terminal.errors import told
+from dclip.words import told
 
 
 @pytest.mark.parametrize(

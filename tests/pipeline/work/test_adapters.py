@@ -9,15 +9,16 @@ import torch
 from PIL import Image
 
 from dclip.backbones import load_backbone
+from dclip.checkpoints.files import write_checkpoint
+from dclip.checkpoints.origin import FORMAT, About, Encoder
 from dclip.fitting.batches import Batch
 from dclip.methods.adapter_settings import DAPTAdapterSettings, SmartCLIPAdapterSettings
 from dclip.methods.dapt import DAPTAdapter
 from dclip.methods.method import Task, initial
 from dclip.methods.smartclip import SmartCLIPAdapter
-from pipeline.features.backbone import ClipSettings, describe_backbone
+from pipeline.features.backbone import clip_of, describe_backbone
 from pipeline.features.plan import plan_features
-from pipeline.records.checkpoints import export_refusal, load_checkpoint, write_checkpoint
-from pipeline.records.origin import FORMAT, About, Encoder
+from pipeline.records.checkpoints import export_refusal, load_checkpoint
 from pipeline.settings.training import Trained
 from pipeline.terminal import cli
 from pipeline.work.packs import Job, begin
@@ -68,7 +69,7 @@ def test_a_pack_of_dapt_is_begun_with_the_words_of_the_background(tmp_path: Path
     config = config_of(tmp_path, "--method", "dapt_adapter")
     task = Task.of(load_backbone("tiny"), [[name] for name in NAMES])
     job = Job("dapt_adapter", (Trained(config.train, config.own),) * 2, (0, 1), 0, (), tmp_path,
-              ClipSettings.of(config))  # fmt: skip
+              clip_of(config))  # fmt: skip
     pack = begin(job, Kept(task))
     expected = load_backbone("tiny").encode_texts(DAPTAdapterSettings().own_texts())
     torch.testing.assert_close(pack.method(1).get_buffer("background"), expected)

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from dclip.backbones import load_backbone
+from dclip.checkpoints.files import write_checkpoint
+from dclip.checkpoints.origin import FORMAT, About, Encoder
 from dclip.fitting.batches import Batch
 from dclip.methods.dualcoop import DualCoOp
 from dclip.methods.method import Task, initial
@@ -15,10 +17,9 @@ from dclip.methods.registry import find_settings
 from dclip.methods.settings import DualCoOpSettings
 from dclip.store.reader import FeatureReader
 from dclip.store.shards import Manifest
-from pipeline.features.backbone import ClipSettings, describe_backbone, require_prompts
+from pipeline.features.backbone import clip_of, describe_backbone, require_prompts
 from pipeline.features.plan import plan_features
-from pipeline.records.checkpoints import load_checkpoint, write_checkpoint
-from pipeline.records.origin import FORMAT, About, Encoder
+from pipeline.records.checkpoints import load_checkpoint
 from pipeline.settings.config import Config
 from pipeline.settings.training import Trained
 from pipeline.terminal import cli
@@ -100,7 +101,7 @@ def test_a_pack_of_contexts_is_begun_with_the_backbone_of_the_settings(tmp_path:
     config = config_of(tmp_path, "--method", "dualcoop")
     task = Task.of(load_backbone("tiny"), [["red disc"], ["blue box"]])
     trained = (Trained(config.train, config.own),) * 2
-    job = Job("dualcoop", trained, (0, 1), 0, (), tmp_path, ClipSettings.of(config))
+    job = Job("dualcoop", trained, (0, 1), 0, (), tmp_path, clip_of(config))
     pack = begin(job, Kept(task))
     batch = Batch(torch.randn(2, 5, 128), torch.tensor([[1, 0], [0, 1]]), known=4)
     losses = pack.losses(batch)

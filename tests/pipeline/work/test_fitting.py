@@ -10,6 +10,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from dclip.checkpoints.files import write_checkpoint
+from dclip.checkpoints.origin import FORMAT, About, CheckpointError
 from dclip.fitting.batches import Batch
 from dclip.methods.head_settings import TipAdapterSettings
 from dclip.methods.method import Task
@@ -17,9 +19,8 @@ from dclip.methods.tip_adapter import TipAdapter
 from pipeline.features.backbone import describe_backbone
 from pipeline.features.opened import open_features
 from pipeline.features.plan import plan_features
-from pipeline.records.checkpoints import load_checkpoint, write_checkpoint
+from pipeline.records.checkpoints import load_checkpoint
 from pipeline.records.choice import described
-from pipeline.records.origin import FORMAT, About
 from pipeline.settings.config import Config
 from pipeline.stages import run, train
 from pipeline.terminal import cli
@@ -168,9 +169,9 @@ def test_a_cache_of_any_length_is_read_and_one_that_does_not_fit_is_refused(tmp_
         "weights.more": torch.zeros(5, 8),
     }.items():
         safetensors.torch.save_file({**whole, name: wrong}, path, metadata=about.metadata())
-        with pytest.raises(StageError, match=r"is not a checkpoint: (it has )?weights\.\w+"):
+        with pytest.raises(CheckpointError, match=r"is not a checkpoint: (it has )?weights\.\w+"):
             load_checkpoint(path)
     without = {name: value for name, value in whole.items() if name != "weights.vectors"}
     safetensors.torch.save_file(without, path, metadata=about.metadata())
-    with pytest.raises(StageError, match=r"weights\.vectors is missing"):
+    with pytest.raises(CheckpointError, match=r"weights\.vectors is missing"):
         load_checkpoint(path)
