@@ -2,15 +2,17 @@ r"""Classes of one image, their locations and their pixels, for class names of a
 
 A method answers three questions at once, all from the features it was trained on:
 
-* which classes are there: its probability of each; DCLIP's is
-  `dclip.logits.presence_probability` over all locations;
+* which classes are there: its probability of each, above a threshold of the class; DCLIP's is
+  `dclip.logits.presence_probability` over all locations. Both are calibrated by the images that
+  its training held out, where the checkpoint has that (`dclip.calibration`); the threshold is one
+  half otherwise;
 * where: its probability of each location; DCLIP's is what the location's own prompt pair gives,
   with the logit scales :math:`a, b` of training,
 
   .. math::
       p_{kl} = \sigma\left(a b \, (\cos(z_l, t^+_k) - \cos(z_l, t^-_k))\right)
 
-* which pixels: the classes of probability one half or more compete by
+* which pixels: the classes that are there compete by
   `dclip.segmentation.min_max` of its scores of locations (DCLIP: cosines with their positive
   prompts), and a pixel is background where even the winner has :math:`p_{kl} < \theta`. Of a method
   that gives scores instead of probabilities, all classes that it was trained on compete.
@@ -18,7 +20,13 @@ A method answers three questions at once, all from the features it was trained o
 Classes that the method was not trained on are another matter: what their prompt pairs give is
 confident and means little (docs/untrained_names.md has the numbers). Such classes are scored by
 CLIP itself, by the largest cosine of a location with their text; they take no pixels from the
-others.
+others. They count as present above the cosine that was best for the training's own classes; where
+none is known, by frozen CLIP's rule.
+
+Frozen CLIP's rule: a class is present whose probability is above one half, where CLIP was trained
+by a sigmoid; else one whose share in a softmax over the classes is above the even share, 1 / N, for
+a softmax tells which is likelier and not which are there. Of a single class it then says nothing,
+and that counts as absent.
 
 Without a method, with one that says nothing of locations, or where none of the classes was trained
 on, maps are frozen CLIP's cosines, all classes compete, and the background rule is that of
@@ -36,6 +44,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dclip.backbones import Backbone, ImageFeatures
+from dclip.calibration import is_present, scaling_of
+from dclip.checkpoints.calibration import Calibration
 from dclip.data.windows import Window
 from dclip.fitting.batches import Batch
 from dclip.logits import Sigmoid, sigmoid_scores, similarity_maps, zero_shot_scores
@@ -54,8 +64,11 @@ class Prediction:
     """What is said of one image.
 
     Attributes:
-        presence: Probability of each class by the method; nan for one that it was not trained on,
-            unless it was asked for; None without a method, or with one that gives none.
+        presence: Probability of each class by the method, calibrated where that is known; nan for
+            one that it was not trained on, unless it was asked for; None without a method, or with
+            one that gives none.
+        present: Which classes count as there.
+        is_calibrated: Whether probabilities and thresholds are those that held-out images gave.
         cosine: Largest cosine of any location with CLIP's text of the class, in [-1, 1]: CLIP's own
             say, on a scale of its own. It ranks images and locations of one class; it is no
             probability, and where "present" begins differs from class to class.
@@ -67,7 +80,7 @@ class Prediction:
             method; the cosine with CLIP's text for a class that it was not trained on, and for all
             unless ``is_located``.
         mask: 0 for background, 1 + position of the class elsewhere; in 32 bits instead of 8 where
-            there are more than 254 classes.
+            there are more than 254 classes. None where it was not asked for.
         trained: Which classes the method was trained on, as was said; None without one.
         score: What a method that gives no probabilities says of each class, on a scale of its own;
             nan for one that it was not trained on. None otherwise.
@@ -78,18 +91,20 @@ class Prediction:
     cosine: Float[Tensor, " classes"]
     zero_shot: Float[Tensor, " classes"]
     maps: Float[Tensor, "classes rows columns"]
-    mask: LabelMap
+    mask: LabelMap | None
+    present: Bool[Tensor, " classes"]
     trained: Bool[Tensor, " classes"] | None = None
     score: Float[Tensor, " classes"] | None = None
     is_located: bool = False
     clip_presence: Float[Tensor, " classes"] | None = None
+    is_calibrated: bool = False
 
 
 @torch.no_grad()
 def predict_image(
     features: ImageFeatures,
     grid: tuple[int, int],
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     *,
     has_global_token: bool,
     texts: Float[Tensor, "classes dim"],
@@ -102,14 +117,15 @@ def predict_image(
     backbone: Backbone | None = None,
     pixels: UInt8[Tensor, "1 height width 3"] | None = None,
     sigmoid: Sigmoid | None = None,
+    calibration: Calibration | None = None,
 ) -> Prediction:
     r"""Classes, maps and mask of one image.
 
     Args:
         features: Of that image alone, of the kind the method was trained on.
         grid: Rows and columns of its locations.
-        size: Height and width of the mask. It is of all that the backbone saw: where that is not
-            the whole image, `dclip.data.placing` puts it there.
+        size: Height and width of the mask; None for none. It is of all that the backbone saw: where
+            that is not the whole image, `dclip.data.placing` puts it there.
         has_global_token: Whether the first location is the mean token; it counts for presence, as
             in training, and is not in maps.
         texts: Frozen text features of the classes, for CLIP's own scores.
@@ -125,6 +141,7 @@ def predict_image(
         backbone: The frozen CLIP, for methods that look at images through it.
         pixels: The image, for methods that are fed it.
         sigmoid: Of the CLIP, where it was trained by one.
+        calibration: Of the classes, by images that the method was not trained on.
 
     Raises:
         ValueError: If the threshold is out of range, or the method is bound to other classes.
@@ -144,9 +161,10 @@ def predict_image(
     own = None if sigmoid is None else sigmoid_scores(features.embedding, texts, sigmoid)[0]
     cosines = similarity_maps(local, texts)
     best, maps = cosines[0].amax(dim=1), cosines.reshape(-1, *grid)
+    by_clip = _present_by_clip(best, zero_shot, own, calibration)
     if model is None:
         mask = _frozen_mask(cosines, grid, size, threshold)
-        return Prediction(None, best, zero_shot, maps, mask, clip_presence=own)
+        return Prediction(None, best, zero_shot, maps, mask, by_clip, clip_presence=own)
     if trained is None:
         trained = torch.ones(len(texts), dtype=torch.bool)
     trained = trained.to(texts.device)
@@ -158,40 +176,78 @@ def predict_image(
     method = model.for_classes(task)
     labels = torch.empty(0, 0, dtype=torch.int8)
     seen = Batch(features.local.float(), labels, embedding=features.embedding, pixels=pixels)
-    told = method.scores(seen)[0]
-    presence = score = None
-    if method.gives_probabilities:
-        presence = told if untrained_probability else told.where(trained, torch.nan)
-        competing = (trained & (told >= 0.5)).nonzero().flatten()
-    else:
-        score = told.where(trained, torch.nan)
-        competing = trained.nonzero().flatten()
+    told = method.evidence(seen)[0].float()
+    presence, score, present = _presence(method, told, calibration)
+    if presence is not None and not untrained_probability:
+        presence = presence.where(trained, torch.nan)
+    score = None if score is None else score.where(trained, torch.nan)
+    present = by_clip if present is None else present.where(trained, by_clip)
+    said = Prediction(
+        presence, best, zero_shot, maps, None, present, trained, score, clip_presence=own,
+        is_calibrated=calibration is not None,
+    )  # fmt: skip
     odds = method.location_logits(local) if method.scores_locations else None
     if not trained.any() or odds is None:
-        mask = _frozen_mask(cosines, grid, size, threshold)
-        return Prediction(presence, best, zero_shot, maps, mask, trained, score, clip_presence=own)
+        return replace(said, mask=_frozen_mask(cosines, grid, size, threshold))
     positive, odds = method.location_scores(local), odds.reshape(-1, *grid)
-    maps = torch.where(trained[:, None, None], odds.sigmoid(), maps)
-    kept = label_dtype(1 + len(texts))
-    mask = torch.zeros(size, dtype=kept, device=told.device)
+    said = replace(said, maps=torch.where(trained[:, None, None], odds.sigmoid(), maps))
+    said = replace(said, is_located=True)
+    if size is None:
+        return said
+    # of a method that gives scores alone, all classes that it was trained on compete
+    competing = (trained & present if presence is not None else trained).nonzero().flatten()
+    mask = torch.zeros(size, dtype=label_dtype(1 + len(texts)), device=told.device)
     if not len(competing):
-        return Prediction(presence, best, zero_shot, maps, mask, trained, score, True, own)
+        return replace(said, mask=mask)
     scores = min_max(positive[:, competing]).reshape(1, -1, *grid)
     whole = (Window(0, 0, *size),)
     winners = competing[label_map(scores, whole, size, size).long()]
     for column in competing.tolist():  # one class at a time: all of them at full size may not fit
         drawn = F.interpolate(odds[None, None, column], size, mode="bilinear", align_corners=False)
         mask[(winners == column) & (drawn[0, 0].sigmoid() >= threshold)] = column + 1
-    return Prediction(presence, best, zero_shot, maps, mask, trained, score, True, own)
+    return replace(said, mask=mask)
+
+
+def _presence(
+    method: Method[Any], told: Float[Tensor, " classes"], calibration: Calibration | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Probabilities, scores that are none, and which classes are there, as far as a method says."""
+    is_probability = method.tells_probabilities()
+    score = None if is_probability else told
+    if calibration is None:
+        if not is_probability:
+            return None, score, None
+        presence = told.sigmoid()
+        return presence, score, presence >= 0.5
+    presence = scaling_of(calibration).apply(told[None].cpu())[0].sigmoid()
+    present = is_present(calibration, presence).to(told.device)
+    return presence.float().to(told.device), score, present
+
+
+def _present_by_clip(
+    best: Float[Tensor, " classes"],
+    shares: Float[Tensor, " classes"],
+    presence: Float[Tensor, " classes"] | None,
+    calibration: Calibration | None,
+) -> Bool[Tensor, " classes"]:
+    """Frozen CLIP's rule, or the cosine that suited the classes of the training."""
+    if calibration is not None and calibration.untrained_cosine is not None:
+        return best > calibration.untrained_cosine
+    if presence is not None:
+        return presence > 0.5
+    even = 1 / len(shares) if len(shares) > 1 else 1.0
+    return shares > even
 
 
 def _frozen_mask(
     cosines: Float[Tensor, "1 classes locations"],
     grid: tuple[int, int],
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
     threshold: float,
-) -> LabelMap:
+) -> LabelMap | None:
     """The mask by frozen CLIP, in which all classes compete."""
+    if size is None:
+        return None
     scores = min_max(cosines).reshape(1, -1, *grid)
     return label_map(scores, (Window(0, 0, *size),), size, size, background=threshold)
 

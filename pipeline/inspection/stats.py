@@ -8,13 +8,13 @@ from typing import Any, cast
 import numpy as np
 
 from dclip.data.segmentation import SegmentationListing, label_names
+from dclip.pictures.canvas import save
 from dclip.store.paths import AnyPath
 from dclip.words import counted
 from pipeline.features.listings import labels_of_masks
 from pipeline.features.preflight import spread
 from pipeline.inspection.splits import AnyListing, default_splits, open_split
 from pipeline.pictures import figures
-from pipeline.pictures.canvas import save
 from pipeline.terminal.errors import StageError
 from pipeline.terminal.progress import progress
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from pipeline.pictures.canvas import heading, one_line
+from dclip.pictures.canvas import heading, one_line
 from pipeline.pictures.looks import colors_of, short_title_of
 
 _MARKERS = "osD^vP*X<>pH"

@@ -9,10 +9,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from dclip.pictures.canvas import heading, more, one_line
+from dclip.pictures.masks import show_heat
 from dclip.words import counted
-from pipeline.pictures.canvas import heading, more, one_line
 from pipeline.pictures.looks import color_of, short_title_of
-from pipeline.pictures.mask_figures import show_heat
 from pipeline.settings.sections import bounds
 from pipeline.settings.space import leaf, shown
 

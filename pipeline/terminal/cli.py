@@ -263,11 +263,12 @@ class _Stderr(logging.Handler):
 
 
 def show_log() -> None:
-    """Let messages of this package appear on stderr."""
-    logger = logging.getLogger("pipeline")
-    logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
-        logger.addHandler(_Stderr())
+    """Let messages of both packages appear on stderr."""
+    for name in ("dclip", "pipeline"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+            logger.addHandler(_Stderr())
 
 
 def _fail(stage: str, error: Exception, code: int) -> int:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dclip.pictures.canvas import save
 from dclip.words import counted
 from pipeline.pictures import figures
-from pipeline.pictures.canvas import save
 from pipeline.records.ablations import Ablation, Result
 from pipeline.settings.config import Config
 from pipeline.settings.rows import Row

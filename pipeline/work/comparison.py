@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dclip.metrics import harmonic_mean, paired_interval
+from dclip.pictures.canvas import heading, save
 from dclip.words import counted
 from pipeline.features.backbone import warnings_of
 from pipeline.pictures import comparison_figures as figures
-from pipeline.pictures.canvas import heading, save
 from pipeline.pictures.looks import title_of
 from pipeline.records.ablations import Comparison, Result
 from pipeline.records.report import remarks

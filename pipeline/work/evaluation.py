@@ -22,13 +22,13 @@ from dclip.methods.method import Method, Task, initial
 from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
 from dclip.metrics import cosine_matrix, inter_class_cosine
+from dclip.pictures.canvas import MAX_INCHES, heading, more, one_line, save
 from dclip.store.reader import FeatureReader
 from pipeline.cluster.device import choose_device
 from pipeline.features.images import require_images
 from pipeline.features.opened import open_backbone, open_features, with_images
 from pipeline.features.plan import FeaturePlan, plan_features
 from pipeline.pictures import figures
-from pipeline.pictures.canvas import MAX_INCHES, heading, more, one_line, save
 from pipeline.pictures.looks import short_title_of
 from pipeline.records.checkpoints import check_features, load_checkpoint
 from pipeline.records.choice import described

@@ -19,6 +19,8 @@ from dclip.data.pixels import image_to_tensor
 from dclip.data.placing import place_maps, place_mask
 from dclip.logits import sigmoid_of
 from dclip.methods.method import Task
+from dclip.pictures import masks as mask_figures
+from dclip.pictures.canvas import save
 from dclip.prediction import Prediction, UntrainedWarning, predict_image
 from dclip.prompts import ClassTexts, encode_class_names, encode_prompt_pairs
 from dclip.store.paths import AnyPath, atomic_write
@@ -26,8 +28,6 @@ from dclip.words import counted, short, told
 from pipeline.cluster.device import choose_device
 from pipeline.features.backbone import describe_backbone
 from pipeline.features.opened import open_backbone
-from pipeline.pictures import mask_figures
-from pipeline.pictures.canvas import save
 from pipeline.records.checkpoints import load_checkpoint
 from pipeline.terminal.errors import StageError
 from pipeline.terminal.progress import progress

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dclip.pictures.canvas import save
 from dclip.store.paths import atomic_write
 from dclip.words import counted
 from pipeline.pictures import figures
-from pipeline.pictures.canvas import save
 from pipeline.records.tracking import Tracker
 from pipeline.settings.config import Config, as_flags
 from pipeline.settings.space import MOST_SHOWN, SEED, Entry, label, leaf, shown, space_of, text_of

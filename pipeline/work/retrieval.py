@@ -15,11 +15,11 @@ from dclip.data.preparation import Preparation
 from dclip.fitting.batches import Batch, prefetch, read_batch
 from dclip.fitting.images import ImageSource
 from dclip.metrics import inter_class_cosine, mask_overlap, retrieval_recall
+from dclip.pictures.canvas import heading, one_line, save
 from dclip.precision import computing_in
 from dclip.retrieval import FrozenPairs, PairEncoder
 from pipeline.cluster.device import choose_device
 from pipeline.features.opened import open_backbone
-from pipeline.pictures.canvas import heading, one_line, save
 from pipeline.pictures.retrieval_figures import mask_sharing
 from pipeline.records.checkpoints import load_checkpoint
 from pipeline.settings.config import Config

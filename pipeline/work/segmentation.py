@@ -26,6 +26,8 @@ from dclip.metrics import (
     miou,
     pixel_accuracy,
 )
+from dclip.pictures import masks as mask_figures
+from dclip.pictures.canvas import heading, more, save
 from dclip.prompts import encode_class_texts
 from dclip.segmentation import Rule, segment_images
 from dclip.store.paths import atomic_write
@@ -33,9 +35,8 @@ from pipeline.cluster.makers import Maker, every_group
 from pipeline.features.backbone import describe_backbone
 from pipeline.features.opened import open_backbone
 from pipeline.features.preflight import require_images
-from pipeline.pictures import mask_figures
-from pipeline.pictures.canvas import heading, more, save
 from pipeline.pictures.looks import heading_of
+from pipeline.pictures.tradeoff import checkpoint_tradeoff
 from pipeline.settings.config import Config
 from pipeline.work.plans import Counts, SegmentPlan
 from pipeline.work.systems import build_systems, encode_texts, view_of
@@ -301,7 +302,7 @@ def draw(
         segmenter.close()
     compared = checkpoint_rows(plan, measures)
     if len(compared) > 2:
-        save(mask_figures.checkpoint_tradeoff(compared, subject), folder / "checkpoints.png")
+        save(checkpoint_tradeoff(compared, subject), folder / "checkpoints.png")
         with (
             atomic_write(folder / "checkpoints.csv") as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,

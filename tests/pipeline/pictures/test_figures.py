@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from pipeline.pictures import canvas, figures, mask_figures
-from pipeline.pictures.mask_figures import MaskRow
+from dclip.pictures import canvas
+from dclip.pictures import masks as mask_figures
+from dclip.pictures.masks import MaskRow
+from pipeline.pictures import figures
 
 NAMES = [f"class number {number}" for number in range(203)]
 

@@ -1,17 +1,17 @@
-"""Pictures of masks and maps: palette PNG, overlays with a legend, comparisons, trade-offs."""
+"""Pictures of masks and maps: palette PNG, overlays with a legend, comparisons."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from pipeline.pictures.canvas import heading, more, one_line
+from dclip.pictures.canvas import heading, more, one_line
 
 # Okabe and Ito's colours, then those that lie farthest (CIELAB) from all before them to normal,
 # protan, deutan and tritan eyes
@@ -24,7 +24,6 @@ PALETTE = (
 _SIDE = 480  # pixels of the long side of an image in a picture
 _COLUMNS = 5
 _MOST_MAPS = 24
-_MOST_NAMED = 12  # points with their names
 _MOST_LEGEND = 10
 _OPACITY = 0.62
 _OTHERS = "#d9d9d9"
@@ -41,7 +40,7 @@ class MaskRow:
     """
 
     image: Image.Image
-    masks: Sequence[UInt8[np.ndarray, "height width"]]
+    masks: Sequence[Integer[np.ndarray, "height width"]]
     notes: Sequence[str]
 
 
@@ -51,7 +50,7 @@ def rgb_of(position: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def palette_image(mask: UInt8[np.ndarray, "height width"]) -> Image.Image:
+def palette_image(mask: Integer[np.ndarray, "height width"]) -> Image.Image:
     """A mask as palette PNG: values are kept, 0 is shown black, class ``k`` by `rgb_of(k - 1)`."""
     colours = [(0, 0, 0), *(rgb_of(position) for position in range(254)), (255, 255, 255)]
     image = Image.fromarray(mask)
@@ -116,7 +115,7 @@ def show_heat(axis: Axes, pixels: np.ndarray, heat: np.ndarray, low: float, high
 
 
 def overlay(
-    image: Image.Image, mask: UInt8[np.ndarray, "height width"], names: Sequence[str]
+    image: Image.Image, mask: Integer[np.ndarray, "height width"], names: Sequence[str]
 ) -> Figure:
     """The mask over its image, with a legend of the classes and their share of the pixels.
 
@@ -278,60 +277,3 @@ def _small(image: Image.Image) -> Image.Image:
 def _height(image: Image.Image) -> float:
     """Height of an image of width 1, within what a page takes."""
     return min(max(image.height / image.width, 0.4), 1.8)
-
-
-def checkpoint_tradeoff(rows: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Held-out mAP, mIoU and inter-class cosine of several checkpoints, each against each.
-
-    Args:
-        rows: ``name``, ``method``, ``val_map``, ``miou`` and ``inter_class_cosine`` of each;
-            ``val_map`` is None where nothing was held out. As many as can be told apart have
-            their names.
-        title: Of the picture.
-    """
-    labels = {
-        "inter_class_cosine": "inter-class cosine after training",
-        "val_map": "mAP on held-out images, %",
-        "miou": "mIoU, %",
-    }
-    pairs = [("inter_class_cosine", "val_map"), ("inter_class_cosine", "miou"), ("val_map", "miou")]
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    figure = Figure(figsize=(12.0, 3.9), layout="constrained")
-    axes = figure.subplots(1, len(pairs))
-    for axis, (across, up) in zip(axes, pairs, strict=True):
-        for number, method in enumerate(methods):
-            points = [
-                [row[key] * (1 if key == "inter_class_cosine" else 100) for key in (across, up)]
-                for row in rows
-                if row["method"] == method and None not in (row[across], row[up])
-            ]
-            axis.scatter(
-                [x for x, _ in points],
-                [y for _, y in points],
-                s=55,
-                marker="osD^vPX*"[number % 8],
-                color=PALETTE[(4, 0, 2, 5, 6, 1)[number % 6]],
-                edgecolors="black",
-                linewidths=0.5,
-                label=f"{method} ({sum(row['method'] == method for row in rows)})",
-            )
-        for row in rows if len(rows) <= _MOST_NAMED else ():
-            if None not in (row[across], row[up]):
-                point = [
-                    row[key] * (1 if key == "inter_class_cosine" else 100) for key in (across, up)
-                ]
-                axis.annotate(
-                    one_line(row["name"], 20),
-                    point,
-                    xytext=(5, 4),
-                    textcoords="offset points",
-                    fontsize=7,
-                )
-        axis.set_xlabel(labels[across])
-        axis.set_ylabel(labels[up])
-        axis.margins(0.12)
-        axis.spines[["top", "right"]].set_visible(False)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=9)
-    return figure

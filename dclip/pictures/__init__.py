@@ -1,0 +1,1 @@
+"""Pictures of what is said of images; matplotlib draws them."""
