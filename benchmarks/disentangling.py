@@ -24,7 +24,7 @@ from untrained import Data, features_of
 
 from dclip import MemoryFeatures, Recipe, Training, fit, predict
 from dclip.metrics import cosine_matrix, mean_average_precision, paired_interval
-from pipeline.records.provenance import git_commit
+from dclip.provenance import git_commit
 
 WEIGHTS = (0.0, 0.1, 1.0)
 STARTS = ("aligned", "random")

@@ -24,7 +24,7 @@ from untrained import Data, features_of, shapes
 from dclip import MemoryFeatures, Recipe, Training, fit, predict
 from dclip.logits import zero_shot_scores
 from dclip.metrics import mean_average_precision
-from pipeline.records.provenance import git_commit
+from dclip.provenance import git_commit
 
 
 def zero_shot(data: Data, rows: np.ndarray) -> float:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.records.provenance import git_commit
+from dclip.provenance import git_commit
 
 ABSENT = (
     "dog", "cat", "horse", "person", "car", "bus", "bicycle", "airplane", "boat", "chair",

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from dclip.backbones import Backbone, ImageFeatures, load_backbone
     from dclip.fitting.batches import MemoryFeatures, hold_out
-    from dclip.fitting.fit import check_training, fit
+    from dclip.fitting.fit import check_training
+    from dclip.fitting.fit import fit as train_loop
     from dclip.logits import pair_logits, presence_probability
     from dclip.losses import asymmetric_loss, mfi_loss
     from dclip.metrics import (
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from dclip.prediction import Prediction, UntrainedWarning, predict_image
     from dclip.projectors import PROJECTOR_PRESETS, ProjectorSizes
     from dclip.prompts import encode_class_names, encode_class_texts, encode_prompt_pairs
+    from dclip.recognition.recognizer import Recognizer, fit, load
+    from dclip.recognition.result import Result
     from dclip.segmentation import Rule, System, segment_images
     from dclip.training import Recipe, Training, predict
 
@@ -58,8 +61,12 @@ _HOME = {
     "encode_class_texts": "dclip.prompts",
     "segment_images": "dclip.segmentation",
     "check_training": "dclip.fitting.fit",
-    "fit": "dclip.fitting.fit",
+    "train_loop": "dclip.fitting.fit:fit",
     "predict": "dclip.training",
+    "Recognizer": "dclip.recognition.recognizer",
+    "Result": "dclip.recognition.result",
+    "fit": "dclip.recognition.recognizer",
+    "load": "dclip.recognition.recognizer",
 }
 
 __all__ = [
@@ -71,6 +78,8 @@ __all__ = [
     "Prediction",
     "ProjectorSizes",
     "Recipe",
+    "Recognizer",
+    "Result",
     "Rule",
     "System",
     "Training",
@@ -85,6 +94,7 @@ __all__ = [
     "fit",
     "hold_out",
     "inter_class_cosine",
+    "load",
     "load_backbone",
     "mean_average_precision",
     "mfi_loss",
@@ -94,6 +104,7 @@ __all__ = [
     "predict_image",
     "presence_probability",
     "segment_images",
+    "train_loop",
 ]
 
 
@@ -104,4 +115,5 @@ def __getattr__(name: str) -> Any:
         return version("dclip")
     if name not in _HOME:
         raise AttributeError(f"module 'dclip' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    module, _, other = _HOME[name].partition(":")
+    return getattr(import_module(module), other or name)

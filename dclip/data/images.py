@@ -168,7 +168,7 @@ def _decode(file: BufferedReader | BytesIO, name: str) -> Image.Image:
                 )
             image.load()
             upright = _UPRIGHT.get(_orientation(image))
-            rgb = _to_rgb(image, name)
+            rgb = to_rgb(image, name)
             return rgb if upright is None else rgb.transpose(upright)
     except ImageError:
         raise
@@ -188,8 +188,12 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """The decoded image in mode RGB; itself where it is."""
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """A decoded image in mode RGB; itself where it is.
+
+    Raises:
+        ImageError: Its pixels have a range that is not known.
+    """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         upper = (np.asarray(image) >> 8).astype(np.uint8)
         return Image.fromarray(upper).convert("RGB")

@@ -104,6 +104,65 @@ def heat_maps(
     return figure
 
 
+def said_of(
+    image: Image.Image,
+    mask: Integer[np.ndarray, "height width"] | None,
+    names: Sequence[str],
+    maps: Float[np.ndarray, "shown rows columns"],
+    titles: Sequence[str],
+    limits: Sequence[tuple[float, float]],
+) -> Figure:
+    """One image with all that is said of it: mask, legend, and a map of each class that is shown.
+
+    Args:
+        image: RGB.
+        mask: 0 for background, ``k`` for ``names[k - 1]``; None for none.
+        names: Of the classes.
+        maps: Values over the image, in as many pixels as `small_size` says; nan where there are
+            none.
+        titles: What stands above each.
+        limits: Ends of the scale of each.
+    """
+    pixels = np.asarray(_small(image))
+    cells = 1 + (mask is not None) + len(maps)
+    columns = min(_COLUMNS, cells)
+    rows = -(-cells // columns)
+    cell = 2.4
+    figure = Figure(
+        figsize=(cell * columns + 0.2, (cell * _height(image) + 0.35) * rows + 0.2),
+        layout="constrained",
+    )
+    axes = iter(figure.subplots(rows, columns, squeeze=False).flatten())
+    axis = next(axes)
+    axis.imshow(pixels)
+    axis.set_title("image", fontsize=9)
+    axis.axis("off")
+    if mask is not None:
+        axis = next(axes)
+        row = MaskRow(image, [mask], [""])
+        shown = _shares(row, 0, None)
+        colours = _row_colours(list(shown)[:_MOST_LEGEND], 0)
+        axis.imshow(_coloured(pixels, mask, colours, 0, None))
+        axis.set_title("mask", fontsize=9)
+        axis.axis("off")
+        patches = [
+            Patch(facecolor=colour, label=f"{one_line(names[value - 1], 14)} {shown[value]:.0%}")
+            for value, colour in colours.items()
+        ] or [Patch(alpha=0, label="background only")]
+        axis.legend(
+            handles=patches, loc="lower left", fontsize=6, framealpha=0.8, borderaxespad=0.2,
+            handlelength=1.0, handleheight=1.0, labelspacing=0.2,
+        )  # fmt: skip
+    for heat, head, (low, high) in zip(maps, titles, limits, strict=True):
+        axis = next(axes)
+        show_heat(axis, pixels, heat, low, high)
+        axis.set_title(one_line(head, 26), fontsize=9)
+        axis.axis("off")
+    for axis in axes:
+        axis.axis("off")
+    return figure
+
+
 def show_heat(axis: Axes, pixels: np.ndarray, heat: np.ndarray, low: float, high: float) -> Any:
     """Draw a map over the grey image: the hotter, the less of the image is seen through it.
 

@@ -358,7 +358,10 @@ def atomic_write(path: AnyPath) -> Iterator[Path]:
             folder = stack.enter_context(TemporaryDirectory(prefix="dclip-"))
             temporary = Path(folder) / path.name
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
+            temporary.chmod(mode)  # that of any new file: safetensors makes one of its own, for one
             if isinstance(path, Path):
                 with temporary.open("r+b") as file:  # Windows syncs what may be written only
                     os.fsync(file.fileno())

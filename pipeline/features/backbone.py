@@ -15,6 +15,7 @@ from dclip.clip_settings import ClipSettings
 from dclip.methods.settings import MethodSettings
 from dclip.store.paths import write_text
 from dclip.store.shards import digest
+from dclip.store.space import feature_space
 from dclip.texts import EMBEDDED, context_length, too_long
 from pipeline.features.splits import tested_on_train
 from pipeline.settings.config import TOY_DATASETS, Config
@@ -117,16 +118,16 @@ class BackboneInfo:
             UsageError: It has no such kind.
         """
         self.require_kind(kind)
-        return {
-            "backbone": self.fingerprint,
-            "kind": kind,
-            "path": self.paths[kind],
-            "resolution": self.resolution,
-            "include_global_token": self.include_global_token,
-            "resize": self.preparation,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
+        return feature_space(
+            fingerprint=self.fingerprint,
+            kind=kind,
+            path=self.paths[kind],
+            resolution=self.resolution,
+            include_global_token=self.include_global_token,
+            preparation=self.preparation,
+            mean=self.mean,
+            std=self.std,
+        )
 
     def former_space(self, kind: str) -> dict[str, Any]:
         """The same in features that version 0.1 made.

@@ -7,11 +7,11 @@ from typing import Any
 from dclip.checkpoints.calibration import Calibration
 from dclip.checkpoints.origin import FORMAT, About, CheckpointError, Encoder
 from dclip.fitting.loop import Loop
+from dclip.provenance import git_commit
 from dclip.store.shards import Manifest, digest
 from pipeline.features.backbone import BackboneInfo, describe_backbone
 from pipeline.features.images import AboutImages
 from pipeline.features.plan import FeaturePlan
-from pipeline.records.provenance import git_commit
 from pipeline.settings.config import Config
 
 

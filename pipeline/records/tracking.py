@@ -38,9 +38,9 @@ from mlflow.exceptions import InvalidUrlException, MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import SQLAlchemyError
 
+from dclip.provenance import git_commit
 from dclip.store.paths import AnyPath, write_text
 from dclip.words import told
-from pipeline.records.provenance import git_commit
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError
 from pipeline.terminal.moved import follow_folder, old_output, place_in

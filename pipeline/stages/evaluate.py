@@ -15,6 +15,7 @@ from typing import Any
 from dclip.checkpoints.origin import read_about
 from dclip.methods.registry import find_settings
 from dclip.methods.settings import MethodSettings, of_preset
+from dclip.provenance import git_commit
 from dclip.store.shards import ShardError, digest, file_digest, read_manifest
 from dclip.words import counted
 from pipeline.features.backbone import describe_backbone, warnings_of
@@ -29,7 +30,6 @@ from pipeline.records.choice import (
     own_checkpoint,
     take_checkpoint,
 )
-from pipeline.records.provenance import git_commit
 from pipeline.records.report import (
     Record,
     Recorded,

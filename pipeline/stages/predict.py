@@ -16,6 +16,7 @@ from dclip.checkpoints.origin import About, read_about
 from dclip.clip_settings import ClipSettings
 from dclip.data.images import IMAGE_SUFFIXES, is_image_name, tell_passed_over
 from dclip.methods.registry import find_method
+from dclip.provenance import git_commit
 from dclip.store.paths import AnyPath, has_folders, write_text
 from dclip.store.shards import digest, file_digest
 from dclip.texts import check_class_names, fold_name
@@ -25,7 +26,6 @@ from pipeline.features.listings import path_of
 from pipeline.features.preflight import one_text_note, require_fit_names
 from pipeline.records.choice import NoCheckpointError, take_checkpoint
 from pipeline.records.origin import kind_trained_on
-from pipeline.records.provenance import git_commit
 from pipeline.records.report import StageReport, remarks, show, write
 from pipeline.settings.config import TOY_DATASETS, Config, usual_backbone
 from pipeline.terminal.errors import UsageError

@@ -16,13 +16,13 @@ from dclip.checkpoints.origin import About, read_about
 from dclip.data.caption_protocols import open_protocol
 from dclip.data.captions import CaptionListing, read_captions
 from dclip.data.listing import CaptionedListing, Listing
+from dclip.provenance import git_commit
 from dclip.store.shards import digest, file_digest
 from dclip.words import counted
 from pipeline.features.backbone import describe_backbone, tiny_warning, warnings_of
 from pipeline.features.splits import open_dataset
 from pipeline.pictures.looks import title_of
 from pipeline.records.choice import described, given_files, names_of
-from pipeline.records.provenance import git_commit
 from pipeline.records.report import (
     Record,
     Recorded,

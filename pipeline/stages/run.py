@@ -6,11 +6,11 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from dclip.provenance import git_commit
 from pipeline.cluster.address import require_cluster
 from pipeline.features.backbone import require_prompts
 from pipeline.features.images import require_images
 from pipeline.features.plan import is_complete, plan_features
-from pipeline.records.provenance import git_commit
 from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config
 from pipeline.settings.training import check_trained, compared

@@ -19,6 +19,7 @@ from dclip.data.coco_masks import PaintedListing, only_keys
 from dclip.data.segmentation import BACKGROUND, SegmentationListing, label_names
 from dclip.methods.registry import find_settings
 from dclip.methods.settings import of_preset
+from dclip.provenance import git_commit
 from dclip.store.paths import write_text
 from dclip.store.shards import digest, file_digest
 from dclip.words import counted
@@ -28,7 +29,6 @@ from pipeline.features.preflight import TEMPLATES, require_fit_names, require_im
 from pipeline.features.splits import open_dataset, tested_on_train
 from pipeline.pictures.looks import title_of
 from pipeline.records.choice import NoCheckpointError, given_files, names_of, take_checkpoints
-from pipeline.records.provenance import git_commit
 from pipeline.records.report import (
     Record,
     Recorded,

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from dclip.checkpoints.origin import read_about
+from dclip.provenance import git_commit
 from dclip.store.shards import digest, file_digest
 from dclip.words import counted
 from pipeline.features.backbone import describe_backbone, warnings_of
 from pipeline.features.preflight import require_images, require_labels
 from pipeline.features.splits import open_dataset, tested_on_train
 from pipeline.records.choice import NoCheckpointError, take_checkpoint
-from pipeline.records.provenance import git_commit
 from pipeline.records.report import (
     Record,
     Recorded,

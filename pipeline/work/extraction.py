@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,14 +9,10 @@ from typing import Any
 
 import ray
 
-from dclip.backbones.gradients import logit_scale_of
-from dclip.logits import sigmoid_of
-from dclip.prompts import encode_class_names, encode_prompt_pairs
+from dclip.provenance import git_commit
 from dclip.store import shards
-from dclip.store.paths import write_text
-from dclip.store.reader import write_text_features
+from dclip.store.finishing import Identity, finish, write_failures
 from dclip.store.verified import Verified
-from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
 from dclip.words import counted
 from pipeline.cluster import session as cluster
 from pipeline.cluster.pool import Pool
@@ -31,7 +26,6 @@ from pipeline.features.plan import (
     root_of_images,
 )
 from pipeline.features.reuse import Made, Source, Task, sources_of
-from pipeline.records.provenance import git_commit
 from pipeline.records.tracking import Tracker
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError
@@ -123,8 +117,7 @@ def publish(config: Config, plan: FeaturePlan, written: Mapping[int, Made]) -> s
         )
     sidecars = [sidecar for sidecar in there if sidecar is not None]
     failures = [failure for sidecar in sidecars for failure in sidecar.failures]
-    listed = plan.folder / shards.FAILURES
-    write_text(listed, "".join(failure.model_dump_json() + "\n" for failure in failures))
+    listed = write_failures(plan.folder, failures)
     good = plan.num_images - len(failures)
     if failures:
         named = "; ".join(f"{failure.key}: {failure.error}" for failure in failures[:5])
@@ -139,70 +132,28 @@ def publish(config: Config, plan: FeaturePlan, written: Mapping[int, Made]) -> s
             "--retry-failed, or raise it"
         )
     backbone = open_backbone(config)
-    class_names = plan.listing.class_names
-    write_text_features(
-        plan.folder / shards.TEXT,
-        encode_prompt_pairs(backbone, class_names).float().cpu(),
-        encode_class_names(backbone, class_names).float().cpu(),
-        {
-            "class_names": list(class_names),
-            "positive": POSITIVE_TEMPLATE,
-            "negative": NEGATIVE_TEMPLATE,
-            "zero_shot": [ZERO_SHOT_TEMPLATE],
-        },
+    identity = Identity(
+        plan.space,
+        plan.source,
+        plan.feature_space,
+        plan.formerly,
+        plan.fingerprint,
+        plan.view,
+        plan.storage,
     )
-    shards.write_samples(plan.folder / shards.SAMPLES, sidecars)
-    sigmoid = sigmoid_of(backbone)
-    grid = backbone.grid(backbone.resolution, backbone.resolution)
-    seconds: Counter[str] = Counter()
-    for sidecar in sidecars:
-        seconds.update(sidecar.seconds)
-    manifest = shards.Manifest(
-        format=shards.FORMAT,
-        fingerprint=plan.fingerprint,
-        feature_space=plan.feature_space,
+    manifest = finish(
+        plan.folder,
+        sidecars,
+        backbone,
+        identity,
         dataset=config.dataset,
         root=root_of_images(config),
         split=plan.listing.split,
-        class_names=list(class_names),
-        num_images=good,
-        kind=plan.space["kind"],
-        view=plan.view,
-        storage=plan.storage,
-        locations=grid[0] * grid[1] + int(backbone.include_global_token),
-        dim=backbone.embed_dim,
-        grid=grid,
-        include_global_token=backbone.include_global_token,
-        spec={
-            "backbone_name": backbone.name,
-            "formerly": plan.formerly,
-            "logit_scale": float(logit_scale_of(backbone)),
-            "logit_bias": None if sigmoid is None else sigmoid.bias,
-            **plan.space,
-            **plan.source,
-        },
-        compute=sorted({sidecar.compute for sidecar in sidecars}),
-        seconds={name: round(value, 3) for name, value in seconds.items()},
-        shards=[
-            shards.ShardEntry(
-                name=shards.shard_name(n),
-                count=s.count,
-                bytes=s.bytes,
-                sha256=s.sha256,
-                sidecar=shards.sidecar_digest(s),
-            )
-            for n, s in enumerate(sidecars)
-        ],
-        failures=failures,
-        files={
-            name: shards.file_digest(plan.folder / name)
-            for name in (shards.TEXT, shards.SAMPLES, shards.FAILURES)
-        },
-        commit=git_commit(),
+        class_names=plan.listing.class_names,
         images=plan.images,
-        notes=list(plan.notes),
+        notes=plan.notes,
+        commit=git_commit(),
     )
-    write_text(plan.folder / shards.MANIFEST, manifest.model_dump_json(indent=1))
     if isinstance(plan.folder, Path) and written:
         sound = Verified(verified_folder(config.output), plan.folder, manifest)
         for number, made in written.items():

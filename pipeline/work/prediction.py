@@ -1,28 +1,18 @@
 """Images one by one: what is said of the classes, and the pictures of it."""
 
 import logging
-import math
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from PIL import Image
 
-from dclip.backbones import preparation_of
-from dclip.data.crops import as_pixels
 from dclip.data.images import read_image
-from dclip.data.pixels import image_to_tensor
-from dclip.data.placing import place_maps, place_mask
-from dclip.logits import sigmoid_of
-from dclip.methods.method import Task
 from dclip.pictures import masks as mask_figures
 from dclip.pictures.canvas import save
-from dclip.prediction import Prediction, UntrainedWarning, predict_image
-from dclip.prompts import ClassTexts, encode_class_names, encode_prompt_pairs
+from dclip.prediction import Prediction
+from dclip.recognition.looking import Looker, Trained
 from dclip.store.paths import AnyPath, atomic_write
 from dclip.words import counted, short, told
 from pipeline.cluster.device import choose_device
@@ -54,10 +44,10 @@ def predict_all(
     """
     device, why = choose_device(plan.config.device)
     log.info("predict: %s, %s (%s)", counted(len(sources), "image"), device, why)
-    predictor, failures = Predictor(plan, device), []
+    looker, failures = looker_of(plan, device), []
     with progress("predict", total, "images", total - len(sources)) as bar:
         for name, source in sources.items():
-            image, failure = _predict_one(plan, predictor, source, name)
+            image, failure = _predict_one(plan, looker, source, name)
             if failure:
                 failures.append(failure)
                 log.warning("predict: %s", failure)
@@ -67,109 +57,37 @@ def predict_all(
     return failures
 
 
-class Predictor:
-    """A backbone and a method that know the names of the classes.
+def looker_of(plan: PredictPlan, device: str) -> Looker:
+    """The backbone and the method of a plan, which know the names of its classes.
 
     Args:
         plan: What is looked for.
         device: ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        StageError: The method of the checkpoint is bound to other classes.
     """
-
-    def __init__(self, plan: PredictPlan, device: str) -> None:
-        self._plan, self._device = plan, device
-        self._backbone = open_backbone(plan.config, device=device)
-        self.preparation = preparation_of(self._backbone)
-        # as in training, whatever the case in which a name is given
-        spelt = [old or new for old, new in zip(plan.trained_as, plan.classes, strict=True)]
-        self._names = spelt
-        self._texts = encode_class_names(self._backbone, spelt).float()
-        self._pairs = encode_prompt_pairs(self._backbone, spelt).float()
-        self._method = self._trained = None
-        if plan.checkpoint is not None:
-            method = load_checkpoint(plan.checkpoint)[0].on(device)
-            try:  # before any image, and with the backbone, which some methods ask of new names
-                self._method = method.for_classes(self._task())
-            except ValueError as error:
-                raise StageError(f"checkpoint {plan.checkpoint}: {error}") from None
-            self._trained = torch.tensor([name is not None for name in plan.trained_as])
-
-    def _task(self) -> Task:
-        texts = ClassTexts(self._texts, torch.arange(len(self._names), device=self._texts.device))
-        return Task(tuple(self._names), self._pairs, texts, self._backbone)
-
-    def _pixels(self, image: Image.Image) -> UInt8[torch.Tensor, "1 height width 3"] | None:
-        """The image as a method is fed it, if it is."""
-        if self._method is None or not self._method.settings.sees_images():
-            return None
-        form, backbone = self._method.settings.image_form, self._backbone
-        side = backbone.stride if form == "native" else backbone.resolution
-        square = np.array(as_pixels(image, side, form, self.preparation))
-        return torch.from_numpy(square)[None].to(self._device)
-
-    def predict(self, image: Image.Image) -> Prediction:
-        """What one image shows.
-
-        Its mask has the size of the image, and is background where the backbone sees nothing of
-        it; its maps are of the square that the backbone sees (`maps_on`).
-        """
-        if self.preparation.resize == "squash":
-            return self._predict(image, (image.height, image.width))
-        side, size = self._backbone.resolution, image.size
-        of_image, of_square = self.preparation.shown(*size, side)
-        width = side * (of_image.right - of_image.left) / (of_square.right - of_square.left)
-        height = side * (of_image.bottom - of_image.top) / (of_square.bottom - of_square.top)
-        shrunk = max(1.0, math.sqrt(width * height / _MOST_PIXELS))
-        said = self._predict(image, (math.ceil(height / shrunk), math.ceil(width / shrunk)))
-        mask = place_mask(said.mask.cpu().numpy(), self.preparation, side=side, size=size)
-        return replace(said, mask=torch.from_numpy(mask))
-
-    def maps_on(
-        self, maps: Float[np.ndarray, "classes rows columns"], image: Image.Image
-    ) -> Float[np.ndarray, "classes height width"]:
-        """Maps of an image over a small copy of it; nan where nothing of it was seen.
-
-        Args:
-            maps: Of a prediction.
-            image: That it is of.
-        """
-        return place_maps(
-            maps,
-            self.preparation,
-            seen=image.size,
-            side=self._backbone.resolution,
-            size=mask_figures.small_size(image),
+    trained, wanted = None, plan.config.predict
+    if plan.checkpoint is not None:
+        trained = Trained(*load_checkpoint(plan.checkpoint))
+    backbone = open_backbone(plan.config, device=device)
+    try:  # before any image, and with the backbone, which some methods ask of new names
+        return Looker(
+            backbone,
+            plan.classes,
+            trained,
+            kind=plan.kind,
+            device=device,
+            threshold=wanted.threshold,
+            untrained_probability=wanted.untrained_probability,
         )
-
-    def _predict(self, image: Image.Image, size: tuple[int, int]) -> Prediction:
-        """As `predict`, with a mask of all that the backbone sees, in so many rows and columns."""
-        backbone, wanted = self._backbone, self._plan.config.predict
-        pixels = image_to_tensor(
-            image, backbone.resolution, backbone.mean, backbone.std, self.preparation
-        )
-        fed = self._pixels(image)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UntrainedWarning)  # it is told once, by name
-            features = backbone.encode_images(pixels[None].to(self._device), kind=self._plan.kind)
-            return predict_image(
-                features,
-                backbone.grid(backbone.resolution, backbone.resolution),
-                size,
-                has_global_token=backbone.include_global_token,
-                texts=self._texts,
-                pairs=self._pairs,
-                class_names=self._names,
-                backbone=None if fed is None else backbone,
-                pixels=fed,
-                model=self._method,
-                trained=self._trained,
-                untrained_probability=wanted.untrained_probability,
-                threshold=wanted.threshold,
-                sigmoid=sigmoid_of(backbone),
-            )
+    except ValueError as error:
+        where = "" if plan.checkpoint is None else f"checkpoint {plan.checkpoint}: "
+        raise StageError(f"{where}{error}") from None
 
 
 def _predict_one(
-    plan: PredictPlan, predictor: Predictor, source: AnyPath, name: str
+    plan: PredictPlan, looker: Looker, source: AnyPath, name: str
 ) -> tuple[dict[str, Any] | None, str]:
     """What is written of one image, as far as it goes, and what went wrong, if anything did.
 
@@ -184,13 +102,13 @@ def _predict_one(
     }
     try:
         pixels = read_image(source)
-        said = predictor.predict(pixels)
+        said = looker.look([pixels])[0]
         image["scores"] = _scores(plan, said)
     except Exception as error:
         reason = told(error)
         return None, reason if shown in reason else f"{shown}: {reason}"
     try:
-        image["pictures"] = _draw(plan, predictor, name, pixels, said)
+        image["pictures"] = _draw(plan, looker, name, pixels, said)
     except Exception as error:
         return image, f"{shown}: scores are written, its pictures are not: {told(error)}"
     return image, ""
@@ -207,9 +125,11 @@ def _scores(plan: PredictPlan, said: Prediction) -> list[dict[str, Any]]:
     A class that was not trained has no share of pixels, unless frozen CLIP made the mask.
     """
     count = len(plan.classes)
+    assert said.mask is not None  # as it was asked for
     pixels = torch.bincount(said.mask.flatten().long(), minlength=count + 1).tolist()
     presence = [None] * count if said.presence is None else said.presence.tolist()
     cosines, shares = said.cosine.tolist(), said.zero_shot.tolist()
+    limits = _limits(plan, said)
     rows = []
     for at, (name, trained) in enumerate(zip(plan.classes, plan.trained_as, strict=True)):
         is_trained = trained is not None
@@ -219,6 +139,8 @@ def _scores(plan: PredictPlan, said: Prediction) -> list[dict[str, Any]]:
             "trained": is_trained if plan.checkpoint else None,
             "scored_by": BY_METHOD if is_trained else BY_CLIP,
             "probability": presence[at] if is_trained else None,
+            "present": bool(said.present[at]),
+            "threshold": limits[at] if is_trained else None,
             "clip_cosine": cosines[at],
             "clip_share": shares[at],
             "pixel_share": pixels[at + 1] / said.mask.numel() if has_pixels else None,
@@ -233,6 +155,17 @@ def _scores(plan: PredictPlan, said: Prediction) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["scored_by"] == BY_CLIP, -_value(row, plan)))
 
 
+def _limits(plan: PredictPlan, said: Prediction) -> list[float | None]:
+    """Probability of each class above which it counts as present, where there is one."""
+    if said.presence is None or plan.about is None:
+        return [None] * len(plan.classes)
+    known = plan.about.calibration
+    if known is None:
+        return [0.5] * len(plan.classes)
+    own = dict(zip(plan.about.class_names, known.thresholds, strict=True))
+    return [None if name is None else own[name] for name in plan.trained_as]
+
+
 def _value(row: dict[str, Any], plan: PredictPlan) -> float:
     """What classes are ranked by: what the method says of one, else what CLIP says."""
     clip = row["clip_share" if plan.checkpoint is None else "clip_cosine"]
@@ -241,9 +174,10 @@ def _value(row: dict[str, Any], plan: PredictPlan) -> float:
 
 
 def _draw(
-    plan: PredictPlan, predictor: Predictor, name: str, image: Image.Image, said: Prediction
+    plan: PredictPlan, looker: Looker, name: str, image: Image.Image, said: Prediction
 ) -> dict[str, str]:
     """Write the pictures of one image; their paths."""
+    assert said.mask is not None  # as it was asked for
     mask: np.ndarray = said.mask.cpu().numpy()
     paths = {what: plan.folder / f"{name}-{what}.png" for what in ("mask", "overlay")}
     with atomic_write(paths["mask"]) as temporary:
@@ -265,7 +199,9 @@ def _draw(
         save(
             mask_figures.heat_maps(
                 image,
-                predictor.maps_on(said.maps[order].float().cpu().numpy(), image),
+                looker.maps_on(
+                    said.maps[order].float().cpu().numpy(), image, mask_figures.small_size(image)
+                ),
                 [f"{short(row['class'], 20)}  {_value(row, plan):.2f}" for row in own],
                 label=label,
                 limits=limits,

@@ -17,6 +17,7 @@ from dclip.fitting.batches import FeatureSource
 from dclip.fitting.drawn import classes_of, part_of
 from dclip.fitting.fit import check_loop, check_source
 from dclip.methods.registry import find_method
+from dclip.provenance import git_commit
 from dclip.store.paths import atomic_write, write_text
 from dclip.words import told
 from pipeline.cluster import session as cluster
@@ -24,7 +25,6 @@ from pipeline.cluster.device import choose_device
 from pipeline.features.backbone import clip_of, warnings_of
 from pipeline.features.opened import open_features
 from pipeline.records.ablations import Result, RowPlan, Training, packs
-from pipeline.records.provenance import git_commit
 from pipeline.records.tracking import Tracker
 from pipeline.records.trainings import flat, metric_names
 from pipeline.settings.config import Config

@@ -19,10 +19,10 @@ from dclip.fitting.pack import Pack
 from dclip.methods.method import Method, initial
 from dclip.methods.registry import find_method
 from dclip.metrics import expected_calibration_error, inter_class_cosine, top1_accuracy
+from dclip.provenance import git_commit
 from dclip.store.paths import write_text
 from pipeline.features.opened import open_features
 from pipeline.records.checkpoints import write_state
-from pipeline.records.provenance import git_commit
 from pipeline.records.trainings import HISTORY, STATE, of_subset, read_history
 from pipeline.settings.training import Trained
 from pipeline.work.memory import count_anew, peak

@@ -13,6 +13,8 @@ from PIL import Image
 
 from dclip.checkpoints.origin import About, CheckpointError, Encoder, read_about
 from dclip.data.images import IMAGE_SUFFIXES
+from dclip.pictures import masks
+from dclip.recognition.looking import Looker
 from dclip.world import shapes
 from pipeline.features import backbone
 from pipeline.records.choice import NoCheckpointError
@@ -334,15 +336,15 @@ def test_any_error_of_one_image_leaves_the_others(
 ) -> None:
     bad = scene.with_name("bad.png")
     bad.write_bytes(scene.read_bytes())
-    owner, name = (prediction.Predictor, "predict") if step == "predict" else (prediction, "_draw")
+    owner, name = (Looker, "look") if step == "predict" else (prediction, "_draw")
     usual = getattr(owner, name)
     calls: list[int] = []
 
-    def failing(*arguments: object) -> object:
+    def failing(*arguments: object, **options: object) -> object:
         calls.append(1)
         if len(calls) == 1:
             raise error
-        return usual(*arguments)
+        return usual(*arguments, **options)
 
     monkeypatch.setattr(owner, name, failing)
     report = predict.run(wanted(tmp_path, bad, scene, zero_shot=True))
@@ -361,16 +363,16 @@ def test_results_are_written_as_they_come_and_the_same_command_goes_on(
     first = scene.with_name("a.png")
     first.write_bytes(scene.read_bytes())
     config = wanted(tmp_path, first, scene, zero_shot=True)
-    usual = prediction.Predictor.predict
+    usual = Looker.look
     seen: list[object] = []
 
-    def stopped(self: prediction.Predictor, image: Image.Image) -> object:
-        seen.append(image)
+    def stopped(self: Looker, images: list[Image.Image]) -> object:
+        seen.append(images)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return usual(self, image)
+        return usual(self, images)
 
-    monkeypatch.setattr(prediction.Predictor, "predict", stopped)
+    monkeypatch.setattr(Looker, "look", stopped)
     with pytest.raises(KeyboardInterrupt):
         predict.run(config)
     folder = predict.plan_predict(config).folder
@@ -451,9 +453,9 @@ def test_mask_and_maps_lie_where_the_object_is(resize: str, seen: slice, tmp_pat
         )
     )  # fmt: skip
     image = Image.fromarray(pixels)
-    predictor = prediction.Predictor(plan, "cpu")
+    looker = prediction.looker_of(plan, "cpu")
 
-    said = predictor.predict(image)
+    said = looker.look([image])[0]
 
     mask = said.mask.numpy()
     assert mask.shape == (30, 60)
@@ -464,7 +466,7 @@ def test_mask_and_maps_lie_where_the_object_is(resize: str, seen: slice, tmp_pat
     unseen[:, seen] = False
     assert (mask[unseen] == 0).all()
     assert (mask[away & ~unseen] == 2).all()
-    light = predictor.maps_on(said.maps.numpy(), image)[0]
+    light = looker.maps_on(said.maps.numpy(), image, masks.small_size(image))[0]
     drawn = np.asarray(Image.fromarray(light).resize((60, 30), Image.Resampling.NEAREST))
     assert np.array_equal(np.isnan(drawn), unseen)
     assert drawn[8:19, 32:40].min() > 0.9

@@ -12,7 +12,7 @@ def git_commit() -> str | None:
 
     Outside a checkout (an image, a Ray job) it is what ``DCLIP_COMMIT`` says.
     """
-    folder = Path(__file__).resolve().parents[2]
+    folder = Path(__file__).resolve().parents[1]
     if not (folder / ".git").exists():
         return os.environ.get("DCLIP_COMMIT") or None
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.records import provenance
+from dclip import provenance
 
 
 def test_outside_a_checkout_the_commit_comes_from_the_environment(

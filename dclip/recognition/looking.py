@@ -1,0 +1,243 @@
+"""A frozen CLIP and, over it, a trained method that are asked of classes by name."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from dclip.backbones import Backbone, ImageFeatures, former_fingerprint, preparation_of
+from dclip.checkpoints.calibration import Calibration
+from dclip.checkpoints.origin import About, CheckpointError
+from dclip.data.crops import as_pixels
+from dclip.data.pixels import normalise
+from dclip.data.placing import place_maps, place_mask
+from dclip.logits import sigmoid_of
+from dclip.methods.method import Method, Task
+from dclip.prediction import Prediction, UntrainedWarning, predict_image
+from dclip.prompts import ClassTexts, encode_class_names, encode_prompt_pairs
+from dclip.store.shards import digest
+from dclip.store.space import feature_space
+from dclip.texts import check_class_names, fold_name, same_text
+
+_MOST_PIXELS = 1 << 24  # of the mask of a square with bars; a longer image has coarser ones
+
+
+def space_of(backbone: Backbone, kind: str) -> dict[str, Any]:
+    """The feature space of a backbone; see :func:`dclip.store.space.feature_space`."""
+    return feature_space(
+        fingerprint=backbone.fingerprint(),
+        kind=kind,
+        path=backbone.feature_path(kind),
+        resolution=backbone.resolution,
+        include_global_token=backbone.include_global_token,
+        preparation=str(preparation_of(backbone)),
+        mean=backbone.mean,
+        std=backbone.std,
+    )
+
+
+def kind_of(about: About, backbone: Backbone, what: str) -> str:
+    """The kind of a backbone's local features that a checkpoint was trained on.
+
+    Args:
+        about: Of the checkpoint.
+        backbone: That is at hand.
+        what: How messages call the checkpoint.
+
+    Raises:
+        CheckpointError: It was trained on another backbone, or at another resolution.
+    """
+    for kind in backbone.kinds:
+        own = space_of(backbone, kind)
+        former = {**own, "backbone": former_fingerprint(backbone)}
+        if about.feature_space in (digest(own), digest(former)):
+            return kind
+    raise CheckpointError(
+        f"{what} was trained on features of {about.made_on} ({about.feature_space[:12]}), not of "
+        f"{backbone.name} at {backbone.resolution} px; give the backbone, weights and resolution "
+        "it was trained with"
+    )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained method and what is known of it.
+
+    Attributes:
+        method: In evaluation mode.
+        about: Its origin.
+    """
+
+    method: Method[Any]
+    about: About
+
+
+class Looker:
+    """A backbone and a method that know the names of the classes.
+
+    Args:
+        backbone: Frozen CLIP, on the device.
+        class_names: What is looked for; names of the training are known whatever their case.
+        trained: A method over it; None for frozen CLIP alone.
+        kind: Of local features, that the method was trained on.
+        device: Where it computes.
+        threshold: In (0, 1); a pixel less sure than that is background.
+        untrained_probability: Also tell probabilities of classes that were not trained on.
+
+    Raises:
+        ValueError: There are no names, one is unfit, two are one text to CLIP, or the method is
+            bound to other classes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        trained: Trained | None = None,
+        *,
+        kind: str = "value",
+        device: torch.device | str = "cpu",
+        threshold: float = 0.5,
+        untrained_probability: bool = False,
+    ) -> None:
+        names = [name.strip() for name in class_names]
+        if not names:
+            raise ValueError("there is no class to look for; name some")
+        check_class_names(names)
+        if alike := same_text(names):
+            said = " and ".join(map(repr, alike[0]))
+            raise ValueError(f"{said} are one text to CLIP; leave one of each")
+        known = {fold_name(name): name for name in trained.about.class_names} if trained else {}
+        self.class_names = tuple(names)
+        # as in training, whatever the case in which a name is given
+        self.trained_as = tuple(known.get(fold_name(name)) for name in names)
+        self.backbone, self.kind, self.device = backbone, kind, torch.device(device)
+        self.preparation = preparation_of(backbone)
+        self._threshold, self._untrained = threshold, untrained_probability
+        self._spelt = [old or new for old, new in zip(self.trained_as, names, strict=True)]
+        self._texts = encode_class_names(backbone, self._spelt).float()
+        self._pairs = encode_prompt_pairs(backbone, self._spelt).float()
+        self._method: Method[Any] | None = None
+        self.calibration: Calibration | None = None
+        self._trained: Tensor | None = None
+        if trained is not None:
+            texts = ClassTexts(self._texts, torch.arange(len(names), device=self._texts.device))
+            task = Task(tuple(self._spelt), self._pairs, texts, backbone)
+            method = trained.method.on(self.device)
+            self._method = method.for_classes(task)
+            self._trained = torch.tensor([name is not None for name in self.trained_as])
+            if trained.about.calibration is not None:
+                column = {name: number for number, name in enumerate(trained.about.class_names)}
+                columns = [None if old is None else column[old] for old in self.trained_as]
+                self.calibration = trained.about.calibration.for_columns(columns)
+
+    @cached_property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the maps."""
+        return self.backbone.grid(self.backbone.resolution, self.backbone.resolution)
+
+    def prepare(self, image: Image.Image) -> UInt8[np.ndarray, "side side 3"]:
+        """The square of an image that the backbone sees."""
+        return np.array(self.preparation(image, self.backbone.resolution))
+
+    def look(self, images: Sequence[Image.Image], *, masks: bool = True) -> list[Prediction]:
+        """What some images show, in one pass of the network.
+
+        Masks have the size of the image, and are background where the backbone sees nothing of it;
+        maps are of the square that the backbone sees (`maps_on`).
+
+        Args:
+            images: RGB.
+            masks: Whether masks are made.
+        """
+        squares = np.stack([self.prepare(image) for image in images])
+        backbone = self.backbone
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UntrainedWarning)  # whoever asks tells it, once
+            pixels = normalise(
+                torch.from_numpy(squares).to(self.device), backbone.mean, backbone.std
+            )
+            features = backbone.encode_images(pixels, kind=self.kind)
+            return [
+                self._say(image, ImageFeatures(*(each[[row]] for each in features)), masks=masks)
+                for row, image in enumerate(images)
+            ]
+
+    def maps_on(
+        self,
+        maps: Float[np.ndarray, "classes rows columns"],
+        image: Image.Image,
+        size: tuple[int, int],
+    ) -> Float[np.ndarray, "classes height width"]:
+        """Maps of an image over a copy of it; nan where nothing of it was seen.
+
+        Args:
+            maps: Of a prediction.
+            image: That it is of.
+            size: Width and height of the copy.
+        """
+        return place_maps(
+            maps,
+            self.preparation,
+            seen=image.size,
+            side=self.backbone.resolution,
+            size=size,
+        )
+
+    def _say(self, image: Image.Image, features: ImageFeatures, *, masks: bool) -> Prediction:
+        """What features of one image say."""
+        if not masks:
+            return self._predict(image, features, None)
+        if self.preparation.resize == "squash":
+            return self._predict(image, features, (image.height, image.width))
+        side, size = self.backbone.resolution, image.size
+        of_image, of_square = self.preparation.shown(*size, side)
+        width = side * (of_image.right - of_image.left) / (of_square.right - of_square.left)
+        height = side * (of_image.bottom - of_image.top) / (of_square.bottom - of_square.top)
+        shrunk = max(1.0, math.sqrt(width * height / _MOST_PIXELS))
+        said = self._predict(
+            image, features, (math.ceil(height / shrunk), math.ceil(width / shrunk))
+        )
+        assert said.mask is not None
+        mask = place_mask(said.mask.cpu().numpy(), self.preparation, side=side, size=size)
+        return replace(said, mask=torch.from_numpy(mask))
+
+    def _predict(
+        self, image: Image.Image, features: ImageFeatures, size: tuple[int, int] | None
+    ) -> Prediction:
+        """With a mask of all that the backbone sees, in so many rows and columns."""
+        fed = self._pixels(image)
+        return predict_image(
+            features,
+            self.grid,
+            size,
+            has_global_token=self.backbone.include_global_token,
+            texts=self._texts,
+            pairs=self._pairs,
+            class_names=self._spelt,
+            backbone=None if fed is None else self.backbone,
+            pixels=fed,
+            model=self._method,
+            trained=self._trained,
+            untrained_probability=self._untrained,
+            threshold=self._threshold,
+            sigmoid=sigmoid_of(self.backbone),
+            calibration=self.calibration,
+        )
+
+    def _pixels(self, image: Image.Image) -> UInt8[Tensor, "1 height width 3"] | None:
+        """The image as a method is fed it, if it is."""
+        if self._method is None or not self._method.settings.sees_images():
+            return None
+        form = self._method.settings.image_form
+        side = self.backbone.stride if form == "native" else self.backbone.resolution
+        square = np.array(as_pixels(image, side, form, self.preparation))
+        return torch.from_numpy(square)[None].to(self.device)
