@@ -10,6 +10,7 @@ from torch import Tensor
 from dclip.calibration import CalibrationError, calibrate
 from dclip.checkpoints.calibration import Calibration, Kind, Rule
 from dclip.fitting.batches import FeatureSource, clean_batches
+from dclip.fitting.fit import scores_of
 from dclip.logits import similarity_maps
 from dclip.methods.method import Method
 from dclip.prompts import best_phrasing
@@ -50,6 +51,24 @@ def evidence_of(
             cosines.append(best_phrasing(maps, texts.classes).amax(-1).float().cpu())
     method.train(was_training)
     return torch.cat(told), torch.cat(cosines) if "local" in feeds else None
+
+
+def scores_and_evidence(
+    method: Method[Any], features: FeatureSource, rows: Int64[np.ndarray, " rows"]
+) -> tuple[Float[Tensor, "rows classes"], Float[Tensor, "rows classes"]]:
+    """`Method.scores` and `Method.evidence` of some rows, from one look at them.
+
+    Args:
+        method: Trained.
+        features: What it is fed.
+        rows: Rows to look at.
+    """
+    if type(method).evidence is Method.evidence:  # which follows from its scores
+        scores = scores_of(method, features, rows)
+        is_odds = method.tells_probabilities()
+        return scores, torch.logit(scores.float(), eps=1e-7) if is_odds else scores
+    evidence, _ = evidence_of(method, features, rows)
+    return evidence.sigmoid(), evidence
 
 
 def calibrate_method(

@@ -5,8 +5,9 @@ from dclip.metrics.average_precision import (
     ap_11_point,
     average_precision,
     mean_average_precision,
+    precision_recall,
 )
-from dclip.metrics.calibration import expected_calibration_error
+from dclip.metrics.calibration import Reliability, expected_calibration_error, reliability
 from dclip.metrics.f1 import F1Scores, f1_scores
 from dclip.metrics.iou import (
     Confusion,
@@ -36,6 +37,7 @@ __all__ = [
     "Leakage",
     "PaperIoU",
     "Recall",
+    "Reliability",
     "ap_11_point",
     "average_precision",
     "class_iou",
@@ -53,6 +55,8 @@ __all__ = [
     "miou",
     "paired_interval",
     "pixel_accuracy",
+    "precision_recall",
+    "reliability",
     "retrieval_recall",
     "similarity_report",
     "top1_accuracy",

@@ -149,3 +149,34 @@ def _curves(
     found = is_present.cumsum(dim=0).gather(0, last_rank)
     seen = is_known.cumsum(dim=0).gather(0, last_rank)
     return is_present, found / seen.clamp(min=1), found
+
+
+def precision_recall(
+    scores: Float[Tensor, "images classes"],
+    labels: Shaped[Tensor, "images classes"],
+    *,
+    points: int = 101,
+) -> tuple[list[float], list[float]]:
+    """Recall and precision of all pairs of an image and a class together, as a threshold falls.
+
+    Args:
+        scores: The larger, the likelier; of one scale over all classes.
+        labels: Entries 1 (present), 0 (absent) or -1 (unknown: not counted).
+        points: Thresholds, evenly among the pairs that are positive.
+
+    Returns:
+        Recall, rising, and precision at each; both empty without a positive.
+
+    Example:
+        >>> precision_recall(torch.tensor([[0.9, 0.8, 0.1]]), torch.tensor([[1, 0, 1]]), points=2)
+        ([0.5, 1.0], [1.0, 0.6666666666666666])
+    """
+    known = labels >= 0
+    order = scores[known].double().argsort(descending=True, stable=True)
+    hits = (labels[known][order] == 1).cumsum(0).double().cpu()
+    positives = int(hits[-1]) if len(hits) else 0
+    if not positives:
+        return [], []
+    wanted = torch.linspace(1, positives, min(points, positives), dtype=torch.float64).round()
+    ranks = torch.searchsorted(hits, wanted)
+    return (hits[ranks] / positives).tolist(), (hits[ranks] / (ranks + 1)).tolist()

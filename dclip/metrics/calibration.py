@@ -1,10 +1,79 @@
 """Whether a probability of presence is how often the class is there."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+
+class Reliability(NamedTuple):
+    """Pairs of an image and a class that are known, sorted into bins by their probability.
+
+    Attributes:
+        counts: Pairs in each bin.
+        probabilities: Mean probability in each bin; nan where there is none.
+        shares: Share of its pairs that are positive; nan where there is none.
+    """
+
+    counts: list[int]
+    probabilities: list[float]
+    shares: list[float]
+
+
+def reliability(
+    probabilities: Float[Tensor, "images classes"],
+    labels: Shaped[Tensor, "images classes"],
+    *,
+    bins: int = 15,
+) -> Reliability:
+    """How often classes are there that are said to be there with a probability.
+
+    Args:
+        probabilities: Probabilities of presence in [0, 1].
+        labels: Entries 1 (present), 0 (absent) or -1 (unknown: not counted).
+        bins: Number of bins of equal width, each with its upper end, the first with 0 as well.
+
+    Raises:
+        ValueError: As of :func:`expected_calibration_error`.
+
+    Example:
+        >>> reliability(torch.tensor([[0.75, 0.25]]), torch.tensor([[1, 0]]), bins=2).shares
+        [0.0, 1.0]
+    """
+    given, present, places = _binned(probabilities, labels, bins)
+
+    def summed(values: Tensor) -> Tensor:
+        return torch.zeros(bins, dtype=torch.float64).index_add_(0, places, values)
+
+    counts = summed(torch.ones_like(given))
+    return Reliability(
+        counts.long().tolist(),
+        (summed(given) / counts).tolist(),
+        (summed(present) / counts).tolist(),
+    )
+
+
+def _binned(
+    probabilities: Float[Tensor, "images classes"],
+    labels: Shaped[Tensor, "images classes"],
+    bins: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Probability of each known pair, whether it is positive, and its bin; on the CPU."""
+    if probabilities.shape != labels.shape:
+        raise ValueError(
+            f"probabilities {list(probabilities.shape)} and labels {list(labels.shape)} differ"
+        )
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    is_known = labels >= 0
+    given = probabilities[is_known].double().cpu()
+    present = (labels[is_known] == 1).double().cpu()
+    if not ((given >= 0) & (given <= 1)).all():  # nan is neither
+        raise ValueError("probabilities must lie in [0, 1]")
+    ends = torch.arange(1, bins, dtype=torch.float64) / bins
+    return given, present, torch.bucketize(given, ends)
 
 
 def expected_calibration_error(
@@ -45,20 +114,9 @@ def expected_calibration_error(
         >>> expected_calibration_error(torch.tensor([[0.75, 0.25]]), torch.tensor([[1, 0]]))
         0.25
     """
-    if probabilities.shape != labels.shape:
-        raise ValueError(
-            f"probabilities {list(probabilities.shape)} and labels {list(labels.shape)} differ"
-        )
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
-    is_known = labels >= 0
-    given, present = probabilities[is_known].double(), (labels[is_known] == 1).double()
-    if not ((given >= 0) & (given <= 1)).all():  # nan is neither
-        raise ValueError("probabilities must lie in [0, 1]")
+    given, present, places = _binned(probabilities, labels, bins)
     if not len(given):
         return math.nan
-    ends = torch.arange(1, bins, dtype=torch.float64, device=given.device) / bins
-    places = torch.bucketize(given, ends)
-    gaps = torch.zeros(bins, dtype=torch.float64, device=given.device)
+    gaps = torch.zeros(bins, dtype=torch.float64)
     gaps.index_add_(0, places, given - present)
     return float(gaps.abs().sum()) / len(given)

@@ -36,6 +36,7 @@ from dclip.recognition.training import Labels, Wanted, labels_of, listing_of, tr
 from dclip.store.paths import write_text
 from dclip.templates import NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE
 from dclip.texts import context_length, name_problem, too_long
+from dclip.words import short
 
 _TEMPLATES = (NEGATIVE_TEMPLATE, POSITIVE_TEMPLATE, ZERO_SHOT_TEMPLATE)
 _BAR_FROM = 20  # images
@@ -500,7 +501,7 @@ class Recognizer:
         if found := too_long(plain, _TEMPLATES, length):
             name, tokens = found[0]
             raise ValueError(
-                f"class name {name!r} makes a text of {tokens} tokens, of which "
+                f"class name {short(name, 60)!r} makes a text of {tokens} tokens, of which "
                 f"{self._settings().name} reads {length}; give a shorter one"
             )
 

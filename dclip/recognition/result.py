@@ -85,8 +85,8 @@ class Result:
         columns = [self.class_names.index(name) for name in shown]
         maps = self.placed(self.maps[columns], self.image, masks.small_size(self.image))
         trained = self.prediction.trained
-        located = self.prediction.is_located and trained is not None
-        is_odds = [located and bool(trained[column]) for column in columns]
+        located = self.prediction.is_located
+        is_odds = [trained is not None and located and bool(trained[column]) for column in columns]
         others = self.maps[[c for c, is_own in zip(columns, is_odds, strict=True) if not is_own]]
         free = (float(others.min()), float(others.max())) if len(others) else (0.0, 1.0)
         return masks.said_of(

@@ -35,6 +35,7 @@ from dclip.methods.registry import METHODS, find_settings, own_methods
 from dclip.methods.settings import MethodSettings, of_preset
 from pipeline.settings.sections import (
     AblateConfig,
+    CalibrateConfig,
     Channels,
     CompareConfig,
     EvaluateConfig,
@@ -194,6 +195,9 @@ class Config(BaseSettings):
         SegmentsMlrConfig(), description="python -m pipeline.segments_mlr"
     )
     retrieve: RetrieveConfig = Field(RetrieveConfig(), description="python -m pipeline.retrieve")
+    calibrate: CalibrateConfig = Field(
+        CalibrateConfig(), description="python -m pipeline.calibrate"
+    )
     predict: PredictConfig = Field(PredictConfig(), description="python -m pipeline.predict")
     sweep: SweepConfig = Field(SweepConfig(), description="python -m pipeline.sweep")
     ablate: AblateConfig = Field(AblateConfig(), description="python -m pipeline.ablate")

@@ -13,6 +13,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import (
@@ -20,6 +21,7 @@ from pydantic_settings import (
 )
 from typing_extensions import TypeAliasType
 
+from dclip.checkpoints.calibration import Rule
 from dclip.fitting.loop import Loop
 from dclip.store.paths import AnyPath, RemotePath, as_path
 from dclip.templates import ZERO_SHOT_TEMPLATE
@@ -608,3 +610,34 @@ class CompareConfig(BaseModel):
     pack: int = Field(
         9, ge=1, description="trainings that share one pass over the features, at most"
     )
+
+
+class CalibrateConfig(BaseModel):
+    """How probabilities are made and thresholds chosen, for checkpoints that are there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    checkpoint: Checkpoints = Field(
+        [],
+        description="checkpoints that are given new thresholds, or folders of them; left out: the "
+        "one these settings train",
+    )
+    rule: str = Field(
+        "f1",
+        description="what thresholds are chosen for: f1, or precision=0.9 or recall=0.9, reached "
+        "by each class with as much of the other as can be",
+    )
+    kind: Literal["platt", "temperature", "none"] = Field(
+        "platt",
+        description="how probabilities are made of log-odds: platt (a scale, an offset, a small one "
+        "of each class), temperature (a scale) or none (as they are)",
+    )
+    split: str | None = Field(
+        None,
+        description="split whose images tell; left out: those that the training held out",
+    )
+
+    @field_validator("rule")
+    @classmethod
+    def _is_a_rule(cls, value: str) -> str:
+        return str(Rule.parse(value))

@@ -51,7 +51,7 @@ from pipeline.terminal.table import Column, aligned
 log = logging.getLogger(__name__)
 
 
-_FORMAT = 1
+_FORMAT = 2
 BASELINES = ("zero_shot", "zero_shot_local", "linear_probe")
 """Methods of a report that need no checkpoint."""
 
@@ -70,6 +70,7 @@ class EvaluateReport(StageReport):
         class_names: In column order.
         threshold: From which a class counts as predicted.
         systems: Metrics of every method, by what it is called.
+        curves: Reliability of its probabilities, and precision over recall.
         inter_class_cosine: Mean cosine between classes of the texts that a method has; of frozen
             CLIP as ``clip``. None of a single class.
         similarity: Readings of how alike the classes of each checkpoint are.
@@ -98,6 +99,7 @@ class EvaluateReport(StageReport):
     class_names: list[str]
     threshold: float
     systems: dict[str, dict[str, Any]]
+    curves: dict[str, dict[str, Any]]
     inter_class_cosine: dict[str, float | None]
     similarity: dict[str, dict[str, float]]
     features: str
@@ -209,6 +211,7 @@ def _make(
             class_names=scored.class_names,
             threshold=config.evaluate.threshold,
             systems=scored.systems,
+            curves=scored.curves,
             inter_class_cosine=_shared(scored.cosines),
             similarity=scored.similarity,
             features=scored.features,
@@ -230,7 +233,7 @@ def _make(
     data = f"{Path(kept.dataset).name} {kept.split}, {kept.images:,} images"
     if kept.test_on_train:
         data += ", TRAINED ON THESE"
-    drawn = evaluation.draw(config, plan, files, folder, data, kept.systems, scored)
+    drawn = evaluation.draw(config, plan, files, folder, data, kept.systems, kept.curves, scored)
     seconds = round(time.perf_counter() - started, 2) if scored else kept.seconds
     figures = list(map(str, drawn))
     return replace(kept, figures=figures, scenes=scenes, mlflow=None, seconds=seconds)
@@ -246,12 +249,14 @@ def table(report: EvaluateReport) -> str:
     columns = [
         Column("", width=32, is_left=True),
         *(Column(title, ".1f", 100, width=5) for title in ("mAP", "CF1", "OF1", "C-P")),
+        *(Column(title, ".1f", 100, width=6) for title in ("CF1 t", "OF1 t", "ECE", "ECE c")),
         Column("cosine", ".3f", width=7),
     ]
     rows = [
         (
             title_of(name),
             *(row.get(key) for key in ("map", "cf1", "of1", "class_precision")),
+            *(row.get(key) for key in ("cf1_chosen", "of1_chosen", "ece", "ece_calibrated")),
             report.inter_class_cosine.get(_CLIP.get(name, name)),
         )
         for name, row in report.systems.items()
@@ -261,6 +266,8 @@ def table(report: EvaluateReport) -> str:
         f"{report.dataset} {report.split}, {counted(report.images, 'image')}; scores in percent",
         "CF1, OF1: F1 from means over classes and from pooled counts; C-P: mean precision of "
         f"classes; predicted above {report.threshold:g}",
+        "CF1 t, OF1 t: at the thresholds that a checkpoint keeps; ECE: calibration error of its "
+        "probabilities, ECE c: of calibrated ones",
         "cosine: mean between classes, positive prompts, raw, BatchNorm in evaluation mode, "
         "diagonal out",
         f"(all explained in {page('method')}, Metrics)",

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 _MOST_ROWS = 12  # of an image, that the terminal shows
 _MOST_CLASSES = (1 << 16) - 1  # beside background, that a PNG of 16 bits holds
 _LONGEST_NAME = 100  # bytes of the name of a picture, without what is added to it
-_VERSION = 2  # raise it when the same images and settings give another result
+_VERSION = 3  # raise it when the same images and settings give another result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,7 @@ class PredictReport(StageReport):
         trained_classes: Classes that it was trained on.
         backbone: Name of the frozen CLIP.
         features: Kind of local features.
+        calibration: Of its probabilities and thresholds; None where it has none.
         background: The rule for background, in words.
         passed_over: Of each folder, what was not taken for an image.
         failures: What went wrong, an image each.
@@ -75,6 +76,7 @@ class PredictReport(StageReport):
     trained_classes: list[str]
     backbone: str
     features: str
+    calibration: dict[str, Any] | None
     background: str
     passed_over: dict[str, str]
     failures: list[str]
@@ -127,7 +129,8 @@ def plan_predict(config: Config) -> PredictPlan:
         checkpoint=checkpoint,
         about=about,
         kind=kind,
-        gives_probabilities=method is not None and method.gives_probabilities,
+        gives_probabilities=method is not None
+        and (method.gives_probabilities or (about is not None and about.calibration is not None)),
         clip_tells=backbone.logit_bias is not None,
         locates=method is not None and method.locates(),
         taken=taken,
@@ -329,6 +332,9 @@ def run(config: Config) -> PredictReport:
         trained_classes=plan.about.class_names if plan.about else [],
         backbone=describe_backbone(plan.config).name,
         features=plan.kind,
+        calibration=plan.about.calibration.model_dump(mode="json")
+        if plan.about and plan.about.calibration
+        else None,
         background=_background(plan),
         passed_over=dict(plan.passed_over),
         failures=failures,
@@ -398,7 +404,7 @@ def _background(plan: PredictPlan) -> str:
     theta = plan.config.predict.threshold
     if not plan.locates or len(plan.untrained) == len(plan.classes):
         return f"where the largest softmax of 100 x min-max scores over classes is below {theta:g}"
-    wins = "class of probability 0.5 or more" if plan.gives_probabilities else "trained class"
+    wins = "class that is there" if plan.gives_probabilities else "trained class"
     return f"where no {wins} wins, or its own prompt pair gives that place less than {theta:g}"
 
 
@@ -411,11 +417,13 @@ def table(report: PredictReport) -> str:
     }
     asked = report.config["predict"]["untrained_probability"]
     every = [row for image in report.images for row in image["scores"]]
-    scored = any("score" in row for row in every)
+    scored = any(row.get("score") is not None and row["probability"] is None for row in every)
     clip_tells = any("clip_probability" in row for row in every)
     columns = [
         Column("class", width=23, is_left=True),
+        Column("there", width=5, is_left=True),
         Column("score" if scored else "probability", ".3f", width=11),
+        Column("above", ".3f", width=6),
         Column("CLIP cosine", ".3f"),
         Column("CLIP share", ".3f"),
         *([Column("CLIP probability", ".3f")] if clip_tells else []),
@@ -429,7 +437,9 @@ def table(report: PredictReport) -> str:
         rows = [
             (
                 short(row["class"], 23),
+                "yes" if row["present"] else "no",
                 row["score" if scored else "probability"],
+                row["threshold"],
                 row["clip_cosine"],
                 row["clip_share"],
                 *([row["clip_probability"]] if clip_tells else []),
@@ -446,11 +456,17 @@ def table(report: PredictReport) -> str:
         "score: of the checkpoint, on a scale of its own, to compare images by"
         if scored
         else "probability: of the checkpoint, that the class is there, each by itself"
+        + (
+            ", calibrated on the images that its training held out"
+            if report.calibration is not None
+            else ""
+        )
     )
     lines.append(f"taken: {report.taken}")
     lines += remarks(report.warnings)
     lines += [f"passed over in {folder}: {what}" for folder, what in report.passed_over.items()]
     lines += [
+        f"there (above): {_rule(report)}",
         f"{told}; CLIP cosine: the",
         "largest of any place with the class's text, no probability, to compare images by; CLIP",
         "share: softmax over these classes, they sum to 1; pixels: share of the mask. Background:",
@@ -464,10 +480,27 @@ def table(report: PredictReport) -> str:
     return "\n".join(lines)
 
 
+def _rule(report: PredictReport) -> str:
+    """When a class counts as present, in words."""
+    known = report.calibration
+    by_clip = "a share above the even one, 1 / classes"
+    if any("clip_probability" in row for image in report.images for row in image["scores"]):
+        by_clip = "CLIP's probability above 0.5"
+    if report.checkpoint is None:
+        return by_clip
+    own = "a probability above 0.5"
+    if known is not None:
+        own = f"a probability above the class's own threshold, chosen for {known['rule']}"
+        if known["untrained_cosine"] is not None:
+            by_clip = f"a cosine above {known['untrained_cosine']:.3f}, best for those of training"
+    return f"{own}; of a class that was not trained, {by_clip}"
+
+
 def _columns(plan: PredictPlan) -> list[str]:
     """What is told of each class."""
     columns = [
-        "class", "trained", "scored_by", "probability", "clip_cosine", "clip_share", "pixel_share",
+        "class", "present", "trained", "scored_by", "probability", "threshold", "clip_cosine",
+        "clip_share", "pixel_share",
     ]  # fmt: skip
     if plan.clip_tells:
         columns.append("clip_probability")

@@ -16,7 +16,7 @@ from dclip.data.placing import place_maps
 from dclip.data.preparation import read_preparation
 from dclip.fitting.batches import FeatureSource, hold_out
 from dclip.fitting.drawn import part_of
-from dclip.fitting.fit import scores_of
+from dclip.fitting.held_out import scores_and_evidence
 from dclip.logits import kept_sigmoid, similarity_maps
 from dclip.methods.method import Method, Task, initial
 from dclip.methods.registry import find_method
@@ -28,12 +28,12 @@ from pipeline.cluster.device import choose_device
 from pipeline.features.images import require_images
 from pipeline.features.opened import open_backbone, open_features, with_images
 from pipeline.features.plan import FeaturePlan, plan_features
-from pipeline.pictures import figures
+from pipeline.pictures import calibration_figures, figures
 from pipeline.pictures.looks import short_title_of
 from pipeline.records.checkpoints import check_features, load_checkpoint
 from pipeline.records.choice import described
 from pipeline.settings.config import Config
-from pipeline.work.scores import measure
+from pipeline.work.scores import measure, measure_calibration
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class Evaluated:
         class_names: In column order.
         features: Fingerprint of the features.
         systems: Metrics of every method.
+        curves: Of probabilities, recall and precision, for the pictures.
         cosines: Mean cosine between classes of those that have features of them.
         similarity: Readings of how alike the classes of each checkpoint are.
         trained: What each checkpoint was trained to, in words.
@@ -61,6 +62,7 @@ class Evaluated:
     class_names: list[str]
     features: str
     systems: dict[str, dict[str, Any]]
+    curves: dict[str, dict[str, Any]]
     cosines: dict[str, float | None]
     similarity: dict[str, dict[str, float]]
     trained: dict[str, str]
@@ -90,15 +92,20 @@ def evaluate(
         trained[name], abouts[name] = load_checkpoint(path)
         check_features(path, abouts[name], test.manifest)
     methods = {name: baseline(config, name, own, test) for name, own in baselines.items()} | trained
-    systems, cosines = {}, {}
+    systems, cosines, curves = {}, {}, {}
     for name, method in methods.items():
         source: FeatureSource = test
         if method.settings.sees_images():
             require_images(plan.listing, [method.settings])
             source = with_images(test, plan.listing, method.settings)
-        scores = scores_of(method, source, np.arange(len(test)))
-        threshold = config.evaluate.threshold if method.tells_probabilities() else None
-        systems[name] = measure(scores, test.labels, threshold)
+        scores, evidence = scores_and_evidence(method, source, np.arange(len(test)))
+        are_probabilities = method.tells_probabilities()
+        threshold = config.evaluate.threshold if are_probabilities else None
+        known = abouts[name].calibration if name in abouts else None
+        told, curves[name] = measure_calibration(
+            scores, evidence, test.labels, known, are_probabilities=are_probabilities
+        )
+        systems[name] = measure(scores, test.labels, threshold) | told
         features = method.class_features()
         if features is not None:  # of one class there is no cosine between classes
             cosines[name] = inter_class_cosine(features) if len(features) > 1 else None
@@ -107,6 +114,7 @@ def evaluate(
         class_names=list(test.class_names),
         features=test.manifest.fingerprint,
         systems=systems,
+        curves=curves,
         cosines=cosines,
         similarity={name: method.similarity() for name, method in trained.items()},
         trained={name: described(about) for name, about in abouts.items()},
@@ -153,6 +161,7 @@ def draw(
     folder: Path,
     data: str,
     systems: Mapping[str, Mapping[str, Any]],
+    curves: Mapping[str, Mapping[str, Any]],
     scored: Evaluated | None,
 ) -> list[Path]:
     """Draw every picture of a report; the files, in the order to look at them.
@@ -166,6 +175,7 @@ def draw(
         folder: Of the pictures.
         data: What was scored, for titles.
         systems: Metrics of every method.
+        curves: As of `Evaluated`.
         scored: The result, where it is at hand; checkpoints are loaded otherwise.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,6 +203,10 @@ def draw(
     del matrices  # of thousands of classes, larger than all else here
     positives = (test.labels == 1).sum(dim=0).tolist()
     keep("average_precision.png", figures.ap_bars(systems, names, positives, title))
+    if any("as_it_is" in curve or "calibrated" in curve for curve in curves.values()):
+        keep("reliability.png", calibration_figures.reliability_diagrams(curves, title))
+    if any(curve["recall"] for curve in curves.values()):
+        keep("precision_recall.png", calibration_figures.precision_recall_curves(curves, title))
     drawn, left_out = _maps(plan, test, methods, config.evaluate.scenes)
     keep("activation_maps.png", figures.activation_maps(drawn, heading(title, left_out)))
     return paths

@@ -230,7 +230,7 @@ def test_wrong_parameters_are_refused_at_once(wrong: dict[str, object], words: s
         ([np.zeros((4, 4, 3))], [[0, 1]], None, "2 columns, class_names none"),
         ([np.zeros((4, 4, 3))], [[0, 2]], ["a", "b"], "labels must be 1"),
         ([np.zeros((4, 4, 3))], [[0, 1]], ["Dog", "dog"], "are one text to CLIP"),
-        ([np.zeros((4, 4, 3))], [[0]], ["a " * 90], "makes a text of [0-9]+ tokens, of which tiny reads 77"),
+        ([np.zeros((4, 4, 3))], [[0]], ["a " * 90], "of which tiny reads"),
         ("no-such-folder", None, None, "no folder no-such-folder"),
     ],
 )
