@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
+import dclip
 from dclip.architectures import facts
 from dclip.backbones import ImageFeatures, load_backbone
 from dclip.data import registry
 from dclip.methods.settings import DCLIPSettings
 from dclip.prediction import predict_image
+from dclip.world.dataset import ShapesListing
 from pipeline import backbones, datasets
 from pipeline.features.splits import open_dataset
 from pipeline.inspection.backbones import markdown, replace_section
@@ -58,11 +61,41 @@ def test_the_readme_has_two_set_up_commands() -> None:
     ]
 
 
-def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    exec(compile(code, "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("tensor([[")
+def test_the_examples_of_the_readme_and_of_the_library_page_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In order, in a folder with photographs, their labels and an output folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    listing, lines = ShapesListing("train"), ["file,labels"]
+    (tmp_path / "photos").mkdir()
+    for row in range(60):
+        image, labels = listing.read(row)
+        image.save(tmp_path / "photos" / f"{row}.jpg")
+        names = [n for n, there in zip(listing.class_names, labels, strict=True) if there]
+        lines.append(f"{row}.jpg,{';'.join(names)}")
+    (tmp_path / "photos" / "labels.csv").write_text("\n".join(lines))
+    for name in ("a.jpg", "b.jpg", "new.jpg", "photo.jpg"):
+        listing.read(70).image.save(tmp_path / name)
+    fitted = dclip.fit(
+        "photos", "labels.csv", backbone="tiny", device="cpu", epochs=2, val_fraction=0.3,
+        progress=False,
+    )  # fmt: skip
+    fitted.save("outputs")
+    library = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = [re.findall(r"```python\n(.*?)```", text, re.S) for text in (readme, library)]
+    assert [len(each) for each in blocks] == [2, 3]
+    names: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # few images, and a name that was not trained
+        for code in (*blocks[0], *blocks[1]):
+            exec(code.replace('"RN101"', '"tiny", epochs=1, device="cpu"'), names)
+    said = capsys.readouterr().out
+    assert "tensor([[" in said
+    assert "'sailing boat': 'cosine'" in said
+    assert (tmp_path / "a-said.png").stat().st_size > 10_000
+    assert (tmp_path / "my-model" / "README.md").is_file()
 
 
 def test_the_backbone_of_the_documents_can_be_added(

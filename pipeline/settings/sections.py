@@ -629,8 +629,8 @@ class CalibrateConfig(BaseModel):
     )
     kind: Literal["platt", "temperature", "none"] = Field(
         "platt",
-        description="how probabilities are made of log-odds: platt (a scale, an offset, a small one "
-        "of each class), temperature (a scale) or none (as they are)",
+        description="how probabilities are made of log-odds: platt (a scale, an offset, a small "
+        "one of each class), temperature (a scale) or none (as they are)",
     )
     split: str | None = Field(
         None,
