@@ -100,7 +100,6 @@ class Prediction:
     is_calibrated: bool = False
 
 
-@torch.no_grad()
 def predict_image(
     features: ImageFeatures,
     grid: tuple[int, int],
@@ -154,6 +153,47 @@ def predict_image(
         >>> torch.tensor([name in of_training for name in class_names])  # for ``trained``
         tensor([ True, False])
     """
+    if model is not None and trained is not None:
+        _warn_of_untrained(trained)
+    return say(
+        features,
+        grid,
+        size,
+        has_global_token=has_global_token,
+        texts=texts,
+        pairs=pairs,
+        model=model,
+        trained=trained,
+        untrained_probability=untrained_probability,
+        threshold=threshold,
+        class_names=class_names,
+        backbone=backbone,
+        pixels=pixels,
+        sigmoid=sigmoid,
+        calibration=calibration,
+    )
+
+
+@torch.no_grad()
+def say(
+    features: ImageFeatures,
+    grid: tuple[int, int],
+    size: tuple[int, int] | None,
+    *,
+    has_global_token: bool,
+    texts: Float[Tensor, "classes dim"],
+    pairs: Float[Tensor, "pairs dim"],
+    model: Method[Any] | DCLIP | None = None,
+    trained: Bool[Tensor, " classes"] | None = None,
+    untrained_probability: bool = False,
+    threshold: float = 0.5,
+    class_names: Sequence[str] | None = None,
+    backbone: Backbone | None = None,
+    pixels: UInt8[Tensor, "1 height width 3"] | None = None,
+    sigmoid: Sigmoid | None = None,
+    calibration: Calibration | None = None,
+) -> Prediction:
+    """As `predict_image`, without a warning: for whoever tells it by themselves."""
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must lie in (0, 1), got {threshold}")
     local = features.local[:, 1:] if has_global_token else features.local
@@ -168,7 +208,6 @@ def predict_image(
     if trained is None:
         trained = torch.ones(len(texts), dtype=torch.bool)
     trained = trained.to(texts.device)
-    _warn_of_untrained(trained)
     names = class_names or [str(number) for number in range(len(texts))]
     task = replace(Task.of_features(names, pairs.float()), backbone=backbone)
     if isinstance(model, DCLIP):

@@ -1,7 +1,6 @@
 """A frozen CLIP and, over it, a trained method that are asked of classes by name."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from dclip.data.pixels import normalise
 from dclip.data.placing import place_maps, place_mask
 from dclip.logits import sigmoid_of
 from dclip.methods.method import Method, Task
-from dclip.prediction import Prediction, UntrainedWarning, predict_image
+from dclip.prediction import Prediction, say
 from dclip.prompts import ClassTexts, encode_class_names, encode_prompt_pairs
 from dclip.store.shards import digest
 from dclip.store.space import feature_space
@@ -160,8 +159,7 @@ class Looker:
         """
         squares = np.stack([self.prepare(image) for image in images])
         backbone = self.backbone
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UntrainedWarning)  # whoever asks tells it, once
+        with torch.no_grad():
             pixels = normalise(
                 torch.from_numpy(squares).to(self.device), backbone.mean, backbone.std
             )
@@ -215,7 +213,7 @@ class Looker:
     ) -> Prediction:
         """With a mask of all that the backbone sees, in so many rows and columns."""
         fed = self._pixels(image)
-        return predict_image(
+        return say(
             features,
             self.grid,
             size,

@@ -304,21 +304,25 @@ class Recognizer:
             tqdm(total=len(given), unit="image", desc="predict", disable=not is_shown) as bar,
             _readers(size) as read,
         ):
-            for start in range(0, len(given), size):
-                batch = range(start, min(start + size, len(given)))
-                opened = list(read(given, batch))
+            batches = [
+                range(start, min(start + size, len(given))) for start in range(0, len(given), size)
+            ]
+            coming = [read(given, batch) for batch in batches[:1]]
+            for number, batch in enumerate(batches):
+                coming += [read(given, each) for each in batches[number + 1 : number + 2]]
+                opened = list(coming.pop(0))  # while the network is at work, the next are read
                 good = []
-                for number, image in zip(batch, opened, strict=True):
+                for place, image in zip(batch, opened, strict=True):
                     if isinstance(image, ImageError):
                         if errors == "raise":
                             raise image
                         warnings.warn(f"left out: {image}", stacklevel=2)
                     else:
-                        good.append((number, image))
+                        good.append((place, image))
                 said = looker.look([image for _, image in good], masks=masks) if good else []
-                for (number, image), one in zip(good, said, strict=True):
+                for (place, image), one in zip(good, said, strict=True):
                     yield self._result(
-                        looker, one, name_of(given[number], number), threshold,
+                        looker, one, name_of(given[place], place), threshold,
                         image if keep_images else None,
                     )  # fmt: skip
                 bar.update(len(batch))
@@ -571,7 +575,7 @@ def _listed(images: GivenImage | Sequence[GivenImage]) -> list[GivenImage]:
 
 @contextmanager
 def _readers(size: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """Threads that open images, two batches ahead at most."""
+    """Threads that open the images of a batch."""
     with ThreadPoolExecutor(min(size, 8), thread_name_prefix="read") as pool:
 
         def one(given: GivenImage) -> Any:
@@ -654,13 +658,17 @@ def load(
             f"{path} does not say of which CLIP it is; name it: backbone=..., such as "
             f"{about.backbone_name.partition('/')[0]!r}"
         )
-    clip = about.encoder.clip if about.encoder else ClipSettings(str(backbone))
+    clip = about.encoder.clip if about.encoder else ClipSettings(_name_of(backbone))
     made = Recognizer.of(
         Trained(method, about), open_clip(clip), device=device, what=f"checkpoint {path}"
     )
     made._given = clip
     made._params |= {"backbone": clip.name, "pretrained": clip.pretrained}
     return made
+
+
+def _name_of(backbone: str | Backbone | None) -> str:
+    return backbone if isinstance(backbone, str) else str(getattr(backbone, "name", "unknown"))
 
 
 def fit(
