@@ -77,7 +77,8 @@ class ViTTower:
         """Class token and patches with their positions, before the norm of the first block."""
         tower = self.module
         patches = tower.conv1(images).flatten(2).transpose(1, 2)
-        class_token = tower.class_embedding.expand(len(images), 1, -1)
+        # to torch.export a length is a number, and only a shape may be of any number of images
+        class_token = tower.class_embedding.expand(images.shape[0], 1, -1)
         resized = resize_positional_embedding(
             tower.positional_embedding,
             native_grid=self.native_grid,
