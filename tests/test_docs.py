@@ -98,6 +98,15 @@ def test_the_examples_of_the_readme_and_of_the_library_page_run(
     assert (tmp_path / "my-model" / "README.md").is_file()
 
 
+def test_the_export_of_the_documents_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "exports.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(compile(code, "exports.md", "exec"), {})
+    inputs, _, difference = capsys.readouterr().out.rpartition(" ")
+    assert inputs == "{'local': ['batch', 37, 128]}"
+    assert float(difference) < 1e-4
+
+
 def test_the_backbone_of_the_documents_can_be_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ from pipeline.settings.sections import (
     Channels,
     CompareConfig,
     EvaluateConfig,
+    ExportConfig,
     ExtractConfig,
     LocalPath,
     PathOrURL,
@@ -199,6 +200,7 @@ class Config(BaseSettings):
         CalibrateConfig(), description="python -m pipeline.calibrate"
     )
     predict: PredictConfig = Field(PredictConfig(), description="python -m pipeline.predict")
+    export: ExportConfig = Field(ExportConfig(), description="python -m pipeline.export")
     sweep: SweepConfig = Field(SweepConfig(), description="python -m pipeline.sweep")
     ablate: AblateConfig = Field(AblateConfig(), description="python -m pipeline.ablate")
     compare: CompareConfig = Field(CompareConfig(), description="python -m pipeline.compare")

@@ -641,3 +641,31 @@ class CalibrateConfig(BaseModel):
     @classmethod
     def _is_a_rule(cls, value: str) -> str:
         return str(Rule.parse(value))
+
+
+class ExportConfig(BaseModel):
+    """What is written for others to run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    format: Literal["onnx", "pt2", "safetensors"] = Field(
+        "onnx",
+        description="onnx (ONNX Runtime and others), pt2 (torch.export) or safetensors (tensors of "
+        "the head alone)",
+    )
+    what: Literal["image", "head"] | None = Field(
+        None,
+        description="image: pixels in; head: local features in; left out: image, with safetensors "
+        "head",
+    )
+    checkpoint: LocalPath | None = Field(
+        None,
+        description="trained method, on the backbone it was trained on unless another is named; "
+        "left out: what these settings train, or the one that stands",
+    )
+    zero_shot: bool = Field(False, description="frozen CLIP alone, for the classes of --classes")
+    classes: list[str] = Field(
+        [],
+        description="class names, with commas between: some of those that were trained, in this "
+        "order, or any with --zero-shot; left out: all that were trained",
+    )

@@ -13,6 +13,7 @@ import numpy as np
 from dclip.checkpoints.origin import About
 from dclip.data.listing import Listing
 from dclip.data.segmentation import IGNORE_INDEX, SegmentationListing
+from dclip.exports.description import Format, What
 from dclip.methods.registry import find_method
 from dclip.methods.settings import MethodSettings
 from dclip.store.paths import AnyPath
@@ -233,3 +234,51 @@ class RetrievePlan(NamedTuple):
     def num_captions(self) -> int:
         """Over all images."""
         return sum(map(len, self.texts))
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What is exported, and where to.
+
+    Attributes:
+        config: The settings, with the backbone that is taken.
+        format: Of the file.
+        what: What goes in.
+        checkpoint: File of the method; None for frozen CLIP.
+        about: Its origin.
+        weights: SHA-256 of the checkpoint.
+        kind: Of the local features.
+        feature_space: Hash of what gives them their meaning.
+        classes: Names of the columns, spelt as in training.
+        taken: What is exported, in a line.
+        identity: Hash of all that the file depends on.
+        folder: Of the file; the name ends in that hash.
+    """
+
+    config: Config
+    format: Format
+    what: What
+    checkpoint: Path | None
+    about: About | None
+    weights: str | None
+    kind: str
+    feature_space: str
+    classes: tuple[str, ...]
+    taken: str
+    identity: str
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """The model."""
+        return self.folder / f"model.{self.format}"
+
+    @property
+    def about_file(self) -> Path:
+        """What the model says of itself."""
+        return self.folder / "model.json"
+
+    @property
+    def example(self) -> Path:
+        """A program that runs it."""
+        return self.folder / "example.py"
