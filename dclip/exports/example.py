@@ -83,7 +83,8 @@ places = unit(local @ own["image_projector"].T)
 present, absent = (own["local_scale"] * (places @ own[it].T) for it in ("presence", "absence"))
 pooled = [(softmax(each) * each).sum(axis=1) for each in (present, absent)]
 scale, share, offset = own["pooled_scale"], own["share"], own["offset"]
-scores = sigmoid(scale * (pooled[0] - share * pooled[1]) + offset)
+odds = scale * (pooled[0] - share * pooled[1]) + offset
+scores = sigmoid(own.get("gain", 1) * odds + own.get("shift", 0))
 maps = sigmoid(scale * (present - share * absent) + offset)[:, {first}:]
 maps = maps.transpose(0, 2, 1).reshape(len(local), *about["outputs"]["maps"][1:])
 """

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dclip.backbones import Backbone, preparation_of
+from dclip.checkpoints.calibration import Calibration
 from dclip.data.pixels import image_to_tensor
 from dclip.exports.description import FORMATS, Description, ExportError, What, missing_packages
 from dclip.exports.heads import FrozenHead, Head, MethodHead, head_of
@@ -92,7 +93,7 @@ def export_of(
     task: Task | None = None,
     what: What = "image",
     kind: str = "value",
-    thresholds: Sequence[float] | None = None,
+    calibration: Calibration | None = None,
     feature_space: str | None = None,
     checkpoint: str | None = None,
     commit: str | None = None,
@@ -106,7 +107,7 @@ def export_of(
         task: Classes of frozen CLIP, one text each.
         what: What goes in.
         kind: Of local features: that the method was trained on.
-        thresholds: Of each class, the score from which on it counts as there.
+        calibration: Of the classes: scores are calibrated by it, and its thresholds are told.
         feature_space: Hash of what gives the local features their meaning.
         checkpoint: SHA-256 of the file of the method.
         commit: Of the code.
@@ -122,6 +123,8 @@ def export_of(
         task = method.task
         head = head_of(method, grid, has_mean_token=has_mean_token)
         plain = MethodHead(method, grid, has_mean_token=has_mean_token)
+        for one in (head, plain):
+            one.calibrate(calibration)
     else:
         if task is None or len(task.texts.features) != len(task.class_names):
             raise ExportError("frozen CLIP is exported for classes of one text each; give a task")
@@ -162,7 +165,7 @@ def export_of(
         kind=kind,
         include_global_token=backbone.include_global_token,
         method="clip" if method is None else method.settings.own_name(),
-        thresholds=None if thresholds is None else tuple(thresholds),
+        thresholds=None if calibration is None else tuple(calibration.thresholds),
         feature_space=feature_space,
         checkpoint=checkpoint,
         commit=commit,

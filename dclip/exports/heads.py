@@ -9,8 +9,10 @@ locations :math:`z_l = P x_l / |P x_l|` and the scales :math:`a, b`, both of its
     s(t) = b \sum_l \mathrm{softmax}_l(a \, z_l \cdot t) \, a \, z_l \cdot t
 
 and at a single location :math:`p_{cl} = \sigma(a b \, z_l \cdot (t^+_c - \rho \, t^-_c) + o_c)`.
-Pairs have :math:`\rho = 1, o = 0`; anchored projectors have one :math:`t^-` for all classes and
-:math:`o_c = \rho m - b_c` (`dclip.model.DCLIP`).
+Where the checkpoint is calibrated (`dclip.calibration`), the log-odds of :math:`p_c` are first
+scaled and shifted, those of :math:`p_{cl}` are not. Pairs have :math:`\rho = 1, o = 0`; anchored
+projectors have one :math:`t^-` for all classes and :math:`o_c = \rho m - b_c`
+(`dclip.model.DCLIP`).
 """
 
 from dataclasses import replace
@@ -21,6 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dclip.calibration import scaling_of
+from dclip.checkpoints.calibration import Calibration
 from dclip.exports.description import ExportError
 from dclip.fitting.batches import Batch
 from dclip.logits import Sigmoid, sigmoid_scores, similarity_maps, zero_shot_scores
@@ -55,12 +59,30 @@ class Head(nn.Module):
     def __init__(self, grid: tuple[int, int], *, has_mean_token: bool) -> None:
         super().__init__()
         self.grid, self.has_mean_token = grid, has_mean_token
+        self.calibrate(None)
 
     def places(
         self, local: Float[Tensor, "images locations dim"]
     ) -> Float[Tensor, "images places dim"]:
         """Locations of the grid."""
         return local[:, 1:] if self.has_mean_token else local
+
+    def calibrate(self, known: Calibration | None) -> None:
+        """Let scores be calibrated probabilities; maps stay as they are.
+
+        Args:
+            known: Of these classes; None leaves scores as they are.
+        """
+        self.gain: Tensor | None
+        self.shift: Tensor | None
+        gain = shift = None
+        if known is not None:
+            scaling = scaling_of(known)
+            gain = torch.tensor(scaling.scale, dtype=torch.float32)
+            shift = (scaling.class_offsets + scaling.offset).float()
+            self.scores = "probability"
+        self.register_buffer("gain", gain)
+        self.register_buffer("shift", shift)
 
     def on_grid(
         self, values: Float[Tensor, "images classes places"]
@@ -159,7 +181,10 @@ class FoldedHead(Head):
         pooled = self.pooled_scale * (similarity.softmax(dim=1) * similarity).sum(dim=1)
         count = len(self.presence)
         present, absent = pooled[:, :count], pooled[:, count:]
-        scores = torch.sigmoid(present - self.share * absent + self.offset)
+        evidence = present - self.share * absent + self.offset
+        if self.gain is not None and self.shift is not None:
+            evidence = self.gain * evidence + self.shift
+        scores = torch.sigmoid(evidence)
         both = self.presence - self.share * self.absence
         odds = self.local_scale * self.pooled_scale * (self.places(unit) @ both.mT) + self.offset
         return scores, self.on_grid(odds.sigmoid().mT)
@@ -247,7 +272,11 @@ class MethodHead(Head):
         texts = ClassTexts(self.texts, task.texts.classes)
         method = self.method.with_task(replace(task, pairs=self.pairs, texts=texts))
         labels = torch.empty(0, 0, dtype=torch.int8)
-        scores = method.scores(Batch(local, labels, embedding=embedding))
+        batch = Batch(local, labels, embedding=embedding)
+        if self.gain is not None and self.shift is not None:
+            scores = torch.sigmoid(self.gain * method.evidence(batch) + self.shift)
+        else:
+            scores = method.scores(batch)
         places = self.places(local)
         odds = method.location_logits(places) if self.maps == "probability" else None
         if odds is not None:

@@ -82,7 +82,8 @@ def _dclip(
     )
     pooled = [(_softmax(each, axis=1) * each).sum(1) for each in (present, absent)]
     scale, share, offset = (tensors[name] for name in ("pooled_scale", "share", "offset"))
-    scores = _sigmoid(scale * (pooled[0] - share * pooled[1]) + offset)
+    odds = scale * (pooled[0] - share * pooled[1]) + offset
+    scores = _sigmoid(tensors.get("gain", 1) * odds + tensors.get("shift", 0))
     maps = _sigmoid(scale * (present - share * absent) + offset)
     return scores, maps[:, 1:] if has_mean_token else maps
 

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dclip.checkpoints.origin import About, read_about
+from dclip.clip_settings import ClipSettings
 from dclip.exports.description import ExportError, missing_packages
+from dclip.provenance import git_commit
 from dclip.store.shards import digest, file_digest
 from dclip.texts import fold_name
 from dclip.words import counted
-from pipeline.features.backbone import ClipSettings, describe_backbone, warnings_of
+from pipeline.features.backbone import describe_backbone, warnings_of
 from pipeline.records.choice import NoCheckpointError, take_checkpoint
-from pipeline.records.origin import About, kind_trained_on, read_about
-from pipeline.records.provenance import git_commit
+from pipeline.records.origin import kind_trained_on
 from pipeline.records.report import StageReport, remarks, show, standing, write
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError, UsageError

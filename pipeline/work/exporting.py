@@ -10,10 +10,10 @@ from dclip.exports.export import Export, export_of, write
 from dclip.logits import sigmoid_of
 from dclip.methods.method import Method, Task
 from dclip.prompts import ClassTexts, encode_class_names
+from dclip.provenance import git_commit
 from dclip.store.paths import write_text
 from pipeline.features.opened import open_backbone
 from pipeline.records.checkpoints import load_checkpoint
-from pipeline.records.provenance import git_commit
 from pipeline.work.plans import ExportPlan
 
 
@@ -71,13 +71,17 @@ def exported(plan: ExportPlan) -> Export:
             feature_space=plan.feature_space,
             commit=git_commit(),
         )
-    method = load_checkpoint(plan.checkpoint)[0]
+    method, about = load_checkpoint(plan.checkpoint)
+    known = about.calibration
+    if known is not None:
+        known = known.for_columns([about.class_names.index(name) for name in plan.classes])
     asked = method.for_classes(_task_of(method, plan.classes))
     return export_of(
         backbone,
         asked,
         what=plan.what,
         kind=plan.kind,
+        calibration=known,
         feature_space=plan.feature_space,
         checkpoint=plan.weights,
         commit=git_commit(),

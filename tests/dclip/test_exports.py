@@ -19,6 +19,8 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from dclip.backbones import Backbone, ImageFeatures, load_backbone
+from dclip.calibration import scaling_of
+from dclip.checkpoints.calibration import Calibration, Measured
 from dclip.data.images import read_image
 from dclip.data.pixels import image_to_tensor
 from dclip.data.preparation import Preparation
@@ -39,6 +41,11 @@ from dclip.prompts import ClassTexts, best_phrasing
 
 CLASSES = ("star", "ring", "fish")
 DIM, GRID = 12, (2, 3)
+KNOWN = Calibration(
+    kind="platt", scale=1.7, offset=-0.4, class_offsets=[0.3, 0.0, -0.6], rule="f1",
+    thresholds=[0.1, 0.2, 0.3], shared_threshold=0.2, images=9, positives=[3, 3, 3],
+    measured=Measured(),
+)  # fmt: skip
 
 Run = Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
 
@@ -96,7 +103,7 @@ def test_pixels_in_a_file_say_what_predict_says_for_any_number_of_images(
     name: str, own: str, form: str, tmp_path: Path
 ) -> None:
     backbone, method = model(name, own)
-    export = export_of(backbone, method, thresholds=(0.1, 0.2, 0.3), commit="c" * 40)
+    export = export_of(backbone, method, calibration=KNOWN, commit="c" * 40)
     written = write(export, tmp_path / f"model.{form}", form)
     assert written.difference < 1e-4
     assert written.size == written.path.stat().st_size
@@ -116,6 +123,7 @@ def test_pixels_in_a_file_say_what_predict_says_for_any_number_of_images(
                 pairs=method.task.pairs,
                 model=method,
                 class_names=CLASSES,
+                calibration=KNOWN,
             )
             np.testing.assert_allclose(scores[row], said.presence, atol=1e-4)
             np.testing.assert_allclose(maps[row], said.maps, atol=1e-4)
@@ -139,10 +147,12 @@ def test_pixels_in_a_file_say_what_predict_says_for_any_number_of_images(
     assert (told["scores"], told["maps"], told["commit"]) == ("probability",) * 2 + ("c" * 40,)
 
 
-@pytest.mark.parametrize("own", ["pairs", "anchored"])
-def test_the_head_alone_is_the_same_in_all_formats(own: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("own", "known"), [("pairs", None), ("anchored", KNOWN)])
+def test_the_head_alone_is_the_same_in_all_formats(
+    own: str, known: Calibration | None, tmp_path: Path
+) -> None:
     backbone, method = model("tiny", own)
-    export = export_of(backbone, method, what="head")
+    export = export_of(backbone, method, what="head", calibration=known)
     assert isinstance(export.head, FoldedHead)
     for form in description.FORMATS:
         written = write(export, tmp_path / f"model.{form}", form)
@@ -152,6 +162,9 @@ def test_the_head_alone_is_the_same_in_all_formats(own: str, tmp_path: Path) -> 
     for number in (1, 2, 5):
         local = torch.randn(number, locations, backbone.embed_dim)
         scores, odds = said_by(method, local)
+        if known is not None:
+            evidence = method.evidence(Batch(local, torch.empty(0, 0, dtype=torch.int8)))
+            scores = scaling_of(known).apply(evidence.detach()).sigmoid().float()
         for form, reader in READERS.items():
             found = reader(tmp_path / f"model.{form}")({"local": local.numpy()})
             np.testing.assert_allclose(found[0], scores, atol=1e-4)

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from dclip.backbones import load_backbone
+from dclip.checkpoints.files import write_checkpoint
+from dclip.checkpoints.origin import FORMAT, About, Encoder
 from dclip.fitting.loop import Loop
 from dclip.methods.dclip import DCLIPMethod
 from dclip.methods.method import Task, initial
@@ -19,8 +21,6 @@ from dclip.methods.settings import DCLIPSettings
 from dclip.store.shards import digest
 from dclip.world import shapes
 from pipeline.features.backbone import describe_backbone
-from pipeline.records.checkpoints import write_checkpoint
-from pipeline.records.origin import FORMAT, About, Encoder
 from pipeline.settings.config import Config, config_class
 from pipeline.stages import export
 from pipeline.terminal import cli
