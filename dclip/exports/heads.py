@@ -16,7 +16,7 @@ projectors have one :math:`t^-` for all classes and :math:`o_c = \rho m - b_c`
 """
 
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -140,7 +140,7 @@ class FoldedHead(Head):
             self.register_buffer(name, value.detach().float().cpu().clone())
 
     @classmethod
-    def of(cls, method: DCLIPMethod, grid: tuple[int, int], *, has_mean_token: bool) -> Self:
+    def of(cls, method: DCLIPMethod, grid: tuple[int, int], *, has_mean_token: bool) -> "FoldedHead":
         """That of trained projectors, asked of the classes of their task.
 
         Args:
