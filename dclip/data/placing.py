@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from dclip.data.preparation import Preparation
+from dclip.data.preparation import Box, Preparation
 
 
 def place_maps(
@@ -63,6 +63,39 @@ def place_mask(
     )
     placed[np.ix_(is_row, is_column)] = mask[np.ix_(down, across)]
     return placed
+
+
+def place_cell(
+    place: int,
+    grid: tuple[int, int],
+    preparation: Preparation,
+    *,
+    side: int,
+    size: tuple[int, int],
+) -> Box:
+    """The part of an image that a cell of a grid over its square shows; empty in a bar.
+
+    Args:
+        place: Number of the cell, counted row by row.
+        grid: Rows and columns.
+        preparation: That made the square.
+        side: Of the square, in pixels.
+        size: Width and height of the image.
+
+    Example:
+        >>> place_cell(3, (2, 2), Preparation(), side=64, size=(100, 50))
+        Box(left=50.0, top=25.0, right=100.0, bottom=50.0)
+    """
+    of_image, of_square = preparation.shown(*size, side)
+    row, column = divmod(place, grid[1])
+    edges = []
+    for axis, first, count in ((0, column, grid[1]), (1, row, grid[0])):
+        start, stop = of_square[axis], of_square[axis + 2]
+        scale = (of_image[axis + 2] - of_image[axis]) / (stop - start)
+        ends = (side * end / count for end in (first, first + 1))
+        edges.append([of_image[axis] + (min(max(e, start), stop) - start) * scale for e in ends])
+    (left, right), (top, bottom) = edges
+    return Box(left, top, right, bottom)
 
 
 def _places(

@@ -52,6 +52,7 @@ from pipeline.settings.sections import (
     TrainConfig,
     as_local,
 )
+from pipeline.settings.shard_sections import AuditConfig, SearchConfig
 from pipeline.terminal.errors import UsageError
 from pipeline.terminal.pages import page
 
@@ -204,6 +205,8 @@ class Config(BaseSettings):
     sweep: SweepConfig = Field(SweepConfig(), description="python -m pipeline.sweep")
     ablate: AblateConfig = Field(AblateConfig(), description="python -m pipeline.ablate")
     compare: CompareConfig = Field(CompareConfig(), description="python -m pipeline.compare")
+    search: SearchConfig = Field(SearchConfig(), description="python -m pipeline.search")
+    audit: AuditConfig = Field(AuditConfig(), description="python -m pipeline.audit")
 
     @field_validator("name")
     @classmethod

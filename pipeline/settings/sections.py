@@ -394,6 +394,11 @@ class PredictConfig(BaseModel):
         "left out: what these settings train if it stands, else frozen CLIP alone",
     )
     zero_shot: bool = Field(False, description="frozen CLIP alone, no checkpoint")
+    labels: LocalPath | None = Field(
+        None,
+        description="also write which classes are there as a table that --dataset folder: reads, "
+        "such as DIR/train.csv in the folder of the images",
+    )
     untrained_probability: bool = Field(
         False,
         description="also tell what the checkpoint says of classes it was not trained on; it is "

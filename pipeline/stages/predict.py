@@ -24,6 +24,7 @@ from dclip.words import counted, short
 from pipeline.features.backbone import describe_backbone, warnings_of
 from pipeline.features.listings import path_of
 from pipeline.features.preflight import one_text_note, require_fit_names
+from pipeline.records import labels_table
 from pipeline.records.choice import NoCheckpointError, take_checkpoint
 from pipeline.records.origin import kind_trained_on
 from pipeline.records.report import StageReport, remarks, show, write
@@ -111,6 +112,14 @@ def plan_predict(config: Config) -> PredictPlan:
             f"{counted(len(about.class_names), 'class', 'classes')} and {about.made_on}"
         )
     known = {fold_name(name): name for name in about.class_names} if about else {}
+    if wanted.labels is not None:
+        tells = backbone.logit_bias is not None if method is None else method.gives_probabilities
+        if not tells:
+            raise UsageError(
+                f"--labels: {taken} ranks images, and does not say which classes are there; give "
+                "--checkpoint of a method that tells probabilities"
+            )
+        labels_table.require_place(wanted.labels, sources, flag="--labels")
     identity = {
         "version": _VERSION,
         "sources": [str(source.absolute()) for source in sources],
@@ -346,6 +355,11 @@ def run(config: Config) -> PredictReport:
     write(plan.folder, report)
     _write_all(plan, images)
     show(table(report), f"table and pictures: {plan.folder}")
+    if (labels := plan.config.predict.labels) is not None and images:
+        named = dict(zip(names, plan.sources, strict=True))
+        by_clip = plan.checkpoint is None
+        labels_table.write_predicted(labels, named, images, plan.classes, by_clip=by_clip)
+        show(f"labels table: {labels} (correct it, and train by --dataset folder:{labels.parent})")
     return report
 
 

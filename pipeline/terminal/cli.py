@@ -185,8 +185,8 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
     words = [_long_form(word, sections) for word in argv]
     given: list[str] = []
     if stage in _POSITIONAL:
-        key, shown = _POSITIONAL[stage]
-        parser.add_argument(key, nargs="*", metavar=shown, help="images, or folders of images")
+        key, shown, what = _POSITIONAL[stage]
+        parser.add_argument(key, nargs="*", metavar=shown, help=what)
         flags = parser.parse_intermixed_args(words)
         given = flags.__dict__.pop(key)
     else:
@@ -225,7 +225,10 @@ _QUIET = {
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 # words without a flag: the key of the stage's section that takes them, and what --help calls them
-_POSITIONAL = {"predict": ("paths", "IMAGE")}
+_POSITIONAL = {
+    "predict": ("paths", "IMAGE", "images, or folders of images"),
+    "search": ("queries", "QUERY", "a text in quotes, or an image"),
+}
 _CONTROL = ("config", "dry_run", "print_config", "json")
 
 

@@ -23,7 +23,7 @@ from ...processes import in_a_new_process
 
 STAGES = (
     "extract", "train", "evaluate", "segment", "segments_mlr", "predict", "sweep", "ablate",
-    "compare", "retrieve", "run", "export",
+    "compare", "retrieve", "search", "audit", "calibrate", "export", "run",
 )  # fmt: skip
 
 
@@ -362,7 +362,7 @@ def test_every_key_has_a_description() -> None:
     schema = json.dumps(config_class("dclip").model_json_schema())
     assert schema.count('"description"') > 60
     for section in ("extract", "train", "evaluate", "segment", "segments_mlr", "predict", "sweep",
-                    "export", "dclip"):  # fmt: skip
+                    "search", "audit", "calibrate", "export", "dclip"):  # fmt: skip
         model = config_class("dclip").model_fields[section].annotation
         assert model is not None
         assert all(field.description for field in model.model_fields.values())  # type: ignore[attr-defined]
