@@ -91,10 +91,12 @@ def best_locations(
         local: Local features, without a mean token, of any length.
         queries: Features of texts or images, of any length.
     """
-    unit = F.normalize(local.float(), dim=-1)
-    cosines = torch.einsum("ild,qd->qil", unit, F.normalize(queries.float(), dim=-1))
-    scores, places = cosines.max(dim=2)
-    return scores, places
+    values = local.float()
+    # dividing the products takes less time than dividing the features
+    products = values @ F.normalize(queries.float(), dim=-1).mT
+    lengths = torch.linalg.vector_norm(values, dim=-1, keepdim=True).clamp_min(1e-12)
+    scores, places = (products / lengths).max(dim=1)
+    return scores.mT, places.mT
 
 
 def nearest_pairs(

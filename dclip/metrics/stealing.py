@@ -29,7 +29,8 @@ class Shares(NamedTuple):
     def difference(self) -> Float[np.ndarray, "classes classes"]:
         """Share of errors with ``a`` less that without; nan where either has no image."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            return self.wrong_with / self.with_ - self.wrong_without / self.without
+            values: np.ndarray = self.wrong_with / self.with_ - self.wrong_without / self.without
+        return values
 
 
 class Stealing(NamedTuple):

@@ -181,7 +181,7 @@ def run(config: Config) -> AuditReport:
         stealing=tables["stealing"][:100],
         backbone=describe_backbone(config).name,
         features=plan.fingerprint,
-        labels_table=config.audit.write_labels and str(config.audit.write_labels),
+        labels_table=None if config.audit.write_labels is None else str(config.audit.write_labels),
         warnings=warnings_of(config),
         notes=[*found.notes, *plan.notes],
         commit=git_commit(),
@@ -197,7 +197,7 @@ def run(config: Config) -> AuditReport:
 
 def _identity(config: Config, plan: FeaturePlan, others: Sequence[FeaturePlan]) -> str:
     """Hash of all that a report depends on."""
-    contents = []
+    contents: list[Any] = []
     for one in (plan, *others):
         manifest = complete_manifest(one)
         assert manifest is not None

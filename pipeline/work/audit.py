@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +44,8 @@ _ROWS = 256  # images that are read at once
 _FEWEST = 10  # images of a pair of classes, below which nothing is said of it
 
 
-class Seen(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Seen:
     """An image of features: its split, row and key there, and its place in the listing."""
 
     split: str
