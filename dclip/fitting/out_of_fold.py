@@ -1,5 +1,6 @@
 """Scores of every image by what was trained on other images."""
 
+import heapq
 from collections.abc import Callable
 from typing import Any
 
@@ -39,10 +40,12 @@ def draw_folds(
     _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if folds < 2 or len(sizes) < folds:
         raise ValueError(f"{len(sizes)} images that are no copies make no {folds} folds")
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    before = np.cumsum(sizes[order]) - sizes[order]
     fold_of_group = np.empty(len(sizes), np.int64)
-    fold_of_group[order] = before * folds // len(groups)
+    filled = [(0, fold) for fold in range(folds)]
+    for group in np.random.default_rng(seed).permutation(len(sizes)):
+        size, smallest = heapq.heappop(filled)
+        fold_of_group[group] = smallest
+        heapq.heappush(filled, (size + int(sizes[group]), smallest))
     fold: np.ndarray = fold_of_group[members]
     return fold
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from pipeline.pictures.canvas import MAX_INCHES, heading, more
+from dclip.pictures.canvas import MAX_INCHES, heading, more
 
 _SIDE = 240  # pixels of the long side of an image
 _CELL = 1.75  # inches

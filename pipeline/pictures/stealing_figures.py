@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.pictures.canvas import one_line
+from dclip.pictures.canvas import one_line
 
 
 def stealing_map(

@@ -17,9 +17,6 @@ from dclip.data.tables import read_table
 from dclip.store.paths import AnyPath, write_text
 from pipeline.terminal.errors import StageError, UsageError
 
-PRESENT = 0.5
-"""Probability from which a class is present, where nothing else is said."""
-
 
 def require_place(table: Path, images: Sequence[AnyPath | None], *, flag: str) -> None:
     """Refuse, before any work, a table that could not be written or read again.
@@ -107,18 +104,16 @@ def write_labels(
 
 
 def label_of(row: Mapping[str, Any], *, by_clip: bool) -> int:
-    """What a row of a prediction says of its class: 1, 0, or -1 where nothing tells.
+    """What a row of a prediction says of its class: 1, 0, or -1 where there is no probability.
+
+    So a class that was not trained is left open, whose presence would be guessed by a cosine.
 
     Args:
         row: As in ``predictions.jsonl``.
         by_clip: Whether frozen CLIP alone answers, and may tell probabilities (SigLIP).
     """
-    if isinstance(row.get("present"), bool):
-        return int(row["present"])
-    probability = row.get("clip_probability") if by_clip else row.get("probability")
-    if probability is None:
-        return -1
-    return int(probability >= (row.get("threshold") or PRESENT))
+    probability = row.get("clip_probability" if by_clip else "probability")
+    return -1 if probability is None else int(row["present"])
 
 
 def write_predicted(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dclip.methods.registry import find_settings
+from dclip.provenance import git_commit
 from dclip.store.paths import write_text
 from dclip.store.shards import digest
 from dclip.words import counted, short
@@ -21,7 +22,6 @@ from pipeline.features.backbone import describe_backbone, warnings_of
 from pipeline.features.plan import FeaturePlan, complete_manifest, is_complete, plan_features
 from pipeline.features.shown import path_of_image
 from pipeline.records import labels_table
-from pipeline.records.provenance import git_commit
 from pipeline.records.report import StageReport, folder_of, remarks, show, standing, write
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError, UsageError

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from dclip.data.images import is_image_name
+from dclip.provenance import git_commit
 from dclip.store.paths import AnyPath, is_remote, write_text
 from dclip.store.shards import digest
 from dclip.words import counted, short
 from pipeline.features.backbone import describe_backbone, warnings_of
 from pipeline.features.listings import path_of
 from pipeline.features.plan import FeaturePlan, is_complete, plan_features
-from pipeline.records.provenance import git_commit
 from pipeline.records.report import StageReport, folder_of, remarks, show, write
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError, UsageError

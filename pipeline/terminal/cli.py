@@ -250,8 +250,10 @@ def _long_form(word: str, sections: Mapping[str, Sequence[str]]) -> str:
     flag, equals, value = word.partition("=")
     flag = flag.replace("_", "-")
     bare = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+    # the name of a whole section does not count: sweep has a key `search` of its own
+    taken = {key for key in Config.model_fields if not known_keys(Config, key)} | {*_CONTROL}
     for section, keys in sections.items():
-        if bare in keys and bare not in {*Config.model_fields, *_CONTROL}:
+        if bare in keys and bare not in taken:
             no = "no-" if flag.startswith("--no-") else ""
             flag = f"--{no}{section.replace('_', '-')}.{bare.replace('_', '-')}"
             break

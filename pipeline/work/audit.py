@@ -24,18 +24,18 @@ from dclip.metrics import mean_average_precision
 from dclip.metrics.label_issues import LabelIssues, confidence_of, label_issues, sure_labels
 from dclip.metrics.stealing import Shares, difference_interval, matched_thresholds, stealing
 from dclip.neighbours import agreement, groups_of, mean_directions, nearest_pairs
+from dclip.pictures.canvas import heading, one_line, save
 from dclip.store.reader import FeatureReader
-from dclip.words import counted
+from dclip.words import counted, told
 from pipeline.cluster.device import choose_device
 from pipeline.features.duplicates import find_overlap
 from pipeline.features.opened import open_features
 from pipeline.features.plan import FeaturePlan
 from pipeline.features.shown import look_at
-from pipeline.pictures.canvas import heading, one_line, save
 from pipeline.pictures.contact_sheet import Row, Shot, contact_sheet, small
 from pipeline.pictures.stealing_figures import stealing_map
 from pipeline.settings.config import Config
-from pipeline.terminal.errors import StageError, told
+from pipeline.terminal.errors import StageError
 from pipeline.terminal.progress import progress
 
 log = logging.getLogger(__name__)

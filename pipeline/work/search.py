@@ -17,12 +17,12 @@ from dclip.data.placing import place_cell
 from dclip.data.preparation import read_preparation
 from dclip.encoding import encode_batches
 from dclip.neighbours import Best, Nearest, best_locations
+from dclip.pictures.canvas import heading, one_line, save
 from dclip.store.paths import AnyPath
 from dclip.store.reader import FeatureReader
 from pipeline.features.opened import open_backbone, open_features
 from pipeline.features.plan import FeaturePlan
 from pipeline.features.shown import look_at, path_of_image
-from pipeline.pictures.canvas import heading, one_line, save
 from pipeline.pictures.contact_sheet import Row, Shot, contact_sheet, small
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError

@@ -25,8 +25,13 @@ def test_folds_are_alike_in_size_and_copies_share_one(seed: int, folds: int) -> 
     for group in np.unique(groups):
         assert len(set(fold[groups == group].tolist())) == 1
     sizes = np.bincount(fold)
-    assert sizes.max() - sizes.min() <= 2 * np.bincount(groups).max()
+    assert sizes.max() - sizes.min() <= np.bincount(groups).max()
     assert (fold == draw_folds(groups, folds, seed=seed)).all()
+
+
+def test_one_large_group_leaves_no_fold_empty() -> None:
+    groups = np.array([0] * 90 + [1, 2])
+    assert all(set(draw_folds(groups, 3, seed=seed)) == {0, 1, 2} for seed in range(9))
 
 
 def test_as_many_folds_as_pictures_at_most() -> None:

@@ -47,7 +47,7 @@ def test_predictions_are_corrected_and_taken_back(
             if one["class"] == "dog, small":  # not trained on: nothing tells
                 assert told == -1
             else:
-                assert told == int(one["probability"] >= 0.5)
+                assert told == int(one["present"])
 
     rows[1]["dog, small"], rows[1]["star"] = "1", str(1 - int(rows[1]["star"]))
     with table.open("w", newline="") as file:
@@ -94,14 +94,16 @@ def test_a_table_is_written_only_where_it_can_be_read_as_it_was_meant(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("row", "expected"),
+    ("row", "by_clip", "expected"),
     [
-        ({"probability": 0.5}, 1),
-        ({"probability": 0.6, "threshold": 0.7}, 0),
-        ({"probability": 0.1, "present": True}, 1),
-        ({"probability": None, "clip_probability": 0.9}, -1),
+        ({"probability": 0.6, "present": False}, False, 0),  # below the class's own threshold
+        ({"probability": 0.1, "present": True}, False, 1),
+        ({"probability": None, "present": True}, False, -1),  # a cosine's guess
+        ({"probability": None, "present": True}, True, -1),
+        ({"probability": None, "clip_probability": 0.9, "present": True}, True, 1),
     ],
 )
-def test_a_class_is_there_by_its_own_threshold(row: dict[str, object], expected: int) -> None:
-    assert label_of(row, by_clip=False) == expected
-    assert label_of({"clip_probability": 0.9}, by_clip=True) == 1
+def test_a_class_is_there_by_its_own_threshold_and_open_without_a_probability(
+    row: dict[str, object], by_clip: bool, expected: int
+) -> None:
+    assert label_of(row, by_clip=by_clip) == expected
