@@ -140,7 +140,9 @@ class FoldedHead(Head):
             self.register_buffer(name, value.detach().float().cpu().clone())
 
     @classmethod
-    def of(cls, method: DCLIPMethod, grid: tuple[int, int], *, has_mean_token: bool) -> "FoldedHead":
+    def of(
+        cls, method: DCLIPMethod, grid: tuple[int, int], *, has_mean_token: bool
+    ) -> "FoldedHead":
         """That of trained projectors, asked of the classes of their task.
 
         Args:

@@ -228,7 +228,7 @@ def test_names_that_were_not_trained_have_clips_scale_and_it_is_said_everywhere(
     out = capsys.readouterr().out
     assert f"warning: {warning}" in out
     (line,) = [line for line in out.splitlines() if line.startswith("  dog")]
-    assert line.split()[1] == "-"  # no probability
+    assert line.split()[1:4] == ["no", "-", "-"]  # not there; no probability, and no threshold
     assert line.endswith("CLIP: not trained")
     (row,) = [row for row in report.images[0]["scores"] if row["class"] == "dog"]
     assert row["probability"] is None
