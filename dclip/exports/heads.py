@@ -47,19 +47,20 @@ class Head(nn.Module):
     Attributes:
         form: Name of what it computes; empty where only a graph of it can be kept.
         needs_embedding: Whether it is fed CLIP's global embedding beside the local features.
+        is_calibrated: Whether scores are calibrated probabilities.
         scores: As in `dclip.exports.description.Description`.
         maps: Likewise.
     """
 
     form: str = ""
     needs_embedding: bool = False
+    is_calibrated: bool = False
     scores: Literal["probability", "share", "score"] = "probability"
     maps: Literal["probability", "cosine"] = "probability"
 
     def __init__(self, grid: tuple[int, int], *, has_mean_token: bool) -> None:
         super().__init__()
         self.grid, self.has_mean_token = grid, has_mean_token
-        self.calibrate(None)
 
     def places(
         self, local: Float[Tensor, "images locations dim"]
@@ -73,16 +74,14 @@ class Head(nn.Module):
         Args:
             known: Of these classes; None leaves scores as they are.
         """
-        self.gain: Tensor | None
-        self.shift: Tensor | None
-        gain = shift = None
-        if known is not None:
-            scaling = scaling_of(known)
-            gain = torch.tensor(scaling.scale, dtype=torch.float32)
-            shift = (scaling.class_offsets + scaling.offset).float()
-            self.scores = "probability"
-        self.register_buffer("gain", gain)
-        self.register_buffer("shift", shift)
+        if known is None:
+            return
+        scaling = scaling_of(known)
+        self.gain: Tensor
+        self.shift: Tensor
+        self.register_buffer("gain", torch.tensor(scaling.scale, dtype=torch.float32))
+        self.register_buffer("shift", (scaling.class_offsets + scaling.offset).float())
+        self.scores, self.is_calibrated = "probability", True
 
     def on_grid(
         self, values: Float[Tensor, "images classes places"]
@@ -184,7 +183,7 @@ class FoldedHead(Head):
         count = len(self.presence)
         present, absent = pooled[:, :count], pooled[:, count:]
         evidence = present - self.share * absent + self.offset
-        if self.gain is not None and self.shift is not None:
+        if self.is_calibrated:
             evidence = self.gain * evidence + self.shift
         scores = torch.sigmoid(evidence)
         both = self.presence - self.share * self.absence
@@ -275,7 +274,7 @@ class MethodHead(Head):
         method = self.method.with_task(replace(task, pairs=self.pairs, texts=texts))
         labels = torch.empty(0, 0, dtype=torch.int8)
         batch = Batch(local, labels, embedding=embedding)
-        if self.gain is not None and self.shift is not None:
+        if self.is_calibrated:
             scores = torch.sigmoid(self.gain * method.evidence(batch) + self.shift)
         else:
             scores = method.scores(batch)
