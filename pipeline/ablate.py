@@ -18,5 +18,8 @@ split's mAP by the weights of the last epoch (the test split chooses nothing and
 at the end), of val/map, and of what the method watches. Finished trainings are kept: the same
 command goes on after a stop, more seeds add to it."""
 
+SHARED = ("dataset", "root", "backbone", "method", "output", "device")
+"""Settings of all stages that --help shows here."""
+
 if __name__ == "__main__":
     sys.exit(main("ablate"))

@@ -24,5 +24,8 @@ at every value, and pictures are curves; each seed draws its own part of the dat
 trainings are kept, those of pipeline.ablate count too: the same command goes on after a stop, and
 more seeds or rows add to what is there."""
 
+SHARED = ("dataset", "root", "backbone", "output", "device")
+"""Settings of all stages that --help shows here."""
+
 if __name__ == "__main__":
     sys.exit(main("compare"))

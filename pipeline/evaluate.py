@@ -15,5 +15,8 @@ examples:
 Writes a report (JSON) and figures (PNG), and records both in MLflow. A report that stands is shown
 again; --anew makes it again."""
 
+SHARED = ("dataset", "root", "test_split", "backbone", "method", "output", "device")
+"""Settings of all stages that --help shows here."""
+
 if __name__ == "__main__":
     sys.exit(main("evaluate"))

@@ -16,5 +16,8 @@ examples:
 A second run does nothing; a run that was stopped goes on with the next shard. On a cluster the
 same command runs everywhere: set RAY_ADDRESS."""
 
+SHARED = ("dataset", "root", "backbone", "pretrained", "features", "output", "device")
+"""Settings of all stages that --help shows here."""
+
 if __name__ == "__main__":
     sys.exit(main("extract"))

@@ -21,5 +21,8 @@ CLIP itself, on its own scale, and the table says so.
 Results are written as they come; the same command goes on after a stop. An image that cannot be
 read or drawn is named at the end, with exit code 1, and costs no other."""
 
+SHARED = ("backbone", "output", "device")
+"""Settings of all stages that --help shows here."""
+
 if __name__ == "__main__":
     sys.exit(main("predict"))

@@ -17,5 +17,8 @@ and of a method with masks a picture of them; both are recorded in MLflow. A rep
 shown again; --anew makes it again. Published numbers are of images of 224 pixels, so that they take
 --resolution 224."""
 
+SHARED = ("dataset", "root", "backbone", "resolution", "output", "device")
+"""Settings of all stages that --help shows here."""
+
 if __name__ == "__main__":
     sys.exit(main("retrieve"))

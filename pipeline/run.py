@@ -13,5 +13,11 @@ examples:
   python -m pipeline.run --dataset coco --root DIR --backbone RN101 --train.preset author
 Stages whose result stands are skipped; whatever was stopped goes on."""
 
+SHARED = (
+    *("dataset", "root", "test_fraction", "backbone", "pretrained", "method", "output", "device"),
+    *("seed", "extract.limit", "train.preset", "train.epochs", "evaluate.linear_probe"),
+)
+"""Settings of all stages that --help shows here."""
+
 if __name__ == "__main__":
     sys.exit(main("run"))

@@ -19,5 +19,8 @@ in MLflow, and pipeline.segment --checkpoint with the folder of them draws mAP, 
 similarity against each other. A sweep that was stopped goes on where it was. Ray restores it with
 pickle: resume only sweeps from an output folder that you trust."""
 
+SHARED = ("dataset", "root", "backbone", "method", "output", "device")
+"""Settings of all stages that --help shows here."""
+
 if __name__ == "__main__":
     sys.exit(main("sweep"))

@@ -14,5 +14,8 @@ examples:
   python -m pipeline.train --method package.module:Class  a method of your own
 A run that was stopped goes on from its last checkpoint; finished settings are not trained again."""
 
+SHARED = ("dataset", "root", "backbone", "method", "output", "device", "seed")
+"""Settings of all stages that --help shows here."""
+
 if __name__ == "__main__":
     sys.exit(main("train"))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dclip.fitting.loop import Loop
+from dclip.marks import RARE
 
 Feed = Literal["local", "embedding", "captions", "pixels", "masks"]
 """What a method may ask for of each image: cached local features, the cached global embedding, its
@@ -160,12 +161,15 @@ def of_preset(kind: type[MethodSettings], name: object) -> tuple[Loop, MethodSet
 GammaNeg = Annotated[float, Field(ge=0, description="focusing exponent of negatives in ASL")]
 GammaPos = Annotated[float, Field(ge=0, description="focusing exponent of positives in ASL")]
 Clip = Annotated[float, Field(ge=0, lt=1, description="probability margin c of negatives in ASL")]
-AslWeight = Annotated[float, Field(ge=0, description="weight of ASL (the authors' loss_w)")]
+AslWeight = Annotated[
+    float, Field(ge=0, description="weight of ASL (the authors' loss_w)", json_schema_extra=RARE)
+]
 AslReduction = Annotated[
     Literal["sum", "mean", "image"],
     Field(
         description="sum over images and classes, mean over known labels, or image: sum over "
-        "classes and mean over images, as known labels say it of all"
+        "classes and mean over images, as known labels say it of all",
+        json_schema_extra=RARE,
     ),
 ]
 LocalScale = Annotated[
@@ -178,10 +182,14 @@ _RedundancyWeight = Annotated[
 ]
 _MfiGram = Annotated[
     Literal["feature", "class"],
-    Field(description="matrix MFI regulates: feature by feature, or class by class"),
+    Field(
+        description="matrix MFI regulates: feature by feature, or class by class",
+        json_schema_extra=RARE,
+    ),
 ]
 _MfiReduction = Annotated[
-    Literal["sum", "mean"], Field(description="sum or mean over the matrix' entries")
+    Literal["sum", "mean"],
+    Field(description="sum or mean over the matrix' entries", json_schema_extra=RARE),
 ]
 
 # what makes no difference without MFI
@@ -255,7 +263,10 @@ class DCLIPSettings(MethodSettings):
     bold = ("mfi_weight", "redundancy_weight")
 
     hidden_dim: int | None = Field(
-        None, ge=1, description="hidden width of the text projector; left out: 3/4 of CLIP's width"
+        None,
+        ge=1,
+        description="hidden width of the text projector; left out: 3/4 of CLIP's width",
+        json_schema_extra=RARE,
     )
     output_dim: int | None = Field(
         None,
@@ -264,10 +275,14 @@ class DCLIPSettings(MethodSettings):
         description="dimension d' of the projected space; left out: half of CLIP's width",
     )
     aggregation: Literal["project_then_pool", "pool_then_project"] = Field(
-        "project_then_pool", description="order of image projection and spatial pooling"
+        "project_then_pool",
+        description="order of image projection and spatial pooling",
+        json_schema_extra=RARE,
     )
     local_scale: LocalScale = 20.0
-    pooled_scale: float = Field(5.0, gt=0, description="multiplier of the pooled cosine")
+    pooled_scale: float = Field(
+        5.0, gt=0, description="multiplier of the pooled cosine", json_schema_extra=RARE
+    )
     form: Literal["pairs", "anchored"] = Field(
         "pairs",
         description="pairs: projectors say anew what two prompts of each class mean, as published; "
@@ -277,18 +292,21 @@ class DCLIPSettings(MethodSettings):
         "aligned",
         description="initial weights of pairs: random, or aligned, which lets the two projectors "
         "agree on the texts",
+        json_schema_extra=RARE,
     )
     class_prior: float = Field(
         0.0,
         ge=0,
         description="a class that n training images show learns n / (n + this) of its gradient, "
         "so that what few images say changes little; 0: all of it",
+        json_schema_extra=RARE,
     )
     image_lr_classes: int | None = Field(
         None,
         ge=1,
         description="with more classes than this the image projector, which every class moves, "
         "has a learning rate lower by as much; left out: the same as the others",
+        json_schema_extra=RARE,
     )
     gamma_neg: GammaNeg = 2.0
     gamma_pos: GammaPos = 1.0
@@ -300,7 +318,9 @@ class DCLIPSettings(MethodSettings):
     )
     redundancy_weight: _RedundancyWeight = 1.0
     mfi_scope: Literal["both", "split", "positive"] = Field(
-        "both", description="prompts MFI looks at: both polarities as one set, split, or positive"
+        "both",
+        description="prompts MFI looks at: both polarities as one set, split, or positive",
+        json_schema_extra=RARE,
     )
     mfi_gram: _MfiGram = "class"
     mfi_reduction: _MfiReduction = "mean"

@@ -31,6 +31,7 @@ from pydantic_settings import (
 
 from dclip.data.preparation import Interpolation, Resize
 from dclip.fitting.subset import Subset
+from dclip.marks import in_short
 from dclip.methods.registry import METHODS, find_settings, own_methods
 from dclip.methods.settings import MethodSettings, of_preset
 from pipeline.settings.sections import (
@@ -104,6 +105,10 @@ class Config(BaseSettings):
         "the ready-made settings below, folder:DIR, webdataset:TARS, captions:FILE (to train on "
         "captions) or a COCO-format FILE.json "
         f"({page('datasets')})",
+        json_schema_extra=in_short(
+            "folder:DIR (images and a table of labels), shapes (embedded), coco (any COCO-format "
+            "tree), webdataset:TARS, FILE.json, or coco14, voc2007, ... (docs/datasets.md)"
+        ),
     )
     root: PathOrURL | None = Field(
         None, description="folder of the dataset; coco, coco14 and coco17 take a URL as well"
@@ -138,6 +143,9 @@ class Config(BaseSettings):
         description="an open_clip name (RN101, ViT-B-16-SigLIP2; all: python -m pipeline.backbones "
         "list), hf-hub:org/name, local-dir:PATH, tiny or tiny-vit (ship with dclip; know the drawn "
         "shapes alone) or package.module:factory; left out: tiny for shapes, RN101 for all else",
+        json_schema_extra=in_short(
+            "frozen CLIP: RN101, ViT-B-16, ..., hf-hub:org/name, local-dir:PATH or tiny"
+        ),
     )
     pretrained: str | None = Field(
         None,

@@ -23,6 +23,7 @@ from typing_extensions import TypeAliasType
 
 from dclip.checkpoints.calibration import Rule
 from dclip.fitting.loop import Loop
+from dclip.marks import RARE, in_short
 from dclip.store.paths import AnyPath, RemotePath, as_path
 from dclip.templates import ZERO_SHOT_TEMPLATE
 from pipeline.terminal.pages import page
@@ -111,9 +112,12 @@ class BackboneWorkers(BaseModel):
         ge=1,
         description="threads of each worker that read and decode; left out: one per CPU of the "
         "worker; give more where storage answers slowly",
+        json_schema_extra=RARE,
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="in which the backbone computes; auto: float16 on a GPU, else float32"
+        "auto",
+        description="in which the backbone computes; auto: float16 on a GPU, else float32",
+        json_schema_extra=RARE,
     )
     batch_size: int | None = Field(
         None,
@@ -136,19 +140,27 @@ class ExtractConfig(BackboneWorkers):
     views: int = Field(
         0, ge=0, description="augmented views of each training image, kept beside the clean one"
     )
-    view_seed: int = Field(0, ge=0, description="seed of the augmentation")
-    compile: bool = Field(False, description="compile the backbone; pays for long extractions")
+    view_seed: int = Field(0, ge=0, description="seed of the augmentation", json_schema_extra=RARE)
+    compile: bool = Field(
+        False, description="compile the backbone; pays for long extractions", json_schema_extra=RARE
+    )
     mode: Literal["resume", "overwrite", "extend"] = Field(
         "resume",
         description="resume makes what is missing; overwrite makes all anew; extend takes over "
         "images that earlier features of another listing or limit hold under the same key",
     )
-    retry_failed: bool = Field(False, description="read images again that could not be read")
+    retry_failed: bool = Field(
+        False, description="read images again that could not be read", json_schema_extra=RARE
+    )
     verify: bool = Field(False, description="only compare every shard with its checksum")
     repair: bool = Field(False, description="verify, and make damaged shards again")
     shard_size: int = Field(256, ge=1, description="images per tar shard")
     max_failures: float = Field(
-        0.01, ge=0, le=1, description="fraction of unreadable images above which the stage fails"
+        0.01,
+        ge=0,
+        le=1,
+        description="fraction of unreadable images above which the stage fails",
+        json_schema_extra=RARE,
     )
     limit: int | None = Field(None, ge=1, description="only the first images of each split")
 
@@ -163,26 +175,34 @@ class TrainConfig(Loop):
         None,
         ge=1,
         description="go on with as few workers when nodes are lost; left out: wait for all",
+        json_schema_extra=RARE,
     )
-    max_failures: int = Field(1, ge=0, description="restarts after a lost worker")
+    max_failures: int = Field(
+        1, ge=0, description="restarts after a lost worker", json_schema_extra=RARE
+    )
     checkpoint_seconds: float = Field(
         60,
         gt=0,
         description="resumable state is kept after each epoch, and this often within one",
+        json_schema_extra=RARE,
     )
     cache: Literal["auto", "device", "ram", "none"] = Field(
         "auto",
         description="where features lie while training: device (copied to the GPU), ram (copied "
         "once a node, shared by its workers), none (mapped from their files); auto: the GPU if "
         "they fit, ram for remote ones if they fit, else none",
+        json_schema_extra=in_short("where features lie while training"),
     )
     precision: Literal["auto", "float32"] = Field(
-        "auto", description="of matrix products: auto is TF32 on a GPU's tensor cores, else float32"
+        "auto",
+        description="of matrix products: auto is TF32 on a GPU's tensor cores, else float32",
+        json_schema_extra=RARE,
     )
     data_seed: int | None = Field(
         None,
         ge=0,
         description="seed of the shuffle and of the held-out images; left out: seed",
+        json_schema_extra=RARE,
     )
     val_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of the training split held out for val/* metrics"
@@ -263,7 +283,10 @@ class RetrieveConfig(BaseModel):
         None, description="part of the captions; left out: the test split of --dataset, else all"
     )
     most: int | None = Field(
-        None, ge=1, description="captions of an image that count, the first; left out: all"
+        None,
+        ge=1,
+        description="captions of an image that count, the first; left out: all",
+        json_schema_extra=RARE,
     )
     only: int | None = Field(
         None, ge=1, description="only this caption of each image, counted from 1; left out: all"
@@ -278,18 +301,28 @@ class RetrieveConfig(BaseModel):
         "cosine",
         description="what ranks: the cosine in float32; or the softmax in float16 of SmartCLIP's "
         "script for Flickr30k, most of which ties",
+        json_schema_extra=RARE,
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="in which encoders compute; auto: float16 on a GPU, else float32"
+        "auto",
+        description="in which encoders compute; auto: float16 on a GPU, else float32",
+        json_schema_extra=RARE,
     )
     batch_size: int | None = Field(
         None, ge=1, description="images or texts per forward pass; left out: 32, 128 on a GPU"
     )
     threads: int | None = Field(
-        None, ge=1, description="threads that read and decode; left out: one per CPU"
+        None,
+        ge=1,
+        description="threads that read and decode; left out: one per CPU",
+        json_schema_extra=RARE,
     )
     masked_captions: int = Field(
-        12, ge=2, le=60, description="captions whose masks are drawn, where a method has some"
+        12,
+        ge=2,
+        le=60,
+        description="captions whose masks are drawn, where a method has some",
+        json_schema_extra=RARE,
     )
     anew: bool = Field(
         False, description="score again although a report of these settings and files stands"
@@ -328,8 +361,14 @@ class SegmentConfig(BackboneWorkers):
         description="what is compared: the checkpoints (projectors is the same, as of before), "
         "_present with only those classes competing that they find in the image; tagclip, which "
         "looks at the image at its own size; the others are frozen CLIP",
+        json_schema_extra=in_short(
+            "what is compared: checkpoints, checkpoints_present, tagclip, or frozen CLIP as "
+            "maskclip, clip_vv, ..."
+        ),
     )
-    tagclip: TagCLIPPreset = Field("robust", description="settings of tagclip: those of a preset")
+    tagclip: TagCLIPPreset = Field(
+        "robust", description="settings of tagclip: those of a preset", json_schema_extra=RARE
+    )
     checkpoint: Checkpoints = Field(
         [],
         description="checkpoints, or folders of them, as a sweep leaves them; left out: those that "
@@ -340,6 +379,7 @@ class SegmentConfig(BackboneWorkers):
         [ZERO_SHOT_TEMPLATE],
         min_length=1,
         description="prompt templates with one {}, whose class features are averaged",
+        json_schema_extra=RARE,
     )
     normalisation: Literal["minmax", "none"] = Field(
         "minmax", description="stretch the scores of each class over an image to 0..1, or do not"
@@ -353,7 +393,10 @@ class SegmentConfig(BackboneWorkers):
         0.85, gt=0, lt=1, description="largest probability below which a pixel is background"
     )
     logit_scale: float = Field(
-        100.0, gt=0, description="multiplier of the scores in the softmax behind threshold"
+        100.0,
+        gt=0,
+        description="multiplier of the scores in the softmax behind threshold",
+        json_schema_extra=RARE,
     )
     image_resolution: int | None = Field(
         None,
@@ -367,12 +410,26 @@ class SegmentConfig(BackboneWorkers):
         None, ge=1, description="pixels between windows; left out: half a window"
     )
     short_side: int | None = Field(
-        None, ge=1, description="short side of the image under windows; left out: resolution"
+        None,
+        ge=1,
+        description="short side of the image under windows; left out: resolution",
+        json_schema_extra=RARE,
     )
-    neighbours: int = Field(3, ge=1, description="similar classes that the leakage measure takes")
-    group_size: int = Field(64, ge=1, description="images between two files of counts")
+    neighbours: int = Field(
+        3,
+        ge=1,
+        description="similar classes that the leakage measure takes",
+        json_schema_extra=RARE,
+    )
+    group_size: int = Field(
+        64, ge=1, description="images between two files of counts", json_schema_extra=RARE
+    )
     scenes: int = Field(
-        6, ge=1, le=32, description="images drawn with their masks, and as many of the worst"
+        6,
+        ge=1,
+        le=32,
+        description="images drawn with their masks, and as many of the worst",
+        json_schema_extra=RARE,
     )
     limit: int | None = Field(None, ge=1, description="only the first images of the split")
 
@@ -430,7 +487,9 @@ class SegmentsMlrConfig(BackboneWorkers):
     weights: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         [0.25, 0.5, 0.75], description="weights of the segments in the fused score"
     )
-    group_size: int = Field(64, ge=1, description="images between two files of scores")
+    group_size: int = Field(
+        64, ge=1, description="images between two files of scores", json_schema_extra=RARE
+    )
     limit: int | None = Field(None, ge=1, description="only the first images of the split")
 
 
@@ -500,7 +559,10 @@ class SweepConfig(BaseModel):
         None, ge=1, description="processes at once; left out: one per CPU, or as GPUs allow"
     )
     gpus_per_trial: float = Field(
-        0.25, gt=0, description="share of a GPU that a trial in a process of its own takes"
+        0.25,
+        gt=0,
+        description="share of a GPU that a trial in a process of its own takes",
+        json_schema_extra=RARE,
     )
 
 
@@ -547,7 +609,10 @@ class AblateConfig(BaseModel):
         None, ge=1, description="epochs of each training; left out: what its settings say"
     )
     pack: int = Field(
-        9, ge=1, description="trainings that share one pass over the features, at most"
+        9,
+        ge=1,
+        description="trainings that share one pass over the features, at most",
+        json_schema_extra=RARE,
     )
 
 
@@ -602,6 +667,7 @@ class CompareConfig(BaseModel):
         description="curves over other keys, of subset, train or a method: "
         "train.lr=x0.3,x1,x3 compares all rows at each value; repeat the flag for more keys, each "
         "is a study",
+        json_schema_extra=RARE,
     )
     seeds: int = Field(
         5,
@@ -613,7 +679,10 @@ class CompareConfig(BaseModel):
         None, ge=1, description="epochs of what the loop trains; left out: what its settings say"
     )
     pack: int = Field(
-        9, ge=1, description="trainings that share one pass over the features, at most"
+        9,
+        ge=1,
+        description="trainings that share one pass over the features, at most",
+        json_schema_extra=RARE,
     )
 
 

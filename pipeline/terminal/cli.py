@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from itertools import pairwise
@@ -38,9 +38,13 @@ from pipeline.settings.config import (
     read_layer,
     yaml_layers,
 )
+from pipeline.terminal.called import as_called, command
 from pipeline.terminal.checks import require_backbone, require_checkpoints, require_output
 from pipeline.terminal.errors import StageError, UsageError
 from pipeline.terminal.moved import follow_folder
+from pipeline.terminal.short_help import SHARED, flags_of, short_help
+from pipeline.terminal.start import quicken
+from pipeline.terminal.versions import versions
 
 Report = dict[str, Any]
 
@@ -64,6 +68,8 @@ Ready-made settings: {conf}
 class _Parser(argparse.ArgumentParser):
     """Argument parser whose errors name the nearest flag and never print the whole usage."""
 
+    own: Sequence[str] = ()  # flags of the stage that are known without their prefix
+
     def error(self, message: str) -> NoReturn:
         flags = sorted(flag for flag in self._option_string_actions if flag.startswith("--"))
         hints = []
@@ -72,21 +78,30 @@ class _Parser(argparse.ArgumentParser):
                 flag = word.split("=")[0]
                 leaf = flag.rpartition(".")[2].removeprefix("--")
                 close = [other for other in flags if other.endswith(f".{leaf}")][:2]
-                close = close or difflib.get_close_matches(flag, flags, n=2)
+                close = close or difflib.get_close_matches(flag, [*self.own, *flags], n=2)
                 if word.startswith("--"):
                     hints.append(f"did you mean {' or '.join(close)}?" if close else "")
         hint = " ".join(filter(None, hints))
         raise UsageError(f"{message}. {hint} (see {self.prog} --help)".replace(".  (", ". ("))
 
 
+class _ShowPage(argparse.Action):
+    """Prints a page and stops."""
+
+    def __init__(self, *args: Any, page: Callable[[], str], **settings: Any) -> None:
+        super().__init__(*args, nargs=0, **settings)
+        self._page = page
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        _print(self._page().rstrip())
+        parser.exit()
+
+
 class _Version(argparse.Action):
     """Prints the versions of this package and of what results depend on, and stops."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from importlib.metadata import version
-
-        names = ("torch", "open_clip_torch", "ray", "mlflow")
-        _print(f"dclip {version('dclip')}, " + ", ".join(f"{n} {version(n)}" for n in names))
+        _print(versions())
         parser.exit()
 
 
@@ -106,6 +121,8 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if argv is None:  # the process is this command's
+        quicken()
     show_log()
     description = import_module(f"pipeline.{stage}").DESCRIPTION
     try:
@@ -152,14 +169,20 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
     for other in named[:-1]:  # whose checkpoints may be given
         config_class(other)
     model = config_class(method)
-    sections = {stage: known_keys(model, stage)}
-    if stage == "train":  # a method's own settings are what is trained
-        own = find_settings(method).name
-        sections[own] = known_keys(model, own)
+    sections = {name: known_keys(model, name) for name in sections_of(stage, model)}
     section = sections[stage]
+    key, shown, what = POSITIONAL.get(stage, ("", "", ""))
+
+    def page() -> str:
+        return _page(stage, description, model)
+
+    if {"-h", "--help"} & set(argv):  # all that follows would make a parser of hundreds of flags
+        _print(page())
+        raise SystemExit(0)
     parser = _Parser(
-        prog=f"python -m pipeline.{stage}",
-        description=description,
+        prog=command(stage),
+        description=as_called(description),
+        add_help=False,
         epilog=_EPILOG.format(
             short=", ".join(f"--{key.replace('_', '-')}" for key in section[:4]) + ", ..."
             if section
@@ -169,7 +192,14 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.own = [f"--{key.replace('_', '-')}" for keys in sections.values() for key in keys]
     control = parser.add_argument_group("control")
+    control.add_argument(
+        "-h", "--help", action=_ShowPage, page=page, help="show what this stage uses and stop"
+    )
+    control.add_argument(
+        "--help-all", action=_ShowPage, page=parser.format_help, help="show all of this and stop"
+    )
     control.add_argument(
         "--config", action="append", default=[], metavar="FILE", help="YAML file; repeatable"
     )
@@ -184,8 +214,7 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
     )
     words = [_long_form(word, sections) for word in argv]
     given: list[str] = []
-    if stage in _POSITIONAL:
-        key, shown, what = _POSITIONAL[stage]
+    if key:
         parser.add_argument(key, nargs="*", metavar=shown, help=what)
         flags = parser.parse_intermixed_args(words)
         given = flags.__dict__.pop(key)
@@ -211,6 +240,28 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
     return config, flags
 
 
+def sections_of(stage: str, model: type[Config]) -> list[str]:
+    """Sections whose keys need no prefix in a stage."""
+    own = find_settings(str(model.model_fields["method"].default)).name
+    return [stage, own] if stage == "train" else [stage]  # a method's own are what is trained
+
+
+def shared_of(stage: str) -> Sequence[str]:
+    """Settings of all stages that ``--help`` of one shows, as its module names them."""
+    shared: Sequence[str] = getattr(import_module(f"pipeline.{stage}"), "SHARED", SHARED)
+    return shared
+
+
+def _page(stage: str, description: str, model: type[Config]) -> str:
+    """What ``--help`` prints."""
+    key, shown, _ = POSITIONAL.get(stage, ("", "", ""))
+    flags = flags_of(model, sections_of(stage, model), shared_of(stage), without=[key])
+    there = sum(len(known_keys(model, one)) or 1 for one in model.model_fields)
+    others = there - sum(map(len, flags.values())) - bool(key)
+    words = f"[{shown} ...]" if key else ""
+    return short_help(stage, description, flags, words=words, others=others)
+
+
 # no usage statistics leave the machine unless the user says so; no chatter among our lines; a
 # tracking server that does not answer is given up after seconds, not minutes; threads of torch
 # that wait for each other sleep: spinning takes the cores from whatever else is running
@@ -224,12 +275,13 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
 }
-# words without a flag: the key of the stage's section that takes them, and what --help calls them
-_POSITIONAL = {
+POSITIONAL = {
     "predict": ("paths", "IMAGE", "images, or folders of images"),
     "search": ("queries", "QUERY", "a text in quotes, or an image"),
 }
-_CONTROL = ("config", "dry_run", "print_config", "json")
+"""Words without a flag: the key of the section that takes them, and how ``--help`` tells of them."""
+
+_CONTROL = ("config", "dry_run", "print_config", "json", "help", "help_all")
 
 
 def _given(argv: Sequence[str], flag: str) -> list[str]:
@@ -279,7 +331,7 @@ def show_log() -> None:
 def _fail(stage: str, error: Exception, code: int) -> int:
     if os.environ.get("DCLIP_TRACEBACK"):
         traceback.print_exception(error)
-    _log(f"{stage}: error: {error}")
+    _log(f"{stage}: error: {as_called(str(error))}")
     return code
 
 
