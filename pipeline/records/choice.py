@@ -6,18 +6,23 @@ there is no doubt, and says so; a model that nobody named is never used without 
 
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dclip.checkpoints.origin import About, CheckpointError, read_about
+from dclip.clip_settings import ClipSettings
+from dclip.words import told
 from pipeline.features.plan import plan_features
 from pipeline.records.trainings import checkpoint_path
-from pipeline.settings.config import Config
+from pipeline.settings.config import Config, as_flags
 from pipeline.settings.space import shown
 from pipeline.terminal.errors import StageError
 
 log = logging.getLogger(__name__)
+
+NEWEST = "newest"
+"""In the place of a file: the newest training of the output folder."""
 
 _SUFFIX = ".safetensors"
 
@@ -115,6 +120,79 @@ def take_checkpoints(config: Config, settings: Sequence[Config]) -> list[Path]:
     return [other.path for other in taken]
 
 
+def newest_checkpoint(config: Config) -> tuple[Path, About]:
+    """The newest training of the output folder, whatever it was trained on, and its origin.
+
+    Of one training's pack, such as the two of ``run``, it is the one of the settings' method.
+    Damaged files are left out, and told; so is what was trained on another backbone than the
+    settings name, or on code of somebody's own that they do not name.
+
+    Raises:
+        NoCheckpointError: There is none.
+    """
+    found: list[_Candidate] = []
+    for path, about in _all(config):
+        if found and _pack_of(about) != _pack_of(found[0].about):
+            continue
+        if why := _not_meant(config, about):
+            log.warning("warning: left out: %s: %s", path, why)
+            continue
+        found.append(_Candidate(path, about))
+        if about.name == config.trained_name:
+            return path, about
+    if not found:
+        raise NoCheckpointError(
+            f"no training in {config.output.absolute() / 'checkpoints'}; make one by "
+            "python -m pipeline.run --dataset folder:DIR, or give --checkpoint FILE"
+        )
+    return found[0].path, found[0].about
+
+
+def _pack_of(about: About) -> tuple[object, ...]:
+    """What trainings have in common that were made at once."""
+    return about.features, about.seed, about.loop, about.subset, about.commit
+
+
+def _not_meant(config: Config, about: About) -> str:
+    """Why a training is not the one that is meant; empty if it may be."""
+    known = about.encoder
+    name = known.backbone if known else about.backbone_name.partition("/")[0]
+    if "backbone" in config.model_fields_set and config.backbone != name:
+        return f"its backbone is {name}, not {config.backbone}"
+    if ":" in name and "backbone" not in config.model_fields_set:
+        return f"its backbone is code of somebody's own; to run that, give --backbone {name}"
+    return ""
+
+
+def is_open(config: Config) -> bool:
+    """Whether the settings say nothing of what is trained, but for the frozen CLIP."""
+    usual = {"output": Path("outputs"), "device": "auto"}
+    own = [
+        name for name in ("extract", "train", "subset", config.own.name) if hasattr(config, name)
+    ]
+    words = as_flags(config.model_copy(update=usual), *own)
+    clip = {f"--{name}".replace("_", "-") for name in ("backbone", *ClipSettings._fields[1:])}
+    named = {word.replace("--no-", "--") for word in words if word.startswith("--")}
+    return named <= clip
+
+
+def _all(config: Config, *, since: int = 0) -> Iterator[tuple[Path, About]]:
+    """Checkpoints of the output folder, newest first; damaged ones are left out, and told."""
+    files = []
+    for path in (config.output.absolute() / "checkpoints").glob(f"*{_SUFFIX}"):
+        try:
+            files.append((path.stat().st_mtime_ns, path))
+        except OSError as error:  # a link to nowhere
+            log.warning("warning: left out: %s: %s", path, told(error))
+    for time, path in sorted(files, reverse=True):
+        if time <= since:
+            break
+        try:
+            yield path, read_about(path)
+        except CheckpointError as error:
+            log.warning("warning: left out: %s", error)
+
+
 def _only(candidates: Sequence[_Candidate], wanted: Path) -> _Candidate:
     if len(candidates) > 1:
         raise StageError(
@@ -127,36 +205,37 @@ def _only(candidates: Sequence[_Candidate], wanted: Path) -> _Candidate:
 
 def _others(config: Config, *, since: int = 0) -> list[_Candidate]:
     """Checkpoints of trainings on the same features, newest first; damaged ones are left out."""
-    files = [
-        (path.stat().st_mtime_ns, path)
-        for path in (config.output.absolute() / "checkpoints").glob(f"*{_SUFFIX}")
-    ]
-    files = [(time, path) for time, path in files if time > since]
-    if not files:
-        return []
-
-    plan = plan_features(config, config.train_split)
-    candidates = []
-    for _, path in sorted(files, reverse=True):
-        try:
-            about = read_about(path)
-        except CheckpointError as error:
-            log.info("left out: %s", error)
-            continue
+    plan, candidates = None, []
+    for path, about in _all(config, since=since):
+        plan = plan or plan_features(config, config.train_split)
         names = list(plan.listing.class_names)
         if about.features == plan.fingerprint and about.class_names == names:
             candidates.append(_Candidate(path, about))
     return candidates
 
 
-def given_files(given: Sequence[Path]) -> list[Path]:
+def is_newest(path: Path) -> bool:
+    """Whether a user asks for the newest training, by that word in the place of a file."""
+    return str(path) == NEWEST and not path.exists()
+
+
+def given_files(given: Sequence[Path], config: Config) -> list[Path]:
     """The checkpoints that a user names, each once; of a folder all that are in it.
+
+    Args:
+        given: Files, folders, and `NEWEST`.
+        config: Settings; they say where the newest lies.
 
     Raises:
         StageError: There is no such file, or a folder has no checkpoint.
     """
     files: list[Path] = []
     for path in given:
+        if is_newest(path):
+            newest, about = newest_checkpoint(config)
+            log.info("--checkpoint %s: %s", NEWEST, _Candidate(newest, about))
+            files.append(newest)
+            continue
         inside = sorted(path.glob(f"*{_SUFFIX}"))
         if path.is_dir() and not inside:
             raise StageError(f"no checkpoints (*{_SUFFIX}) in folder {path}")

@@ -397,10 +397,16 @@ def as_flags(config: Config, *sections: str) -> list[str]:
     for _, content in yaml_layers(config.dataset, []):
         merged = merge(merged, content)
     usual = type(config)(**merged)
+    preset = config.train.preset
+    if "train" in sections and preset != usual.train.preset:  # which brings values of its own
+        usual = type(config)(**merge(merged, {"train": {"preset": preset}}))
+    else:
+        preset = None
     is_usual = config.dataset == Config.model_fields["dataset"].default
     words = [] if is_usual else ["--dataset", config.dataset]
     if config.method != DEFAULT_METHOD:
         words += ["--method", config.method]
+    words += [] if preset is None else ["--train.preset", preset]
     own = [key for key, field in Config.model_fields.items() if not _is_section(field.annotation)]
     for section in ("", *sections):
         prefix = f"{section}." if section else ""

@@ -231,8 +231,8 @@ class EvaluateConfig(BaseModel):
 
     checkpoint: Checkpoints = Field(
         [],
-        description="checkpoints to evaluate, or folders of them; left out: the one these settings "
-        "train",
+        description="checkpoints to evaluate, folders of them, or newest (of --output); left out: "
+        "the one these settings train",
     )
     threshold: float = Field(
         0.5, gt=0, lt=1, description="probability above which a class counts as predicted"
@@ -443,12 +443,15 @@ class PredictConfig(BaseModel):
         [], description="images, or folders of images: paths or URLs; words without a flag go here"
     )
     classes: list[str] = Field(
-        [], description="class names of any choice, with commas between: dog, horse, person"
+        [],
+        description="class names of any choice, with commas between: dog, horse, person; left out: "
+        "those of the training that is taken",
     )
     checkpoint: LocalPath | None = Field(
         None,
-        description="trained method, on the backbone it was trained on unless another is named; "
-        "left out: what these settings train if it stands, else frozen CLIP alone",
+        description="trained method, on the backbone it was trained on unless another is named: a "
+        "file, or newest; left out: the newest of --output, or what these settings train if they "
+        "say so, else frozen CLIP alone",
     )
     zero_shot: bool = Field(False, description="frozen CLIP alone, no checkpoint")
     labels: LocalPath | None = Field(

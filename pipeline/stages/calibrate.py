@@ -65,7 +65,7 @@ def _plan(config: Config) -> FeaturePlan:
 
 
 def _files(config: Config) -> list[Path]:
-    return given_files(config.calibrate.checkpoint) or [take_checkpoint(config)]
+    return given_files(config.calibrate.checkpoint, config) or [take_checkpoint(config)]
 
 
 def _images(config: Config, plan: FeaturePlan) -> str:
@@ -138,7 +138,7 @@ def table(report: CalibrateReport) -> str:
 def describe(config: Config) -> str:
     """The plan of this stage in words, for ``--dry-run``."""
     plan = _plan(config)
-    files: Sequence[Path] = given_files(config.calibrate.checkpoint)
+    files: Sequence[Path] = given_files(config.calibrate.checkpoint, config)
     try:
         files = files or [take_checkpoint(config)]
     except NoCheckpointError:

@@ -150,7 +150,9 @@ def run(config: Config) -> EvaluateReport:
     """Score the given checkpoints, or the one that these settings train."""
     require_all_classes([at(config, {})])
     plan_features(config, config.test_split)  # what cannot be scored is refused before all else
-    return publish(config, given_files(config.evaluate.checkpoint) or [take_checkpoint(config)])
+    return publish(
+        config, given_files(config.evaluate.checkpoint, config) or [take_checkpoint(config)]
+    )
 
 
 def publish(config: Config, checkpoints: Sequence[Path]) -> EvaluateReport:
@@ -372,7 +374,7 @@ def describe(config: Config, checkpoints: Sequence[Path] = ()) -> str:
     def state(plan: FeaturePlan) -> str:
         return "stands" if is_complete(plan) else "missing, pipeline.extract makes it"
 
-    files = [*checkpoints] or given_files(config.evaluate.checkpoint)
+    files = [*checkpoints] or given_files(config.evaluate.checkpoint, config)
     try:
         files = files or [take_checkpoint(config)]
     except NoCheckpointError:

@@ -25,7 +25,13 @@ from pipeline.features.backbone import describe_backbone, warnings_of
 from pipeline.features.listings import path_of
 from pipeline.features.preflight import one_text_note, require_fit_names
 from pipeline.records import labels_table
-from pipeline.records.choice import NoCheckpointError, take_checkpoint
+from pipeline.records.choice import (
+    NoCheckpointError,
+    is_newest,
+    is_open,
+    newest_checkpoint,
+    take_checkpoint,
+)
 from pipeline.records.origin import kind_trained_on
 from pipeline.records.report import StageReport, remarks, show, write
 from pipeline.settings.config import TOY_DATASETS, Config, usual_backbone
@@ -37,6 +43,10 @@ from pipeline.work.plans import BY_CLIP, BY_METHOD, PredictPlan, stamp_of
 log = logging.getLogger(__name__)
 
 
+_NO_CLASSES = (
+    'name the classes to look for: --classes "dog, horse, person"; only a training has its own '
+    "names, and none is taken"
+)
 _MOST_ROWS = 12  # of an image, that the terminal shows
 _MOST_CLASSES = (1 << 16) - 1  # beside background, that a PNG of 16 bits holds
 _LONGEST_NAME = 100  # bytes of the name of a picture, without what is added to it
@@ -96,9 +106,15 @@ def plan_predict(config: Config) -> PredictPlan:
         StageError: The checkpoint is missing, damaged, or of another backbone.
     """
     wanted = config.predict
-    classes = _class_names(wanted.classes)
+    classes = _class_names(wanted.classes) if wanted.classes else ()
+    if not classes and wanted.zero_shot:
+        raise UsageError(_NO_CLASSES)
     sources, passed_over = _sources(wanted.paths)
     config, checkpoint, why = _take(config)
+    if not classes and checkpoint is not None:
+        classes = tuple(read_about(checkpoint).class_names)
+    if not classes:
+        raise UsageError(_NO_CLASSES)
     require_fit_names(classes, of="--classes", backbone=config.backbone)
     backbone = describe_backbone(config)
     about, method, kind = None, None, "value"
@@ -159,6 +175,8 @@ def _take(config: Config) -> tuple[Config, Path | None, str]:
         raise UsageError("--zero-shot takes no --checkpoint; give one of them")
     if wanted.zero_shot:
         return _with_real_clip(config), None, "--zero-shot"
+    if wanted.checkpoint is not None and is_newest(wanted.checkpoint):
+        return _newest(config)
     if wanted.checkpoint is not None:
         if not wanted.checkpoint.is_file():
             raise NoCheckpointError(
@@ -167,6 +185,11 @@ def _take(config: Config) -> tuple[Config, Path | None, str]:
             )
         return _with_backbone_of(config, read_about(wanted.checkpoint)), wanted.checkpoint, "given"
     try:
+        if is_open(config):
+            return _newest(config)
+    except NoCheckpointError:
+        pass
+    try:
         return config, take_checkpoint(config), "that of these settings"
     except NoCheckpointError:
         return (
@@ -174,6 +197,16 @@ def _take(config: Config) -> tuple[Config, Path | None, str]:
             None,
             "these settings have no checkpoint; --checkpoint FILE gives one",
         )
+
+
+def _newest(config: Config) -> tuple[Config, Path, str]:
+    """The newest training of the output folder.
+
+    Raises:
+        NoCheckpointError: There is none.
+    """
+    path, about = newest_checkpoint(config)
+    return _with_backbone_of(config, about), path, f"the newest of {config.output}"
 
 
 def _with_real_clip(config: Config) -> Config:
@@ -207,8 +240,6 @@ def _with_backbone_of(config: Config, about: About) -> Config:
 
 def _class_names(given: list[str]) -> tuple[str, ...]:
     """Class names without spaces around them, no two of them one text to CLIP."""
-    if not given:
-        raise UsageError('name the classes to look for: --classes "dog, horse, person"')
     classes = tuple(name.strip() for name in given)
     try:
         check_class_names(classes)

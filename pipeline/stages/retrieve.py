@@ -109,7 +109,7 @@ def plan_retrieval(config: Config) -> RetrievePlan:
     """
     wanted = config.retrieve
     data, listing, notes = _open(config)
-    files = {path: read_about(path) for path in given_files(wanted.checkpoint)}
+    files = {path: read_about(path) for path in given_files(wanted.checkpoint, config)}
     for path, about in files.items():
         _require_captions(path, about)
     rows, texts, left = _choose(config, listing)

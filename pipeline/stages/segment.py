@@ -265,7 +265,9 @@ def _plan_checkpoints(config: Config, backbone: BackboneInfo) -> list[SystemPlan
     kind = config.segment.kind
     backbone.require_kind(kind)
     try:
-        files = given_files(config.segment.checkpoint) or take_checkpoints(config, compared(config))
+        files = given_files(config.segment.checkpoint, config) or take_checkpoints(
+            config, compared(config)
+        )
     except NoCheckpointError as error:
         raise NoCheckpointError(f"{error}, or only frozen --segment.systems") from None
     abouts = {path: read_about(path) for path in files}

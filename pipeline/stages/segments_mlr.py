@@ -18,7 +18,7 @@ from dclip.words import counted
 from pipeline.features.backbone import describe_backbone, warnings_of
 from pipeline.features.preflight import require_images, require_labels
 from pipeline.features.splits import open_dataset, tested_on_train
-from pipeline.records.choice import NoCheckpointError, take_checkpoint
+from pipeline.records.choice import NoCheckpointError, given_files, take_checkpoint
 from pipeline.records.report import (
     Record,
     Recorded,
@@ -101,7 +101,8 @@ def plan_segments(config: Config) -> SegmentsPlan:
     require_labels(listing, num_images)
     backbone = describe_backbone(config)
     backbone.require_kind(wanted.kind)
-    checkpoint = wanted.checkpoint or take_checkpoint(config)
+    given = given_files([wanted.checkpoint] if wanted.checkpoint else [], config)
+    checkpoint = given[0] if given else take_checkpoint(config)
     about = read_about(checkpoint)
     system = plan_system(about.name, wanted.kind, checkpoint, about, backbone)
     if wanted.only_present and not system.finds_classes:

@@ -41,6 +41,7 @@ from pipeline.settings.config import (
 from pipeline.terminal.called import as_called, command
 from pipeline.terminal.checks import require_backbone, require_checkpoints, require_output
 from pipeline.terminal.errors import StageError, UsageError
+from pipeline.terminal.following import following
 from pipeline.terminal.moved import follow_folder
 from pipeline.terminal.short_help import SHARED, flags_of, short_help
 from pipeline.terminal.start import quicken
@@ -151,6 +152,9 @@ def main(stage: str, argv: Sequence[str] | None = None) -> int:
     report = done if isinstance(done, dict) else done.to_json()
     if flags.json:
         _print(json.dumps(report))
+    next_command = "" if "error" in report else following(stage, config, report)
+    if next_command:
+        _log(f"next: {next_command}")
     if "error" in report:  # a part of the work could not be done
         _log(f"{stage}: error: {report['error']}")
         return 1
@@ -287,11 +291,11 @@ _CONTROL = ("config", "dry_run", "print_config", "json", "help", "help_all")
 def _given(argv: Sequence[str], flag: str) -> list[str]:
     """Values of a flag of the command line, in order, before it is parsed."""
     found = []
-    for word, following in pairwise([*argv, ""]):
+    for word, after in pairwise([*argv, ""]):
         if word.startswith(f"{flag}="):
             found.append(word.partition("=")[2])
         elif word == flag:
-            found.append(following)
+            found.append(after)
     return found
 
 

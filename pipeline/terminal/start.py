@@ -37,8 +37,14 @@ def quicken() -> None:
     To be called once, by whoever owns the process.
     """
     gc.set_threshold(_OBJECTS, *gc.get_threshold()[1:])
-    atexit.register(gc.freeze)  # the system takes all of it back at once, and quicker
+    atexit.register(_leave)
     sys.meta_path.insert(0, _Later())
+
+
+def _leave() -> None:
+    """Let the system take all memory back at once, where nothing counts what is given back."""
+    if "triton" not in sys.modules:  # it tells of everything that is left, on stderr
+        gc.freeze()
 
 
 class _Later(MetaPathFinder):
@@ -58,6 +64,8 @@ class _Later(MetaPathFinder):
         parent, _, leaf = name.rpartition(".")
         if parent in self._pending and leaf not in _LATER[parent]:
             self._complete(name.partition(".")[0])
+            if name in sys.modules:  # loaded on the way: not a second time
+                return ModuleSpec(name, _There(sys.modules[name]), is_package=True)
         if name not in _LATER and name != "open_clip":
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -126,6 +134,20 @@ class _PutOff(Loader):
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._own
         self._finder.put_off(module, self._own)
+
+
+class _There(Loader):
+    """Gives a module that is loaded already."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+        module.__spec__ = None  # else importlib would take that, and run the module again
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:  # noqa: ARG002 - as loaders have it
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
 
 
 class _OpenCLIP(_PutOff):

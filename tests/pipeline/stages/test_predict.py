@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from dclip.checkpoints.origin import About, CheckpointError, Encoder, read_about
 from dclip.data.images import IMAGE_SUFFIXES
@@ -17,10 +18,12 @@ from dclip.pictures import masks
 from dclip.recognition.looking import Looker
 from dclip.world import shapes
 from pipeline.features import backbone
+from pipeline.records import choice
 from pipeline.records.choice import NoCheckpointError
 from pipeline.settings.config import Config
 from pipeline.stages import predict
 from pipeline.terminal import cli
+from pipeline.terminal.checks import require_checkpoints
 from pipeline.terminal.errors import StageError, UsageError
 from pipeline.work import prediction
 
@@ -103,7 +106,7 @@ def test_what_cannot_be_read_is_named_at_the_end_and_the_others_are_done(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": []}, "name the classes to look for"),
+        ({"classes": [], "zero_shot": True}, "name the classes to look for"),
         ({"classes": ["dog", " dog"]}, r"remove the repetition of \['dog'\]"),
         ({"classes": ["dog", " "]}, "must not be blank"),
         ({"classes": ["dog", "Dog", "hot-dog"]}, "one text to CLIP.*'dog' = 'Dog'; leave one"),
@@ -471,3 +474,103 @@ def test_mask_and_maps_lie_where_the_object_is(resize: str, seen: slice, tmp_pat
     assert np.array_equal(np.isnan(drawn), unseen)
     assert drawn[8:19, 32:40].min() > 0.9
     assert drawn[away & ~unseen].max() < 0.1
+
+
+# ---------------------------------------------------------------------------------------------
+# The newest training of the output folder
+# ---------------------------------------------------------------------------------------------
+
+
+def trained(tmp_path: Path, name: str, when: int, **changes: object) -> Path:
+    """A training of the small CLIP in the output folder, of some features, at some time."""
+    config = settings(tmp_path, backbone="tiny")
+    file = checkpoint(config, tmp_path / "one.safetensors", name)
+    about = read_about(file)
+    encoder = Encoder(
+        backbone="tiny", pretrained=None, resolution=192, include_global_token=True,
+        kind="value", templates=["no {}", "a {}"],
+    )  # fmt: skip
+    about = about.model_copy(update={"encoder": encoder, **changes})
+    path = tmp_path / "checkpoints" / f"{name}-{when}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file(load_file(file), path, about.metadata())
+    os.utime(path, (when, when))
+    return path
+
+
+def test_the_newest_training_answers_with_its_own_names_and_a_line_says_so(
+    tmp_path: Path, scene: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(tmp_path, "dclip", 5)
+    newest = trained(tmp_path, "dclip", 9, features="e" * 64, class_names=["ring", "star"])
+    trained(tmp_path, "asl_only", 10, features="e" * 64, class_names=["ring", "star"])
+    config, _ = cli.parse("predict", "", [str(scene), "--output", str(tmp_path)])
+    with caplog.at_level(logging.INFO, "pipeline"):
+        plan = predict.plan_predict(config)
+    assert plan.checkpoint == newest  # of its pack, the one of the method
+    assert plan.classes == ("ring", "star")
+    assert plan.config.backbone == "tiny"
+    assert plan.taken.startswith(f"checkpoint {newest} (the newest of {tmp_path}): dclip, ")
+    assert not caplog.records
+    for given in (["--zero-shot"], ["--classes", "dog", "--zero-shot", "--backbone", "tiny"]):
+        config, _ = cli.parse("predict", "", [str(scene), "--output", str(tmp_path), *given])
+        if "--classes" in given:
+            assert predict.plan_predict(config).checkpoint is None
+        else:
+            with pytest.raises(UsageError, match="name the classes"):
+                predict.plan_predict(config)
+
+
+def test_what_cannot_be_taken_for_the_newest_is_passed_over_with_a_line(
+    tmp_path: Path, scene: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = trained(tmp_path, "dclip", 1)
+    foreign = Encoder(
+        backbone="os:getcwd", pretrained=None, resolution=192, include_global_token=True,
+        kind="value", templates=["no {}", "a {}"],
+    )  # fmt: skip
+    code = trained(tmp_path, "dclip", 7, encoder=foreign, features="e" * 64)
+    for name, content in (("cut", good.read_bytes()[:200]), ("empty", b""), ("text", b"no")):
+        (good.parent / f"{name}.safetensors").write_bytes(content)
+    (good.parent / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    (good.parent / "folder.safetensors").mkdir()
+    words = [str(scene), "--output", str(tmp_path), "--checkpoint", "newest"]
+    with caplog.at_level(logging.WARNING, "pipeline"):
+        plan = predict.plan_predict(cli.parse("predict", "", words)[0])
+    assert plan.checkpoint == good
+    for name in ("cut", "empty", "text", "gone", "folder", code.stem):
+        (line,) = [line for line in caplog.messages if f"{name}.safetensors" in line]
+        assert line.startswith("warning: left out: ")
+        assert line.count("\n") == 0
+    assert "give --backbone os:getcwd" in caplog.text
+
+
+def test_another_folder_or_backbone_has_no_newest_and_settings_that_say_more_are_meant(
+    tmp_path: Path, scene: Path
+) -> None:
+    trained(tmp_path, "dclip", 1)
+    for given in (["--output", str(tmp_path / "other")], ["--backbone", "RN101"]):
+        words = [str(scene), "--output", str(tmp_path), *given, "--checkpoint", "newest"]
+        with pytest.raises(NoCheckpointError, match=r"no training in .*checkpoints; make one"):
+            predict.plan_predict(cli.parse("predict", "", words)[0])
+    open_ones = ([], ["--backbone", "RN101"], ["--device", "cpu", "--threshold", "0.3"])
+    for given in open_ones:
+        assert choice.is_open(cli.parse("predict", "", [str(scene), *given])[0])
+    for given in (["--seed", "1"], ["--dataset", "shapes-single"], ["--train.lr", "0.5"],
+                  ["--dclip.mfi-weight", "0"], ["--method", "dualcoop"]):  # fmt: skip
+        assert not choice.is_open(cli.parse("predict", "", [str(scene), *given])[0])
+
+
+def test_the_newest_may_be_named_among_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = trained(tmp_path, "dclip", 1), trained(tmp_path, "dclip", 2)
+    words = ["--checkpoint", f"{old},newest", "--output", str(tmp_path)]
+    config, _ = cli.parse("evaluate", "", words)
+    with caplog.at_level(logging.INFO, "pipeline"):
+        assert choice.given_files(config.evaluate.checkpoint, config) == [old, new]
+    assert f"--checkpoint newest: {new} (dclip, " in caplog.text
+    require_checkpoints(config.evaluate.checkpoint)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "newest").write_bytes(old.read_bytes())  # a file of that name is that file
+    assert choice.given_files([Path("newest")], config) == [tmp_path / "newest"]
