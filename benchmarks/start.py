@@ -118,8 +118,12 @@ def main() -> None:
         print(told(f"{stage} --help", seconds, HELP_SECONDS, "s"))
         print(told(f"{stage} --help", page.count("\n"), HELP_LINES, "lines"))
     result["help"] = pages
-    for what, words in (("dclip --help", ["-m", "pipeline", "--help"]),
-                        ("import dclip", ["-c", "import dclip"]), ("python", ["-c", ""])):  # fmt: skip
+    others = {
+        "dclip --help": ["-m", "pipeline", "--help"],
+        "import dclip": ["-c", "import dclip"],
+        "python": ["-c", ""],
+    }
+    for what, words in others.items():
         seconds = min(timed(words, HERE)[0] for _ in range(flags.repeats))
         result[what] = round(seconds, 3)
         limit = HELP_SECONDS if "help" in what else IMPORT_SECONDS

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from pipeline.terminal.called import as_called, command
 from pipeline.terminal.programs import Parser, finish
 
 FAMILIES = ("value path", "class token", "attention pool", "mean", "normed mean")
@@ -26,8 +27,8 @@ Nothing is downloaded, and no server is asked."""
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser(
-        prog="python -m pipeline.backbones",
-        description=DESCRIPTION,
+        prog=command("backbones"),
+        description=as_called(DESCRIPTION),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from dclip.store.paths import AnyPath, as_path
+from pipeline.terminal.called import as_called, command
 from pipeline.terminal.programs import Parser, finish
 
 DESCRIPTION = """\
@@ -26,18 +27,18 @@ Nothing is downloaded: where a file is missing, check says which, and the page t
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser(
-        prog="python -m pipeline.datasets",
-        description=DESCRIPTION,
+        prog=command("datasets"),
+        description=as_called(DESCRIPTION),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="list | check | stats")
     commands.add_parser("list", help="print a table of all data sets", allow_abbrev=False)
-    for command, what in (
+    for which, what in (
         ("check", "compare a copy with what was published, and read some images"),
         ("stats", "count images, classes and labels, and draw them"),
     ):
-        sub = commands.add_parser(command, help=what, description=what, allow_abbrev=False)
+        sub = commands.add_parser(which, help=what, description=what, allow_abbrev=False)
         sub.add_argument("name", help="registered name, folder:PATH, webdataset:URLS or PATH.json")
         sub.add_argument(
             "--root", type=_place, metavar="DIR", help="folder of the data set; may be a URL"
@@ -64,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
             metavar="DIR",
             help="folder of pictures and of listings that take long to make; default outputs",
         )
-        if command == "check":
+        if which == "check":
             sub.add_argument(
                 "--full", action="store_true", help="read and compare all images, not a sample"
             )

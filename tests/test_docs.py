@@ -23,6 +23,7 @@ from dclip.methods.settings import DCLIPSettings
 from dclip.prediction import predict_image
 from dclip.world.dataset import ShapesListing
 from pipeline import backbones, datasets
+from pipeline.__main__ import stages
 from pipeline.features.splits import open_dataset
 from pipeline.inspection.backbones import markdown, replace_section
 from pipeline.settings.config import conf_folder
@@ -32,7 +33,8 @@ from pipeline.terminal.pages import page
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"python -m pipeline\.(\w+)([^\n`|#]*)")
+STAGES = "|".join(name for group in stages().values() for name in group)
+COMMAND = re.compile(rf"(?:python -m pipeline\.|(?<![\w/.'-])dclip )({STAGES})\b([^\n`|#]*)")
 
 
 def commands() -> list[tuple[str, str]]:
@@ -56,7 +58,7 @@ def test_every_command_shown_is_accepted(
 def test_the_readme_has_two_set_up_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^pip install.*$", text, re.M) == [
-        "pip install -e . && python -m pipeline.run",
+        "pip install -e . && dclip run",
         "pip install -e '.[dev]' && pytest",
     ]
 

@@ -107,7 +107,7 @@ class Config(BaseSettings):
         f"({page('datasets')})",
         json_schema_extra=in_short(
             "folder:DIR (images and a table of labels), shapes (embedded), coco (any COCO-format "
-            "tree), webdataset:TARS, FILE.json, or coco14, voc2007, ... (docs/datasets.md)"
+            "tree), webdataset:TARS, FILE.json, or of python -m pipeline.datasets list"
         ),
     )
     root: PathOrURL | None = Field(
@@ -397,7 +397,7 @@ def as_flags(config: Config, *sections: str) -> list[str]:
     for _, content in yaml_layers(config.dataset, []):
         merged = merge(merged, content)
     usual = type(config)(**merged)
-    preset = config.train.preset
+    preset: str | None = config.train.preset
     if "train" in sections and preset != usual.train.preset:  # which brings values of its own
         usual = type(config)(**merge(merged, {"train": {"preset": preset}}))
     else:

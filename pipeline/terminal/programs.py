@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from pipeline.terminal.called import as_called
 from pipeline.terminal.errors import StageError, UsageError
 
 
@@ -44,5 +45,5 @@ def finish(program: str, work: Callable[[], None]) -> int:
 def _fail(program: str, error: Exception, code: int) -> int:
     if os.environ.get("DCLIP_TRACEBACK"):
         traceback.print_exception(error)
-    sys.stderr.write(f"{program}: error: {error}\n")
+    sys.stderr.write(f"{program}: error: {as_called(str(error))}\n")
     return code

@@ -180,7 +180,7 @@ def short_help(
     head = [usage, "", *as_called(description).splitlines()]
     control = ["", "control:", *chain.from_iterable(_row(*one, width) for one in CONTROL), "", ""]
     rows = {
-        section: [_row(flag.shown, flag.text, width) for flag in own if not flag.is_rare]
+        section: [_row(flag.shown, as_called(flag.text), width) for flag in own if not flag.is_rare]
         for section, own in flags.items()
     }
     while len(head) + len(control) + _length(rows) > MOST_LINES:
