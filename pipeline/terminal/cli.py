@@ -90,7 +90,7 @@ class _ShowPage(argparse.Action):
     """Prints a page and stops."""
 
     def __init__(self, *args: Any, page: Callable[[], str], **settings: Any) -> None:
-        super().__init__(*args, nargs=0, **settings)
+        super().__init__(*args, **settings)
         self._page = page
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
@@ -199,10 +199,19 @@ def parse(stage: str, description: str, argv: Sequence[str]) -> tuple[Config, ar
     parser.own = [f"--{key.replace('_', '-')}" for keys in sections.values() for key in keys]
     control = parser.add_argument_group("control")
     control.add_argument(
-        "-h", "--help", action=_ShowPage, page=page, help="show what this stage uses and stop"
+        "-h",
+        "--help",
+        action=_ShowPage,
+        nargs=0,
+        page=page,
+        help="show what this stage uses and stop",
     )
     control.add_argument(
-        "--help-all", action=_ShowPage, page=parser.format_help, help="show all of this and stop"
+        "--help-all",
+        action=_ShowPage,
+        nargs=0,
+        page=parser.format_help,
+        help="show all of this and stop",
     )
     control.add_argument(
         "--config", action="append", default=[], metavar="FILE", help="YAML file; repeatable"

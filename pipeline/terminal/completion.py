@@ -72,6 +72,7 @@ def _add_stage(shtab: Any, parser: argparse.ArgumentParser, stage: str) -> None:
             added.complete = shtab.FILE  # type: ignore[attr-defined]
     for name, text in CONTROL:
         word, _, value = name.partition(" ")
-        added = parser.add_argument(word, help=text, **({} if value else {"action": "store_true"}))
-        if value:
-            added.complete = shtab.FILE  # type: ignore[attr-defined]
+        if not value:
+            parser.add_argument(word, help=text, action="store_true")
+            continue
+        parser.add_argument(word, help=text).complete = shtab.FILE  # type: ignore[attr-defined]
