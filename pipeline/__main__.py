@@ -22,6 +22,7 @@ GROUPS = {
         "train": "features to a checkpoint",
         "evaluate": "a checkpoint's scores on the test split, beside frozen CLIP",
         "segment": "masks and mIoU, without training on masks",
+        "calibrate": "new thresholds and probabilities for a checkpoint",
     },
     "study:": {
         "sweep": "many settings of one training, side by side",

@@ -32,8 +32,8 @@ def following(stage: str, config: Config, report: Mapping[str, Any]) -> str:
     trained = _flags(config, "train", "subset", config.own.name)
     if stage == "extract":
         return command("train", trained)
-    if stage == "train":
-        return command("evaluate", trained)
+    if stage in ("train", "calibrate"):
+        return command("evaluate", [*(_flags(config) if named else trained), *named])
     if stage in ("run", "evaluate") and is_toy:  # a CLIP that knows drawn scenes alone
         return command("segment", [*(trained if not named else _flags(config)), *named])
     if stage in ("run", "evaluate", "segment", "segments_mlr") and not is_toy:
