@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.terminal.cli import main
+from pipeline.terminal.start import main
 
 DESCRIPTION = """\
 Choose thresholds and calibrate probabilities of checkpoints that are there; no weight changes.

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.terminal.cli import main
+from pipeline.terminal.start import main
 
 DESCRIPTION = """\
 Score a checkpoint on the test split, beside frozen CLIP and a linear probe on the same shards.

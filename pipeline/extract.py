@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.terminal.cli import main
+from pipeline.terminal.start import main
 
 DESCRIPTION = """\
 Compute frozen local features once and keep them as WebDataset tar shards.

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.terminal.cli import main
+from pipeline.terminal.start import main
 
 DESCRIPTION = """\
 Extract features, train DCLIP and its ASL-only ablation, and compare both with frozen CLIP.

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.terminal.cli import main
+from pipeline.terminal.start import main
 
 DESCRIPTION = """\
 Score images by CLIP, with the help of the segments that a checkpoint finds (the paper's Table 5).

@@ -14,6 +14,7 @@ transformers its text towers. CLIP's own models need none of it. So, in the proc
 import atexit
 import gc
 import importlib
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -31,13 +32,33 @@ _LATER = {  # packages, and of each the modules that need nothing of its __init_
 _OBJECTS = 20_000  # made between two looks for garbage: importing makes many, and none is garbage
 
 
+def main(stage: str, argv: Sequence[str] | None = None) -> int:
+    """As `pipeline.terminal.cli.main`, which is loaded here; the process begins with `quicken`.
+
+    Args:
+        stage: Name of the module, as in ``python -m pipeline.<stage>``.
+        argv: Words of the command line; if left out ``sys.argv[1:]``, and the process is ours.
+
+    Returns:
+        Exit code of the process.
+    """
+    if argv is None:
+        quicken()
+    done: int = importlib.import_module("pipeline.terminal.cli").main(stage, argv)
+    return done
+
+
 def quicken() -> None:
     """Let this process import less, and look for garbage less often, at its end not at all.
 
-    To be called once, by whoever owns the process.
+    To be called by whoever owns the process; a second time does nothing.
     """
+    if any(isinstance(finder, _Later) for finder in sys.meta_path):
+        return
     gc.set_threshold(_OBJECTS, *gc.get_threshold()[1:])
     atexit.register(_leave)
+    # it would look for plugins in all packages that are installed
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     sys.meta_path.insert(0, _Later())
 
 
