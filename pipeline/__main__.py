@@ -23,6 +23,11 @@ GROUPS = {
         "evaluate": "a checkpoint's scores on the test split, beside frozen CLIP",
         "segment": "masks and mIoU, without training on masks",
         "calibrate": "new thresholds and probabilities for a checkpoint",
+        "export": "a checkpoint as one file that runs without this package",
+    },
+    "look at data:": {
+        "search": "extracted images by a text or an image",
+        "audit": "labels that are likely wrong, copies, classes that hide others",
     },
     "study:": {
         "sweep": "many settings of one training, side by side",

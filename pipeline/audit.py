@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.terminal.cli import main
+from pipeline.terminal.start import main
 
 DESCRIPTION = """\
 Look labels and splits over: wrong and missing labels, copies of images, classes that steal.

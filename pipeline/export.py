@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.terminal.cli import main
+from pipeline.terminal.start import main
 
 DESCRIPTION = """\
 Write a trained model as one file that runs without this package: ONNX, torch.export, safetensors.

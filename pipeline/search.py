@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.terminal.cli import main
+from pipeline.terminal.start import main
 
 DESCRIPTION = """\
 Find the images nearest to a text or to an image, in features that pipeline.extract made.

@@ -14,7 +14,7 @@ from dclip.store.shards import digest, file_digest
 from dclip.texts import fold_name
 from dclip.words import counted
 from pipeline.features.backbone import describe_backbone, warnings_of
-from pipeline.records.choice import NoCheckpointError, take_checkpoint
+from pipeline.records.choice import NoCheckpointError, given_files, take_checkpoint
 from pipeline.records.origin import kind_trained_on
 from pipeline.records.report import StageReport, remarks, show, standing, write
 from pipeline.settings.config import Config
@@ -135,7 +135,8 @@ def _take(config: Config) -> tuple[Config, Path | None, About | None, str]:
         if not wanted.classes:
             raise UsageError('name the classes of frozen CLIP: --classes "dog, horse, person"')
         return config, None, None, f"frozen CLIP {describe_backbone(config).name} alone"
-    checkpoint = wanted.checkpoint or take_checkpoint(config)
+    given = given_files([wanted.checkpoint] if wanted.checkpoint else [], config)
+    checkpoint = given[0] if given else take_checkpoint(config)
     about = read_about(checkpoint)
     if wanted.checkpoint is not None:
         config = _with_backbone_of(config, about)

@@ -292,7 +292,7 @@ POSITIONAL = {
     "predict": ("paths", "IMAGE", "images, or folders of images"),
     "search": ("queries", "QUERY", "a text in quotes, or an image"),
 }
-"""Words without a flag: the key of the section that takes them, and how ``--help`` tells of them."""
+"""Words without a flag: the key of the section that takes them, and what ``--help`` says."""
 
 _CONTROL = ("config", "dry_run", "print_config", "json", "help", "help_all")
 

@@ -44,6 +44,12 @@ def following(stage: str, config: Config, report: Mapping[str, Any]) -> str:
         return command("predict", [*images, "--classes", names, "--zero-shot", *_output(config)])
     if stage == "sweep":
         return as_called(str(report.get("evaluate", "")))  # of the best
+    if stage == "search":
+        return command("audit", _flags(config))
+    if stage == "audit":
+        return command("train", trained)
+    if stage == "export":
+        return command("predict", [_IMAGE, *_output(config)])
     if stage == "ablate":
         return command("sweep", trained)
     if stage == "compare":

@@ -262,7 +262,7 @@ def test_a_shell_completes_stages_flags_and_choices(
         done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
         return set(done.stdout.split())
 
-    assert completed("dclip", "se") == {"segment", "segments_mlr"}
+    assert completed("dclip", "seg") == {"segment", "segments_mlr"}
     assert {"--zero-shot", "--no-zero-shot"} <= completed("dclip", "predict", "--")
     assert completed("dclip", "train", "--optimizer", "") == {"sgd", "adamw"}
     assert command.main(["--completion", "csh++"]) == 2
