@@ -25,6 +25,7 @@ GROUPS = {
         "calibrate": "new thresholds and probabilities for a checkpoint",
         "export": "a checkpoint as one file that runs without this package",
     },
+    "answer others:": {"serve": "a trained model answers photographs over HTTP"},
     "look at data:": {
         "search": "extracted images by a text or an image",
         "audit": "labels that are likely wrong, copies, classes that hide others",

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dclip.checkpoints.origin import About, CheckpointError, read_about
 from dclip.clip_settings import ClipSettings
@@ -17,7 +18,7 @@ from pipeline.features.plan import plan_features
 from pipeline.records.trainings import checkpoint_path
 from pipeline.settings.config import Config, as_flags
 from pipeline.settings.space import shown
-from pipeline.terminal.errors import StageError
+from pipeline.terminal.errors import StageError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,58 @@ def newest_checkpoint(config: Config) -> tuple[Path, About]:
             "python -m pipeline.run --dataset folder:DIR, or give --checkpoint FILE"
         )
     return found[0].path, found[0].about
+
+
+def take_one(config: Config, given: Path | None) -> tuple[Config, Path, str]:
+    """The checkpoint of a stage that takes one: the settings with its backbone, its file, and why.
+
+    Args:
+        config: Settings of the stage.
+        given: A file, or `NEWEST`; None for the newest of the output folder where the settings say
+            nothing of what is trained, else what they train.
+
+    Raises:
+        NoCheckpointError: There is none.
+        StageError: It is not clear which one is meant; the message names all.
+        UsageError: Its backbone is code of somebody's own, which no file may start.
+    """
+    if given is not None and not is_newest(given):
+        if not given.is_file():
+            raise NoCheckpointError(
+                f"no checkpoint at {given}; give --checkpoint FILE, or leave it out for the newest"
+            )
+        return with_backbone_of(config, read_about(given)), given, "given"
+    if given is not None or is_open(config):
+        try:
+            path, about = newest_checkpoint(config)
+        except NoCheckpointError:
+            if given is not None:
+                raise
+        else:
+            return with_backbone_of(config, about), path, f"the newest of {config.output}"
+    return config, take_checkpoint(config), "that of these settings"
+
+
+def with_backbone_of(config: Config, about: About) -> Config:
+    """The settings with the backbone of a checkpoint, as far as they leave it open.
+
+    Raises:
+        UsageError: It is code of somebody's own, which no file may start.
+    """
+    if "backbone" in config.model_fields_set:
+        return config
+    name, _, tag = about.backbone_name.partition("/")
+    meant: dict[str, Any] = {"backbone": name, "pretrained": tag or None}  # of an older checkpoint
+    if about.encoder is not None:
+        names = ("backbone", *ClipSettings._fields[1:])
+        meant = about.encoder.model_dump(include=set(names))
+    if ":" in meant["backbone"]:
+        raise UsageError(
+            f"the checkpoint was trained on a backbone of somebody's own, {meant['backbone']!r}; "
+            f"to run that code, say so: --backbone {meant['backbone']}"
+        )
+    left_open = {key: value for key, value in meant.items() if key not in config.model_fields_set}
+    return config.model_copy(update=left_open)
 
 
 def _pack_of(about: About) -> tuple[object, ...]:

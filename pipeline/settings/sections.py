@@ -737,8 +737,8 @@ class ExportConfig(BaseModel):
     )
     checkpoint: LocalPath | None = Field(
         None,
-        description="trained method, on the backbone it was trained on unless another is named; "
-        "left out: what these settings train, or the one that stands",
+        description="file, or newest, on the backbone it was trained on unless another is named; "
+        "left out: the newest of --output, or what these settings train if they say so",
     )
     zero_shot: bool = Field(False, description="frozen CLIP alone, for the classes of --classes")
     classes: list[str] = Field(

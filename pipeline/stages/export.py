@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dclip.checkpoints.origin import About, read_about
-from dclip.clip_settings import ClipSettings
 from dclip.exports.description import ExportError, missing_packages
 from dclip.provenance import git_commit
 from dclip.store.shards import digest, file_digest
 from dclip.texts import fold_name
 from dclip.words import counted
 from pipeline.features.backbone import describe_backbone, warnings_of
-from pipeline.records.choice import NoCheckpointError, given_files, take_checkpoint
+from pipeline.records.choice import NoCheckpointError, take_one
 from pipeline.records.origin import kind_trained_on
 from pipeline.records.report import StageReport, remarks, show, standing, write
 from pipeline.settings.config import Config
@@ -135,37 +134,15 @@ def _take(config: Config) -> tuple[Config, Path | None, About | None, str]:
         if not wanted.classes:
             raise UsageError('name the classes of frozen CLIP: --classes "dog, horse, person"')
         return config, None, None, f"frozen CLIP {describe_backbone(config).name} alone"
-    given = given_files([wanted.checkpoint] if wanted.checkpoint else [], config)
-    checkpoint = given[0] if given else take_checkpoint(config)
+    config, checkpoint, why = take_one(config, wanted.checkpoint)
     about = read_about(checkpoint)
-    if wanted.checkpoint is not None:
-        config = _with_backbone_of(config, about)
     if not about.class_names:
         raise StageError(
             f"checkpoint {checkpoint} was trained on captions and knows no classes; it cannot be "
             "exported"
         )
     count = counted(len(about.class_names), "class", "classes")
-    return config, checkpoint, about, f"checkpoint {checkpoint}: {about.name}, trained on {count}"
-
-
-def _with_backbone_of(config: Config, about: About) -> Config:
-    """The settings with the backbone of a checkpoint, as far as they leave it open.
-
-    Raises:
-        UsageError: It is code of somebody's own, which no file may start.
-    """
-    if "backbone" in config.model_fields_set or about.encoder is None:
-        return config
-    names = {"backbone", *ClipSettings._fields[1:]}
-    meant = about.encoder.model_dump(include=names)
-    if ":" in meant["backbone"]:
-        raise UsageError(
-            f"the checkpoint was trained on a backbone of somebody's own, {meant['backbone']!r}; "
-            f"to run that code, say so: --backbone {meant['backbone']}"
-        )
-    left_open = {key: value for key, value in meant.items() if key not in config.model_fields_set}
-    return config.model_copy(update=left_open)
+    return config, checkpoint, about, f"checkpoint {checkpoint} ({why}): {about.name}, on {count}"
 
 
 def _classes(config: Config, about: About | None) -> tuple[str, ...]:

@@ -12,8 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from dclip.checkpoints.origin import About, read_about
-from dclip.clip_settings import ClipSettings
+from dclip.checkpoints.origin import read_about
 from dclip.data.images import IMAGE_SUFFIXES, is_image_name, tell_passed_over
 from dclip.methods.registry import find_method
 from dclip.provenance import git_commit
@@ -25,13 +24,7 @@ from pipeline.features.backbone import describe_backbone, warnings_of
 from pipeline.features.listings import path_of
 from pipeline.features.preflight import one_text_note, require_fit_names
 from pipeline.records import labels_table
-from pipeline.records.choice import (
-    NoCheckpointError,
-    is_newest,
-    is_open,
-    newest_checkpoint,
-    take_checkpoint,
-)
+from pipeline.records.choice import NoCheckpointError, take_one
 from pipeline.records.origin import kind_trained_on
 from pipeline.records.report import StageReport, remarks, show, write
 from pipeline.settings.config import TOY_DATASETS, Config, usual_backbone
@@ -175,38 +168,13 @@ def _take(config: Config) -> tuple[Config, Path | None, str]:
         raise UsageError("--zero-shot takes no --checkpoint; give one of them")
     if wanted.zero_shot:
         return _with_real_clip(config), None, "--zero-shot"
-    if wanted.checkpoint is not None and is_newest(wanted.checkpoint):
-        return _newest(config)
-    if wanted.checkpoint is not None:
-        if not wanted.checkpoint.is_file():
-            raise NoCheckpointError(
-                f"no checkpoint at {wanted.checkpoint}; give --checkpoint FILE, or leave it out "
-                "for frozen CLIP alone"
-            )
-        return _with_backbone_of(config, read_about(wanted.checkpoint)), wanted.checkpoint, "given"
     try:
-        if is_open(config):
-            return _newest(config)
+        return take_one(config, wanted.checkpoint)
     except NoCheckpointError:
-        pass
-    try:
-        return config, take_checkpoint(config), "that of these settings"
-    except NoCheckpointError:
-        return (
-            _with_real_clip(config),
-            None,
-            "these settings have no checkpoint; --checkpoint FILE gives one",
-        )
-
-
-def _newest(config: Config) -> tuple[Config, Path, str]:
-    """The newest training of the output folder.
-
-    Raises:
-        NoCheckpointError: There is none.
-    """
-    path, about = newest_checkpoint(config)
-    return _with_backbone_of(config, about), path, f"the newest of {config.output}"
+        if wanted.checkpoint is not None:
+            raise
+        why = "these settings have no checkpoint; --checkpoint FILE gives one"
+        return _with_real_clip(config), None, why
 
 
 def _with_real_clip(config: Config) -> Config:
@@ -214,28 +182,6 @@ def _with_real_clip(config: Config) -> Config:
     if "backbone" in config.model_fields_set or config.dataset not in TOY_DATASETS:
         return config
     return config.model_copy(update={"backbone": usual_backbone({})})
-
-
-def _with_backbone_of(config: Config, about: About) -> Config:
-    """The settings with the backbone of a checkpoint, as far as they leave it open.
-
-    Raises:
-        UsageError: It is code of somebody's own, which no file may start.
-    """
-    if "backbone" in config.model_fields_set:
-        return config
-    name, _, tag = about.backbone_name.partition("/")
-    meant: dict[str, Any] = {"backbone": name, "pretrained": tag or None}  # of an older checkpoint
-    if about.encoder is not None:
-        names = ("backbone", *ClipSettings._fields[1:])
-        meant = about.encoder.model_dump(include=set(names))
-    if ":" in meant["backbone"]:
-        raise UsageError(
-            f"the checkpoint was trained on a backbone of somebody's own, {meant['backbone']!r}; "
-            f"to run that code, say so: --backbone {meant['backbone']}"
-        )
-    left_open = {key: value for key, value in meant.items() if key not in config.model_fields_set}
-    return config.model_copy(update=left_open)
 
 
 def _class_names(given: list[str]) -> tuple[str, ...]:

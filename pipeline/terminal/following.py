@@ -48,7 +48,7 @@ def following(stage: str, config: Config, report: Mapping[str, Any]) -> str:
         return command("audit", _flags(config))
     if stage == "audit":
         return command("train", trained)
-    if stage == "export":
+    if stage in ("export", "serve"):
         return command("predict", [_IMAGE, *_output(config)])
     if stage == "ablate":
         return command("sweep", trained)
