@@ -155,10 +155,10 @@ def predict_image(
     """
     if model is not None and trained is not None:
         _warn_of_untrained(trained)
-    return say(
+    return predict_images(
         features,
         grid,
-        size,
+        [size],
         has_global_token=has_global_token,
         texts=texts,
         pairs=pairs,
@@ -171,14 +171,14 @@ def predict_image(
         pixels=pixels,
         sigmoid=sigmoid,
         calibration=calibration,
-    )
+    )[0]
 
 
 @torch.no_grad()
-def say(
+def predict_images(
     features: ImageFeatures,
     grid: tuple[int, int],
-    size: tuple[int, int] | None,
+    sizes: Sequence[tuple[int, int] | None],
     *,
     has_global_token: bool,
     texts: Float[Tensor, "classes dim"],
@@ -189,22 +189,57 @@ def say(
     threshold: float = 0.5,
     class_names: Sequence[str] | None = None,
     backbone: Backbone | None = None,
-    pixels: UInt8[Tensor, "1 height width 3"] | None = None,
+    pixels: UInt8[Tensor, "images height width 3"] | None = None,
     sigmoid: Sigmoid | None = None,
     calibration: Calibration | None = None,
-) -> Prediction:
-    """As `predict_image`, without a warning: for whoever tells it by themselves."""
+) -> list[Prediction]:
+    """The same of several images, whose scores and maps are computed together.
+
+    Nothing is warned of: whoever asks tells it by themselves.
+
+    Args:
+        features: Of the images.
+        grid: As of `predict_image`.
+        sizes: Height and width of each image's mask; None for none.
+        has_global_token: As of `predict_image`.
+        texts: As of `predict_image`.
+        pairs: As of `predict_image`.
+        model: As of `predict_image`.
+        trained: As of `predict_image`.
+        untrained_probability: As of `predict_image`.
+        threshold: As of `predict_image`.
+        class_names: As of `predict_image`.
+        backbone: As of `predict_image`.
+        pixels: The images, of one size, for methods that are fed them.
+        sigmoid: As of `predict_image`.
+        calibration: As of `predict_image`.
+
+    Raises:
+        ValueError: If the threshold is out of range, or the method is bound to other classes.
+    """
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must lie in (0, 1), got {threshold}")
     local = features.local[:, 1:] if has_global_token else features.local
-    zero_shot = zero_shot_scores(features.embedding, texts)[0].softmax(dim=0)
-    own = None if sigmoid is None else sigmoid_scores(features.embedding, texts, sigmoid)[0]
+    zero_shot = zero_shot_scores(features.embedding, texts).softmax(dim=1)
+    own = None if sigmoid is None else sigmoid_scores(features.embedding, texts, sigmoid)
     cosines = similarity_maps(local, texts)
-    best, maps = cosines[0].amax(dim=1), cosines.reshape(-1, *grid)
+    best, maps = cosines.amax(dim=2), cosines.reshape(len(local), -1, *grid)
     by_clip = _present_by_clip(best, zero_shot, own, calibration)
+
+    def frozen(row: int) -> Prediction:
+        """What frozen CLIP says; of a method, what it leaves to CLIP."""
+        return Prediction(
+            None, best[row], zero_shot[row], maps[row], None, by_clip[row],
+            clip_presence=None if own is None else own[row],
+        )  # fmt: skip
+
+    def with_frozen_mask(said: Prediction, row: int) -> Prediction:
+        mask = _frozen_mask(cosines[[row]], grid, sizes[row], threshold)
+        return replace(said, mask=mask)
+
+    rows = range(len(sizes))
     if model is None:
-        mask = _frozen_mask(cosines, grid, size, threshold)
-        return Prediction(None, best, zero_shot, maps, mask, by_clip, clip_presence=own)
+        return [with_frozen_mask(frozen(row), row) for row in rows]
     if trained is None:
         trained = torch.ones(len(texts), dtype=torch.bool)
     trained = trained.to(texts.device)
@@ -215,40 +250,65 @@ def say(
     method = model.for_classes(task)
     labels = torch.empty(0, 0, dtype=torch.int8)
     seen = Batch(features.local.float(), labels, embedding=features.embedding, pixels=pixels)
-    told = method.evidence(seen)[0].float()
+    told = method.evidence(seen).float()
     presence, score, present = _presence(method, told, calibration)
     if presence is not None and not untrained_probability:
         presence = presence.where(trained, torch.nan)
     score = None if score is None else score.where(trained, torch.nan)
     present = by_clip if present is None else present.where(trained, by_clip)
-    said = Prediction(
-        presence, best, zero_shot, maps, None, present, trained, score, clip_presence=own,
-        is_calibrated=calibration is not None,
-    )  # fmt: skip
+    said = [
+        replace(
+            frozen(row),
+            presence=None if presence is None else presence[row],
+            present=present[row],
+            trained=trained,
+            score=None if score is None else score[row],
+            is_calibrated=calibration is not None,
+        )
+        for row in rows
+    ]
     odds = method.location_logits(local) if method.scores_locations else None
     if not trained.any() or odds is None:
-        return replace(said, mask=_frozen_mask(cosines, grid, size, threshold))
-    positive, odds = method.location_scores(local), odds.reshape(-1, *grid)
-    said = replace(said, maps=torch.where(trained[:, None, None], odds.sigmoid(), maps))
-    said = replace(said, is_located=True)
-    if size is None:
+        return [with_frozen_mask(one, row) for row, one in enumerate(said)]
+    odds = odds.reshape(len(local), -1, *grid)
+    located = torch.where(trained[:, None, None], odds.sigmoid(), maps)
+    said = [replace(one, maps=located[row], is_located=True) for row, one in enumerate(said)]
+    if all(size is None for size in sizes):
         return said
+    positive = method.location_scores(local)
     # of a method that gives scores alone, all classes that it was trained on compete
-    competing = (trained & present if presence is not None else trained).nonzero().flatten()
-    mask = torch.zeros(size, dtype=label_dtype(1 + len(texts)), device=told.device)
-    if not len(competing):
-        return replace(said, mask=mask)
-    scores = min_max(positive[:, competing]).reshape(1, -1, *grid)
+    competing = [trained & present[row] if presence is not None else trained for row in rows]
+    return [
+        one
+        if (size := sizes[row]) is None
+        else replace(one, mask=_mask(competing[row], positive[row], odds[row], size, threshold))
+        for row, one in enumerate(said)
+    ]
+
+
+def _mask(
+    competing: Bool[Tensor, " classes"],
+    scores: Float[Tensor, "classes locations"],
+    odds: Float[Tensor, "classes rows columns"],
+    size: tuple[int, int],
+    threshold: float,
+) -> LabelMap:
+    """The mask by a method: some classes compete, each has to be sure of a pixel."""
+    mask = torch.zeros(size, dtype=label_dtype(1 + len(odds)), device=odds.device)
+    columns = competing.nonzero().flatten()
+    if not len(columns):
+        return mask
+    ranked = min_max(scores[None, columns]).reshape(1, -1, *odds.shape[1:])
     whole = (Window(0, 0, *size),)
-    winners = competing[label_map(scores, whole, size, size).long()]
-    for column in competing.tolist():  # one class at a time: all of them at full size may not fit
+    winners = columns[label_map(ranked, whole, size, size).long()]
+    for column in columns.tolist():  # one class at a time: all of them at full size may not fit
         drawn = F.interpolate(odds[None, None, column], size, mode="bilinear", align_corners=False)
         mask[(winners == column) & (drawn[0, 0].sigmoid() >= threshold)] = column + 1
-    return replace(said, mask=mask)
+    return mask
 
 
 def _presence(
-    method: Method[Any], told: Float[Tensor, " classes"], calibration: Calibration | None
+    method: Method[Any], told: Float[Tensor, "images classes"], calibration: Calibration | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Probabilities, scores that are none, and which classes are there, as far as a method says."""
     is_probability = method.tells_probabilities()
@@ -258,24 +318,24 @@ def _presence(
             return None, score, None
         presence = told.sigmoid()
         return presence, score, presence >= 0.5
-    presence = scaling_of(calibration).apply(told[None].cpu())[0].sigmoid()
+    presence = scaling_of(calibration).apply(told.cpu()).sigmoid()
     present = is_present(calibration, presence).to(told.device)
     return presence.float().to(told.device), score, present
 
 
 def _present_by_clip(
-    best: Float[Tensor, " classes"],
-    shares: Float[Tensor, " classes"],
-    presence: Float[Tensor, " classes"] | None,
+    best: Float[Tensor, "images classes"],
+    shares: Float[Tensor, "images classes"],
+    presence: Float[Tensor, "images classes"] | None,
     calibration: Calibration | None,
-) -> Bool[Tensor, " classes"]:
+) -> Bool[Tensor, "images classes"]:
     """Frozen CLIP's rule, or the cosine that suited the classes of the training."""
     if calibration is not None and calibration.untrained_cosine is not None:
         return best > calibration.untrained_cosine
     if presence is not None:
         return presence > 0.5
-    even = 1 / len(shares) if len(shares) > 1 else 1.0
-    return shares > even
+    count = shares.shape[1]
+    return shares > (1 / count if count > 1 else 1.0)
 
 
 def _frozen_mask(
@@ -298,5 +358,5 @@ def _warn_of_untrained(trained: Bool[Tensor, " classes"]) -> None:
             f"the method was not trained on {count} of {len(trained)} classes, which are "
             "scored by CLIP itself: Prediction.cosine, which is no probability",
             UntrainedWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -1,5 +1,6 @@
 """The files of docker/: valid for their tools, and in agreement with each other and the code."""
 
+import copy
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from dockerfile_parse import DockerfileParser
 from packaging.requirements import Requirement
+from pydantic import ValidationError
 
 from pipeline.terminal import cli
 
@@ -24,6 +26,9 @@ COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
 COMPOSE_GPU = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text(encoding="utf-8"))
 CLAIM, RAY_JOB = yaml.safe_load_all((DOCKER / "rayjob.yaml").read_text(encoding="utf-8"))
 CLUSTER = RAY_JOB["spec"]["rayClusterSpec"]
+RAY_SERVICE = yaml.safe_load((DOCKER / "rayservice.yaml").read_text(encoding="utf-8"))
+SERVED = RAY_SERVICE["spec"]["rayClusterConfig"]
+SERVE = yaml.safe_load(RAY_SERVICE["spec"]["serveConfigV2"])
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 UID = 1000  # of the image's user; volumes keep it, so it is not free to change
 
@@ -269,6 +274,42 @@ def test_the_entrypoint_writes_to_a_volume_that_all_nodes_mount() -> None:
         (volume,) = pods()[name]["volumes"]
         assert mount == {"name": volume["name"], "mountPath": output}
         assert volume["persistentVolumeClaim"]["claimName"] == CLAIM["metadata"]["name"]
+
+
+# --- rayservice.yaml
+
+
+def test_the_service_has_the_fields_of_kuberay_and_a_cluster_as_the_job() -> None:
+    assert (RAY_SERVICE["apiVersion"], RAY_SERVICE["kind"]) == ("ray.io/v1", "RayService")
+    assert RAY_SERVICE["spec"].keys() == {"serveConfigV2", "rayClusterConfig"}
+    own, other = copy.deepcopy(SERVED), copy.deepcopy(CLUSTER)
+    for cluster in (own, other):
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+        for group in groups:
+            (container,) = group["template"]["spec"]["containers"]
+            ports = container.pop("ports", None)
+            assert (ports is not None) == (cluster is own)
+            assert not ports or ports[0]["containerPort"] == SERVE["http_options"]["port"]
+    assert own == other
+
+
+def test_serve_knows_the_config_and_the_application_its_arguments() -> None:
+    from pipeline.serving import app  # first, as it sets what Ray reads  # isort: skip
+    from ray.serve.schema import ServeDeploySchema
+
+    config = ServeDeploySchema.model_validate(SERVE)
+    (application,) = config.applications
+    assert application.import_path == f"{app.__name__}:{app.build.__name__}"
+    made = app.build(application.args)
+    assert made._bound_deployment.name == "dclip"
+    with pytest.raises(ValidationError, match="modle"):
+        app.build({**application.args, "modle": "/outputs"})
+    with pytest.raises(ValueError, match=r"args\.model: name what"):
+        app.build({})
+    (mount,) = SERVED["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert application.args["model"] == mount["mountPath"]
+    cpus = SERVED["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]
+    assert application.args["threads"] <= int(cpus["limits"]["cpu"])
 
 
 # --- docs/cluster.md

@@ -70,7 +70,13 @@ class ImageError(ValueError):
     """An image that cannot be read; the message names the source and the reason."""
 
 
-def read_image(source: AnyPath | bytes | BufferedReader | BytesIO) -> Image.Image:
+class ImageTooLargeError(ImageError):
+    """An image of more bytes or pixels than are read."""
+
+
+def read_image(
+    source: AnyPath | bytes | BufferedReader | BytesIO, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """An image as upright 8-bit RGB, fully decoded.
 
     Grey, palette and CMYK images are converted; 16-bit grey keeps its upper 8 bits. Transparency is
@@ -81,13 +87,15 @@ def read_image(source: AnyPath | bytes | BufferedReader | BytesIO) -> Image.Imag
     Args:
         source: A path, local or remote; the bytes of a file; or a file open for reading, which
             stays open.
+        max_pixels: An image of more is refused before any of them is decoded.
 
     Returns:
         An image that depends on no open file.
 
     Raises:
-        ImageError: If the file is missing, no image, damaged or cut short, has more than
-            `MAX_PIXELS` pixels, or keeps its pixels as floats or 32-bit integers.
+        ImageTooLargeError: If it has more pixels, or more than `MAX_BYTES` bytes.
+        ImageError: If the file is missing, no image, damaged or cut short, or keeps its pixels as
+            floats or 32-bit integers.
         OSError: If a remote store cannot be reached, or refuses.
     """
     if isinstance(source, Path | RemotePath):
@@ -97,11 +105,11 @@ def read_image(source: AnyPath | bytes | BufferedReader | BytesIO) -> Image.Imag
         finally:
             _clock.seconds = reading_seconds() + time.perf_counter() - started
         if len(data) > MAX_BYTES:
-            raise ImageError(f"{source} has more than {MAX_BYTES} bytes")
-        return _decode(BytesIO(data), str(source))
+            raise ImageTooLargeError(f"{source} has more than {MAX_BYTES} bytes")
+        return _decode(BytesIO(data), str(source), max_pixels)
     if isinstance(source, bytes):
-        return _decode(BytesIO(source), f"an image of {len(source)} bytes")
-    return _decode(source, str(getattr(source, "name", "the image")))
+        return _decode(BytesIO(source), f"an image of {len(source)} bytes", max_pixels)
+    return _decode(source, str(getattr(source, "name", "the image")), max_pixels)
 
 
 def is_image_name(name: str) -> bool:
@@ -158,13 +166,13 @@ def _read(source: AnyPath) -> bytes:
         raise ImageError(f"cannot open {source}: {error.strerror or error}") from error
 
 
-def _decode(file: BufferedReader | BytesIO, name: str) -> Image.Image:
+def _decode(file: BufferedReader | BytesIO, name: str, max_pixels: int) -> Image.Image:
     """The image in an open file; ``name`` is for errors."""
     try:
         with Image.open(file, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(
-                    f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}"
+            if image.width * image.height > max_pixels:
+                raise ImageTooLargeError(
+                    f"{name} has {image.width} x {image.height} pixels, more than {max_pixels}"
                 )
             image.load()
             upright = _UPRIGHT.get(_orientation(image))
@@ -174,6 +182,8 @@ def _decode(file: BufferedReader | BytesIO, name: str) -> Image.Image:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is no image of a known format ({', '.join(_FORMATS)})") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLargeError(f"{name} has more than {max_pixels} pixels") from error
     except DECODING_ERRORS as error:
         raise ImageError(
             f"{name} cannot be decoded: {str(error) or type(error).__name__}"

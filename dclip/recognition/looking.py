@@ -20,12 +20,13 @@ from dclip.data.pixels import normalise
 from dclip.data.placing import place_maps, place_mask
 from dclip.logits import sigmoid_of
 from dclip.methods.method import Method, Task
-from dclip.prediction import Prediction, say
+from dclip.prediction import Prediction, predict_images
 from dclip.prompts import ClassTexts, encode_class_names, encode_prompt_pairs
 from dclip.store.shards import digest
 from dclip.store.space import feature_space
 from dclip.texts import check_class_names, fold_name, same_text
 
+_MOST_SCORES = 1 << 24  # of classes at places, of images that are scored together
 _MOST_PIXELS = 1 << 24  # of the mask of a square with bars; a longer image has coarser ones
 
 
@@ -158,16 +159,42 @@ class Looker:
             masks: Whether masks are made.
         """
         squares = np.stack([self.prepare(image) for image in images])
+        return self.say(images, self.encode(squares), masks=masks)
+
+    def encode(self, squares: UInt8[np.ndarray, "images side side 3"]) -> ImageFeatures:
+        """Features of squares that `prepare` made, the same for all classes.
+
+        Args:
+            squares: Of some images.
+        """
         backbone = self.backbone
         with torch.no_grad():
             pixels = normalise(
                 torch.from_numpy(squares).to(self.device), backbone.mean, backbone.std
             )
-            features = backbone.encode_images(pixels, kind=self.kind)
-            return [
-                self._say(image, ImageFeatures(*(each[[row]] for each in features)), masks=masks)
-                for row, image in enumerate(images)
-            ]
+            return backbone.encode_images(pixels, kind=self.kind)
+
+    def say(
+        self, images: Sequence[Image.Image], features: ImageFeatures, *, masks: bool = True
+    ) -> list[Prediction]:
+        """What features of some images say, as of `look`.
+
+        Args:
+            images: RGB; of the size that they have, if masks are made.
+            features: Theirs, of the kind of this one.
+            masks: Whether masks are made.
+        """
+        rows, columns = self.grid
+        together = max(1, _MOST_SCORES // (len(self.class_names) * rows * columns))
+        if self._is_fed_native:
+            together = 1
+        said: list[Prediction] = []
+        with torch.no_grad():
+            for start in range(0, len(images), together):
+                part = slice(start, start + together)
+                some = ImageFeatures(*(each[part] for each in features))
+                said += self._say(images[part], some, masks=masks)
+        return said
 
     def maps_on(
         self,
@@ -190,33 +217,44 @@ class Looker:
             size=size,
         )
 
-    def _say(self, image: Image.Image, features: ImageFeatures, *, masks: bool) -> Prediction:
-        """What features of one image say."""
+    def _say(
+        self, images: Sequence[Image.Image], features: ImageFeatures, *, masks: bool
+    ) -> list[Prediction]:
+        """What features of images say, in one go."""
         if not masks:
-            return self._predict(image, features, None)
+            return self._predict(images, features, [None] * len(images))
         if self.preparation.resize == "squash":
-            return self._predict(image, features, (image.height, image.width))
-        side, size = self.backbone.resolution, image.size
+            return self._predict(images, features, [(one.height, one.width) for one in images])
+        said = self._predict(images, features, [self._seen(one.size) for one in images])
+        side = self.backbone.resolution
+        placed = []
+        for image, one in zip(images, said, strict=True):
+            assert one.mask is not None
+            mask = place_mask(one.mask.cpu().numpy(), self.preparation, side=side, size=image.size)
+            placed.append(replace(one, mask=torch.from_numpy(mask)))
+        return placed
+
+    def _seen(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the square that the backbone sees, in pixels of the image."""
+        side = self.backbone.resolution
         of_image, of_square = self.preparation.shown(*size, side)
         width = side * (of_image.right - of_image.left) / (of_square.right - of_square.left)
         height = side * (of_image.bottom - of_image.top) / (of_square.bottom - of_square.top)
         shrunk = max(1.0, math.sqrt(width * height / _MOST_PIXELS))
-        said = self._predict(
-            image, features, (math.ceil(height / shrunk), math.ceil(width / shrunk))
-        )
-        assert said.mask is not None
-        mask = place_mask(said.mask.cpu().numpy(), self.preparation, side=side, size=size)
-        return replace(said, mask=torch.from_numpy(mask))
+        return math.ceil(height / shrunk), math.ceil(width / shrunk)
 
     def _predict(
-        self, image: Image.Image, features: ImageFeatures, size: tuple[int, int] | None
-    ) -> Prediction:
-        """With a mask of all that the backbone sees, in so many rows and columns."""
-        fed = self._pixels(image)
-        return say(
+        self,
+        images: Sequence[Image.Image],
+        features: ImageFeatures,
+        sizes: Sequence[tuple[int, int] | None],
+    ) -> list[Prediction]:
+        """With masks of all that the backbone sees, in so many rows and columns."""
+        fed = self._pixels(images)
+        return predict_images(
             features,
             self.grid,
-            size,
+            sizes,
             has_global_token=self.backbone.include_global_token,
             texts=self._texts,
             pairs=self._pairs,
@@ -231,11 +269,19 @@ class Looker:
             calibration=self.calibration,
         )
 
-    def _pixels(self, image: Image.Image) -> UInt8[Tensor, "1 height width 3"] | None:
-        """The image as a method is fed it, if it is."""
+    @property
+    def _is_fed_native(self) -> bool:
+        """Whether a method is fed images of the sizes that they have."""
+        settings = None if self._method is None else self._method.settings
+        return settings is not None and settings.sees_images() and settings.image_form == "native"
+
+    def _pixels(
+        self, images: Sequence[Image.Image]
+    ) -> UInt8[Tensor, "images height width 3"] | None:
+        """The images as a method is fed them, if it is."""
         if self._method is None or not self._method.settings.sees_images():
             return None
         form = self._method.settings.image_form
         side = self.backbone.stride if form == "native" else self.backbone.resolution
-        square = np.array(as_pixels(image, side, form, self.preparation))
-        return torch.from_numpy(square)[None].to(self.device)
+        fed = [np.array(as_pixels(one, side, form, self.preparation)) for one in images]
+        return torch.from_numpy(np.stack(fed)).to(self.device)

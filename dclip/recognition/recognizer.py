@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from tqdm import tqdm
 
 from dclip.architectures import facts, unknown_name
@@ -26,7 +27,7 @@ from dclip.data.images import ImageError, is_image_name
 from dclip.devices import find_device
 from dclip.methods.method import Method
 from dclip.metrics import mean_average_precision
-from dclip.prediction import UntrainedWarning
+from dclip.prediction import Prediction, UntrainedWarning
 from dclip.recognition.card import model_card, summary
 from dclip.recognition.features import cache_folder
 from dclip.recognition.looking import Looker, Trained, kind_of
@@ -129,6 +130,11 @@ class Recognizer:
     def device(self) -> torch.device:
         """Where it computes."""
         return find_device(self._params["device"])
+
+    @property
+    def kind(self) -> str:
+        """Of local features."""
+        return self._kind
 
     @property
     def method(self) -> Method[Any] | None:
@@ -321,10 +327,9 @@ class Recognizer:
                         good.append((place, image))
                 said = looker.look([image for _, image in good], masks=masks) if good else []
                 for (place, image), one in zip(good, said, strict=True):
-                    yield self._result(
-                        looker, one, name_of(given[place], place), threshold,
-                        image if keep_images else None,
-                    )  # fmt: skip
+                    source = name_of(given[place], place)
+                    kept = image if keep_images else None
+                    yield self.result(looker, one, source, threshold=threshold, image=kept)
                 bar.update(len(batch))
 
     def predict_proba(
@@ -523,9 +528,24 @@ class Recognizer:
                 stacklevel=4,
             )
 
-    def _result(
-        self, looker: Looker, said: Any, source: str, threshold: float | None, image: Any
+    def result(
+        self,
+        looker: Looker,
+        said: Prediction,
+        source: str,
+        *,
+        threshold: float | None = None,
+        image: Image.Image | None = None,
     ) -> Result:
+        """A prediction by the names of its classes, with the thresholds of this model.
+
+        Args:
+            looker: That said it, of `looker`.
+            said: Of one image.
+            source: What the image is called.
+            threshold: As of `predict`.
+            image: To be kept, for `Result.plot`.
+        """
         known = looker.calibration
         limits = None if known is None else known.thresholds
         if threshold is not None:

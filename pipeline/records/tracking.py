@@ -594,8 +594,11 @@ def _default_store(uri: str) -> Iterator[None]:
 def _log_model(client: mlflow.MlflowClient, run_id: str, checkpoint: Path) -> str:
     """Store a checkpoint as a model of its run; its id.
 
-    It is a traced graph (pt2), not a pickle; batch size and number of locations stay free. Both
-    ``mlflow.pytorch.load_model`` and ``mlflow.pyfunc.load_model`` read it, and servers of models.
+    ``mlflow.pyfunc.load_model`` and ``mlflow models serve`` answer photographs with it, by the
+    checkpoint and `pipeline.serving.photographs`; one over a CLIP that is code of somebody's own,
+    which a server cannot open, takes features instead. ``mlflow.pytorch.load_model`` gives a traced
+    graph (pt2) from features to scores, whose batch size and number of locations are free. Nothing
+    of it is a pickle.
     """
     import numpy as np
     import torch
@@ -609,6 +612,7 @@ def _log_model(client: mlflow.MlflowClient, run_id: str, checkpoint: Path) -> st
             from mlflow.types import Schema, TensorSpec
 
             from pipeline.records.checkpoints import Scorer, load_checkpoint
+            from pipeline.records.served import answer_photographs
 
             method, about = load_checkpoint(checkpoint)
             kind = np.dtype("float32")
@@ -637,6 +641,8 @@ def _log_model(client: mlflow.MlflowClient, run_id: str, checkpoint: Path) -> st
                     ),
                     pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
                 )
+                if about.encoder is not None and ":" not in about.encoder.backbone:
+                    answer_photographs(Path(folder) / "model", checkpoint)
                 client.log_model_artifacts(logged.model_id, f"{folder}/model")
             client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     finally:

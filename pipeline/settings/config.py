@@ -53,6 +53,7 @@ from pipeline.settings.sections import (
     TrainConfig,
     as_local,
 )
+from pipeline.settings.serving import ServeConfig
 from pipeline.settings.shard_sections import AuditConfig, SearchConfig
 from pipeline.terminal.errors import UsageError
 from pipeline.terminal.pages import page
@@ -215,6 +216,7 @@ class Config(BaseSettings):
     compare: CompareConfig = Field(CompareConfig(), description="python -m pipeline.compare")
     search: SearchConfig = Field(SearchConfig(), description="python -m pipeline.search")
     audit: AuditConfig = Field(AuditConfig(), description="python -m pipeline.audit")
+    serve: ServeConfig = Field(ServeConfig(), description="python -m pipeline.serve")
 
     @field_validator("name")
     @classmethod
