@@ -358,5 +358,5 @@ def _warn_of_untrained(trained: Bool[Tensor, " classes"]) -> None:
             f"the method was not trained on {count} of {len(trained)} classes, which are "
             "scored by CLIP itself: Prediction.cosine, which is no probability",
             UntrainedWarning,
-            stacklevel=4,
+            stacklevel=3,
         )

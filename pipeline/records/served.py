@@ -59,7 +59,7 @@ def answer_photographs(folder: Path, checkpoint: Path) -> None:
         # of tensors, which are no longer what it is asked with
         for name in ("input_example.json", "serving_input_example.json"):
             (folder / name).unlink(missing_ok=True)
-        kept.saved_input_example_info = None
+        kept.saved_input_example_info = None  # type: ignore[assignment]  # theirs takes it
         kept.flavors[_FLAVOUR] = served.flavors[_FLAVOUR]
         kept.signature = served.signature
         kept.save(str(folder / "MLmodel"))

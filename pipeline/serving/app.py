@@ -14,6 +14,7 @@ import torch
 from fastapi import FastAPI, Request, Response
 from ray import serve
 from ray.serve import Application
+from ray.serve import config as serve_config
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -73,10 +74,8 @@ class Photographs:
         self._readers = ThreadPoolExecutor(_READERS, "read")
         self._fetchers = ThreadPoolExecutor(_FETCHERS, "fetch")
         self._network = ThreadPoolExecutor(1, "network")  # one pass at a time has all threads
-        self._score.set_max_batch_size(self.config.max_batch_size)  # type: ignore[attr-defined]
-        self._score.set_batch_wait_timeout_s(  # type: ignore[attr-defined]
-            self.config.batch_wait_ms / 1000
-        )
+        self._score.set_max_batch_size(self.config.max_batch_size)
+        self._score.set_batch_wait_timeout_s(self.config.batch_wait_ms / 1000)
         self._warm_up()
 
     def _warm_up(self) -> None:
@@ -164,7 +163,9 @@ class Photographs:
             raise RefusedError(WRONG, "the request ended before all of it was here") from None
         return bytes(held)
 
-    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0)
+    @serve.batch(  # type: ignore[untyped-decorator]  # Ray is not followed
+        max_batch_size=1, batch_wait_timeout_s=0
+    )
     async def _score(self, batch: list[Ready]) -> list[bytes]:
         """Answers to what came in together."""
         loop = asyncio.get_running_loop()
@@ -207,9 +208,7 @@ def application(config: ServeConfig, place: str, device: str = "auto", *, gpus: 
 
 def _backpressure() -> dict[str, Any]:
     """Retry-After of a full queue, where this version of Ray can say it."""
-    from ray.serve import config  # it has it or not, by its version
-
-    kind = getattr(config, "BackpressureConfig", None)
+    kind = getattr(serve_config, "BackpressureConfig", None)
     return {} if kind is None else {"backpressure_config": kind(retry_after_s=_RETRY_SECONDS)}
 
 

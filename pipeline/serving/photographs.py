@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from pipeline.serving.model import Answering, open_model
@@ -92,7 +92,9 @@ class Photographs(PythonModel):
         )
         self.answering = Answering(model, limits_of(os.environ), checkpoint=checkpoint)
 
-    def predict(self, model_input: list[Question]) -> list[dict[str, Any]]:
+    def predict(  # type: ignore[override]  # MLflow takes either form
+        self, model_input: list[Question]
+    ) -> list[dict[str, Any]]:
         """What photographs show, one answer a question."""
         try:
             return [

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as coco_mask
 
 import dclip
@@ -28,10 +29,12 @@ from pipeline.settings.config import Config
 
 with warnings.catch_warnings(action="ignore"):  # of MLflow's own types
     import mlflow.pyfunc
+    import mlflow.pytorch
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
     from pipeline.records.served import save_photograph_model
+    from pipeline.records.tracking import Tracker
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,6 +43,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
     pytest.mark.filterwarnings("ignore::UserWarning:ray.*"),
     pytest.mark.filterwarnings("ignore::UserWarning:dclip.*"),  # of names that were not trained
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # pycocotools
 ]
 ROOT = Path(__file__).parents[3]
 
@@ -223,6 +227,27 @@ def test_a_loaded_model_takes_bytes_and_names_what_is_wrong(
     with pytest.raises(MlflowException, match=r"^images.0.: an image .* 10000 x 8000") as error:
         loaded.predict([{"images": [{"content": bomb}]}])
     assert error.value.get_http_status_code() == 413
+
+
+def test_a_registered_model_answers_photographs_and_is_loaded_by_its_name(
+    model_folder: Path,
+    model: Recognizer,
+    photographs: list[bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Tracker(Config(output=tmp_path)).run("sweep", key="s") as run:
+        checkpoint = model_folder / "model.safetensors"
+        run.register("dclip-shapes", checkpoint, key="s", tags={"val_map": "0.5"})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    uri = "models:/dclip-shapes@best"
+    with warnings.catch_warnings(action="ignore"):  # of a map of any values
+        answer = mlflow.pyfunc.load_model(uri).predict([question(photographs[0])])[0]
+        head = mlflow.pytorch.load_model(uri)
+    (expected,) = dclip.load(uri, device="cpu").predict(photographs[0], masks=False)
+    assert_equal(answer["images"][0], expected)
+    assert expected.scores == model.predict(photographs[0], masks=False)[0].scores
+    assert head(torch.zeros(2, 5, model.backbone.embed_dim)).shape == (2, len(model.class_names))
 
 
 def test_mlflow_serves_photographs(
