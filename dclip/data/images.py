@@ -11,13 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
+from dclip.data.bounds import MAX_BYTES, MAX_PIXELS
 from dclip.store.paths import AnyPath, RemotePath
-
-MAX_PIXELS = 64_000_000
-"""An image of more pixels than this is refused before any of them is decoded."""
-
-MAX_BYTES = 1 << 28
-"""An image file of more bytes is refused."""
 
 # Formats photographs come in. Others are left out, as some of them hold programs (EPS).
 _HAS_AVIF = "avif" in features.modules and bool(features.check("avif"))

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_settings import NoDecode
 
-from dclip.data.images import MAX_PIXELS
+from dclip.data.bounds import MAX_PIXELS
 
 
 def _split(value: object) -> object:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dclip.backbones import load_backbone
 from dclip.checkpoints.files import write_checkpoint
-from dclip.checkpoints.origin import FORMAT, About, CheckpointError, Encoder
+from dclip.checkpoints.origin import FORMAT, About, Encoder
 from dclip.fitting.loop import Loop
 from dclip.methods.dclip import DCLIPMethod
 from dclip.methods.method import Task, initial
@@ -191,7 +191,7 @@ def test_what_stands_is_not_made_again(
         ({"classes": ["star", " Star"]}, UsageError, "'star' is there twice"),
         ({"zero_shot": True}, UsageError, "takes no --checkpoint"),
         ({"zero_shot": True, "checkpoint": None}, UsageError, "name the classes of frozen CLIP"),
-        ({"checkpoint": Path("none")}, CheckpointError, "no checkpoint at none"),
+        ({"checkpoint": Path("none")}, StageError, "no checkpoint at none"),
     ],
 )
 def test_mistakes_are_told_before_any_work(

@@ -151,7 +151,7 @@ def test_photographs_are_seen_by_a_real_clip_unless_another_is_named(
     def missing(_: Config) -> Path:
         raise NoCheckpointError("none")
 
-    monkeypatch.setattr(predict, "take_checkpoint", missing)
+    monkeypatch.setattr(choice, "take_checkpoint", missing)
     for given in ([], ["--zero-shot"]):
         config, checkpoint, _ = predict._take(words(tmp_path, scene, *given))
         assert (config.backbone, checkpoint) == ("RN101", None)
@@ -164,7 +164,7 @@ def test_a_standing_checkpoint_of_the_settings_is_taken_and_a_line_says_so(
     tmp_path: Path, scene: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = checkpoint(settings(tmp_path), tmp_path / "one.safetensors")
-    monkeypatch.setattr(predict, "take_checkpoint", lambda _: file)
+    monkeypatch.setattr(choice, "take_checkpoint", lambda _: file)
     config = wanted(tmp_path, scene, checkpoint=None)
     with caplog.at_level(logging.INFO, "pipeline"):
         report = predict.run(config)
@@ -180,15 +180,15 @@ def test_a_checkpoint_brings_the_backbone_it_was_trained_on(tmp_path: Path, scen
     )  # fmt: skip
     about = about_with(tmp_path, encoder)
     config = words(tmp_path, scene)
-    taken = predict._with_backbone_of(config, about)
+    taken = choice.with_backbone_of(config, about)
     assert (taken.backbone, taken.pretrained) == ("tiny", "random")
     assert (taken.resolution, taken.include_global_token) == (64, False)
-    named = predict._with_backbone_of(words(tmp_path, scene, "--resolution", "96"), about)
+    named = choice.with_backbone_of(words(tmp_path, scene, "--resolution", "96"), about)
     assert (named.backbone, named.resolution) == ("tiny", 96)
     other = words(tmp_path, scene, "--backbone", "RN50")
-    assert predict._with_backbone_of(other, about) is other
+    assert choice.with_backbone_of(other, about) is other
     older = about.model_copy(update={"encoder": None, "backbone_name": "RN101/openai"})
-    taken = predict._with_backbone_of(config, older)
+    taken = choice.with_backbone_of(config, older)
     assert (taken.backbone, taken.pretrained) == ("RN101", "openai")
 
 
@@ -204,7 +204,7 @@ def test_a_checkpoint_does_not_start_code_that_nobody_named(tmp_path: Path, scen
         kind="value", templates=[],
     )  # fmt: skip
     with pytest.raises(UsageError, match="to run that code, say so: --backbone os:getcwd"):
-        predict._with_backbone_of(words(tmp_path, scene), about_with(tmp_path, encoder))
+        choice.with_backbone_of(words(tmp_path, scene), about_with(tmp_path, encoder))
 
 
 def about_with(tmp_path: Path, encoder: Encoder) -> About:
