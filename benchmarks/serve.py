@@ -342,6 +342,7 @@ def main() -> None:
     parser.add_argument("--flags", default="", help="of pipeline.serve")
     parser.add_argument("--save", action="store_true")
     flags = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the services are ended as well
     questions = [{"images": [{"base64": one}]} for one in photographs()]
     result: dict[str, Any] = {
         "cpus": len(os.sched_getaffinity(0)), "clients": flags.clients,

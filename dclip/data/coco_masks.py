@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from pycocotools import mask as run_lengths
 
+from dclip.data.bounds import MAX_PIXELS
 from dclip.data.coco import (
     AnnotatedImage,
     AnnotatedObject,
@@ -22,7 +23,7 @@ from dclip.data.coco import (
 )
 from dclip.data.coco_files import find_image_files
 from dclip.data.dataset import Dataset, read_class_names, settle
-from dclip.data.images import MAX_PIXELS, ImageError, read_image
+from dclip.data.images import ImageError, read_image
 from dclip.data.listing import digest
 from dclip.data.mask_folders import MaskFolders
 from dclip.data.segmentation import (

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Int8
 from PIL import Image
 
-from dclip.data.images import MAX_PIXELS, ImageError, read_image, to_rgb
+from dclip.data.bounds import MAX_PIXELS
+from dclip.data.images import ImageError, read_image, to_rgb
 from dclip.data.listing import Keyed, Sample, digest
 from dclip.store.paths import RemotePath, as_path
 

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Int8, Int32, UInt8
 from PIL import Image
 
-from dclip.data.images import DECODING_ERRORS, MAX_PIXELS, ImageError, read_image
+from dclip.data.bounds import MAX_PIXELS
+from dclip.data.images import DECODING_ERRORS, ImageError, read_image
 from dclip.data.listing import ImageListing, Keyed, Split, check_key, digest
 
 IGNORE_INDEX = 255
