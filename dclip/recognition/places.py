@@ -3,6 +3,7 @@
 import importlib
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -31,8 +32,9 @@ def find_model(place: str | Path, which: Which = "newest") -> Path:
         place: A checkpoint; a folder that `Recognizer.save` made; an output folder of the stages;
             any folder of checkpoints; an MLflow URI (``models:/name@best``, ``runs:/id/path``);
             ``hub-user/name``.
-        which: Of an output folder: the checkpoint that was written last, or the one with the
-            highest mAP on the images its training held out.
+        which: Of an output folder: the checkpoint that was written last (of a method and its
+            variants that were trained at once, the method), or the one with the highest mAP on the
+            images that its training held out.
 
     Raises:
         NoModelError: There is none, or nothing says which one.
@@ -83,12 +85,27 @@ def _in_folder(folder: Path, which: Which, text: str) -> Path:
             "; train one: dclip.fit(...), or python -m pipeline.run")
         )  # fmt: skip
     if which == "newest":
-        return max(found, key=lambda one: one[0].stat().st_mtime_ns)[0]
+        return _newest(found)
     told_by = {path: _val_map(about) for path, about in found}
     best = {path: value for path, value in told_by.items() if value is not None}
     if not best:
         raise NoModelError(f"no checkpoint in {text} says how good it is on held-out images")
     return max(best, key=lambda path: best[path])
+
+
+def _newest(found: Sequence[tuple[Path, About]]) -> Path:
+    """The one that was written last; of trainings made at once, the method and not its variant."""
+    newest = max(found, key=lambda one: one[0].stat().st_mtime_ns)
+
+    def made(about: About) -> tuple[object, ...]:
+        return about.features, about.seed, about.loop, about.subset, about.commit
+
+    beside = [
+        path
+        for path, about in found
+        if made(about) == made(newest[1]) and about.name == about.method == newest[1].method
+    ]
+    return max(beside, key=lambda path: path.stat().st_mtime_ns, default=newest[0])
 
 
 def _val_map(about: About) -> float | None:

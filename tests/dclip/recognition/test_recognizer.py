@@ -253,12 +253,14 @@ def test_of_an_output_folder_the_newest_or_the_best(
         update={"history": [{**line, "val_map": 0.1} for line in fitted.about.history], "seed": 9}
     )
     write_checkpoint(folder / "dclip-b.safetensors", fitted.method, worse)
+    variant = worse.model_copy(update={"name": "asl_only"})  # trained at once, and written last
+    write_checkpoint(folder / "asl_only-b.safetensors", fitted.method, variant)
     (folder / "dclip-c.safetensors").write_bytes(b"damaged")
     os.utime(folder / "dclip-a.safetensors", ns=(1, 1))
     newest, best = (dclip.load(tmp_path, which=w, device="cpu").about for w in ("newest", "best"))
     assert newest is not None
     assert best is not None
-    assert (newest.seed, best.seed) == (9, 0)
+    assert (newest.name, newest.seed, best.seed) == ("dclip", 9, 0)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from dclip.backbones import load_backbone
 from dclip.checkpoints.files import write_checkpoint
-from dclip.checkpoints.origin import FORMAT, About
+from dclip.checkpoints.origin import FORMAT, About, CheckpointError
 from dclip.data.windows import whole_view
 from dclip.fitting.loop import Loop
 from dclip.methods.dclip import DCLIPMethod
@@ -290,7 +290,7 @@ def test_windows_may_slide_and_two_checkpoints_of_a_method_have_names(
 def test_mistakes_are_told_before_any_work(
     asked: dict[str, object], changes: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises((StageError, UsageError), match=message):
+    with pytest.raises((StageError, UsageError, CheckpointError), match=message):
         segment.describe(wanted(tmp_path, segment=asked, **changes))
 
 
@@ -300,7 +300,9 @@ def test_a_checkpoint_whose_tensors_are_damaged_stops_before_workers_start(
     path = checkpoint(Config(backbone=TOY), tmp_path / "one.safetensors")
     path.write_bytes(path.read_bytes().replace(b'"weights.', b'"veights.', 1))
     monkeypatch.setattr(makers, "_make", lambda *_: pytest.fail("workers start"))
-    with pytest.raises(StageError, match=r"one\.safetensors is not a checkpoint: it has veights"):
+    with pytest.raises(
+        CheckpointError, match=r"one\.safetensors is not a checkpoint: it has veights"
+    ):
         segment.run(wanted(tmp_path, segment={"checkpoint": [path]}))
 
 
