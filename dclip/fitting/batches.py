@@ -428,13 +428,13 @@ class MemoryFeatures:
             locations are not the grid and at most one mean token in front of it.
 
     Example:
-        >>> from dclip import Recipe, Training, fit, hold_out, predict
+        >>> from dclip import Recipe, Training, hold_out, predict, train_loop
         >>> labels = torch.tensor([[1, 0], [0, 1]]).repeat(4, 1)
         >>> features = MemoryFeatures(torch.randn(8, 6, 16), labels, grid=(2, 3))
         >>> rows, held = hold_out(len(features), 0.25, seed=0)
         >>> texts = torch.randn(4, 16)  # of encode_prompt_pairs
         >>> training = Training([Recipe(epochs=2, output_dim=4)], texts, seeds=[0])
-        >>> fit(training, features, rows, seed=0)
+        >>> train_loop(training, features, rows, seed=0)
         >>> predict(training.model(), features, held, texts).shape
         torch.Size([2, 2])
     """

@@ -38,6 +38,7 @@ from mlflow.exceptions import InvalidUrlException, MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy.exc import SQLAlchemyError
 
+from dclip.checkpoints.origin import CheckpointError
 from dclip.provenance import git_commit
 from dclip.store.paths import AnyPath, write_text
 from dclip.words import told
@@ -164,7 +165,7 @@ class _Store:
             if _status(error) not in _REFUSALS:
                 raise
             log.warning("mlflow: %s refuses %s: %s", self._uri, event["call"], _reason(error))
-        except StageError as error:  # of a file that is gone or damaged
+        except (StageError, CheckpointError) as error:  # of a file that is gone or damaged
             log.warning("mlflow: %s is left out: %s", event["call"], error)
 
     def _apply(self, run_id: str, event: Event) -> None:

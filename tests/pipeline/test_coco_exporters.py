@@ -77,7 +77,7 @@ def test_the_page_has_a_command_for_each_tool() -> None:
     own = page.partition("## Tools that write COCO's format")[2]
     for tool in ("Roboflow", "supervision", "labelme2coco", "Label Studio"):
         section = own.partition(f"### {tool}")[2].partition("###")[0]
-        assert "python -m pipeline.datasets check" in section, tool
+        assert "dclip datasets check" in section, tool
 
 
 EXPECTED = {10: {"cat"}, 20: {"cat", "dog"}, 30: set[str]()}

@@ -107,7 +107,7 @@ def test_its_predictions_are_scores_and_every_trained_class_competes(
     ]
     # at this threshold there is no background, so that the two share all pixels
     assert rows["star"]["pixel_share"] + rows["ring"]["pixel_share"] == pytest.approx(1)
-    assert "score  CLIP cosine" in told
+    assert "score   above  CLIP cosine" in told
     assert "probability  CLIP" not in told
     assert f"{scores[0]:.3f}" in told
     assert any("no probabilities" in warning for warning in report.warnings)

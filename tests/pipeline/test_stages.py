@@ -100,7 +100,7 @@ def test_mlflow_holds_epochs_params_data_and_artifacts(finished) -> None:  # typ
     scored = found["evaluate asl_only dclip"]
     assert scored.data.metrics["test/map/dclip"] == pytest.approx(report["map"]["dclip"])
     figures = {file.path for file in store.list_artifacts(scored.info.run_id, "figures")}
-    assert len(figures) == 4
+    assert len(figures) == 6
 
 
 def test_a_second_run_does_nothing_and_gives_the_same_numbers(finished) -> None:  # type: ignore[no-untyped-def]

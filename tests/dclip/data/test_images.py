@@ -92,7 +92,7 @@ def test_a_decoder_that_runs_out_of_memory_names_the_image(monkeypatch: pytest.M
     def no_memory(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(images, "_to_rgb", no_memory)
+    monkeypatch.setattr(images, "to_rgb", no_memory)
     with pytest.raises(ImageError, match="cannot be decoded: MemoryError"):
         read_image(encoded(picture()))
 

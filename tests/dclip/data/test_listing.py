@@ -74,7 +74,7 @@ def test_keys_unfit_for_files_are_refused(key: str) -> None:
 
 
 def test_what_a_split_is_follows_from_no_data_set() -> None:
-    general = {"images", "listing"}
+    general = {"bounds", "images", "listing"}
     for module in (listings, segmentation):
         tree = ast.parse(Path(module.__file__).read_text())
         imported = {

@@ -23,6 +23,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from torch import Tensor
 
+from dclip.checkpoints.origin import CheckpointError
 from dclip.fitting.batches import hold_out
 from dclip.fitting.fit import fit
 from dclip.fitting.pack import Pack
@@ -511,7 +512,7 @@ def test_a_checkpoint_that_cannot_be_read_is_to_be_deleted(own: Config) -> None:
     path = checkpoint_path(own, plan_features(own, "train"))
     path.parent.mkdir()
     path.write_bytes(b"")
-    with pytest.raises(StageError, match="delete it and train again"):
+    with pytest.raises(CheckpointError, match="delete it and train again"):
         train.run(own)
 
 
