@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dclip.backbones import Backbone
+from dclip.checkpoints.origin import CheckpointError
 from dclip.data.crops import to_stride
 from dclip.data.preparation import Interpolation
 from dclip.data.windows import View, sliding_view, whole_view
@@ -75,6 +76,8 @@ def build_systems(
                 methods[plan.checkpoint],
                 presence_kind=plan.trained_kind if plan.only_present else None,
             )
+        except CheckpointError:
+            raise  # which names the file itself
         except ValueError as error:
             raise StageError(f"checkpoint {plan.checkpoint}: {error}") from None
     return systems
