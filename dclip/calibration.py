@@ -36,6 +36,7 @@ _PRIOR_DEVIATION = 1.0  # of d_c, in log-odds
 _FOLDS = 5
 _RESAMPLES = 200
 _MOST_PAIRS = 2_000_000  # of image and class, of which an interval is made
+_MOST_CANDIDATES = 4096  # for a threshold
 _BOUND = 15.0  # log-odds beyond which no threshold lies: one and its float32 are told apart
 
 
@@ -225,7 +226,8 @@ def choose_thresholds(
         P' = P_c + m
 
     where values without an index are sums over the classes. With ``m = 0`` each class stands alone.
-    Candidates lie halfway between neighbouring scores, and beyond both ends.
+    Candidates lie halfway between neighbouring scores, and beyond both ends; of more than 4,096
+    evenly many are left out.
 
     Args:
         log_odds: Calibrated log-odds.
@@ -281,10 +283,21 @@ class _Counts(NamedTuple):
         return self.hits[first], first - self.hits[first]
 
 
-def _best(counts: _Counts, every: _Counts, prior: float, rule: Rule) -> float:
-    """The threshold of some counts that are mixed with those of all; see `choose_thresholds`."""
+def _best(
+    counts: _Counts, every: _Counts, prior: float, rule: Rule, *, without: _Counts | None = None
+) -> float:
+    """The threshold of some counts that are mixed with those of all; see `choose_thresholds`.
+
+    Args:
+        counts: That it is of.
+        every: Of all classes.
+        prior: How many positives of theirs are added.
+        rule: What it is chosen for.
+        without: Part of ``counts`` that does not count.
+    """
     rising = np.unique(counts.scores)[::-1]
     middles = (rising[:-1] + rising[1:]) / 2
+    middles = middles[:: -(-len(middles) // _MOST_CANDIDATES) or 1]
     candidates = np.concatenate([[rising[0] + 1], middles, [rising[-1] - 1]])
     if prior:  # where the class has few scores, those of all say where to cut
         finer = np.unique(every.scores[:: max(1, len(every.scores) // 512)])[::-1]
@@ -295,6 +308,13 @@ def _best(counts: _Counts, every: _Counts, prior: float, rule: Rule) -> float:
         hits += prior * all_hits / every.positives
         misses += prior * all_misses / every.positives
     positives = counts.positives + prior
+    if without is not None:
+        own_hits, own_misses = without.above(candidates)
+        hits, misses, positives = (
+            hits - own_hits,
+            misses - own_misses,
+            positives - without.positives,
+        )
     taken = hits + misses
     precision = np.divide(hits, taken, out=np.zeros_like(hits), where=taken > 0)
     recall = hits / positives
@@ -370,26 +390,21 @@ def _of_new_names(
     """The threshold of cosines of all classes, and the F1 of each by that of the others."""
     values, marks = cosines.numpy(), labels.numpy()
     known = marks >= 0
-
-    def best(columns: np.ndarray) -> float:
-        own = known[:, columns]
-        counts = _Counts.of(values[:, columns][own], marks[:, columns][own] == 1)
-        return _best(counts, counts, 0.0, rule)
-
-    every = np.arange(values.shape[1])
-    shown = np.flatnonzero((marks == 1).any(0))
-    if len(shown) < 2 or len(every) > 200:  # of many classes one more or less is no matter
-        return best(every), None
+    every = _Counts.of(values[known], marks[known] == 1)
+    chosen = _best(every, every, 0.0, rule)
+    if ((marks == 1).any(0)).sum() < 2 or values.shape[1] > 200:
+        return chosen, None  # of many classes one more or less is no matter
     hits = taken = positives = 0
-    for column in every:
-        others = every[every != column]
-        if not (marks[:, others] == 1).any():
+    for column in range(values.shape[1]):
+        seen = known[:, column]
+        own = _Counts.of(values[seen, column], marks[seen, column] == 1)
+        if own.positives == every.positives:
             continue
-        is_taken = (values[:, column] > best(others)) & known[:, column]
-        hits += int((is_taken & (marks[:, column] == 1)).sum())
-        taken += int(is_taken.sum())
-        positives += int((marks[:, column] == 1).sum())
-    return best(every), 2 * hits / (taken + positives) if taken + positives else None
+        theirs = _best(every, every, 0.0, rule, without=own)
+        above, others = own.above(np.array([theirs]))
+        hits, taken = hits + int(above[0]), taken + int(above[0] + others[0])
+        positives += own.positives
+    return chosen, 2 * hits / (taken + positives) if taken + positives else None
 
 
 def _measured(
@@ -427,11 +442,29 @@ def _measured(
         told |= {"cf1_after": f1.cf1, "of1_after": f1.of1}
     told["map"] = mean_average_precision(log_odds, labels)
     if log_odds.numel() <= _MOST_PAIRS:
-        drawn = []
-        for _ in range(_RESAMPLES):
-            rows = torch.from_numpy(random.integers(len(labels), size=len(labels)))
-            if (labels[rows] == 1).any():
-                drawn.append(mean_average_precision(log_odds[rows], labels[rows]))
-        low, high = np.quantile(drawn, [0.025, 0.975]).tolist() if drawn else (math.nan, math.nan)
+        low, high = _interval(log_odds, labels, random)
         told |= {"map_low": low, "map_high": high}
     return Measured(**{name: value for name, value in told.items() if math.isfinite(value)})
+
+
+def _interval(
+    log_odds: Float64[Tensor, "images classes"], labels: Tensor, random: np.random.Generator
+) -> tuple[float, float]:
+    """Ends of the 95 % interval of mAP, by drawing images anew; nan where none has a class.
+
+    Images that are drawn several times weigh as much, so that scores are sorted once.
+    """
+    order = log_odds.argsort(0, descending=True)
+    known, present = (labels >= 0).gather(0, order), (labels == 1).gather(0, order)
+    drawn = []
+    for _ in range(_RESAMPLES):
+        rows = random.integers(len(labels), size=len(labels))
+        times = torch.from_numpy(np.bincount(rows, minlength=len(labels)))[order] * known
+        hits = times * present
+        positives = hits.sum(0)
+        precision = hits.cumsum(0) / times.cumsum(0).clamp_min(1)
+        ap = (hits * precision).sum(0) / positives
+        if (positives > 0).any():
+            drawn.append(float(ap[positives > 0].mean()))
+    low, high = np.quantile(drawn, [0.025, 0.975]).tolist() if drawn else (math.nan, math.nan)
+    return low, high
