@@ -1,7 +1,7 @@
 """What a checkpoint says of its origin; reading it takes no torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +151,38 @@ class About(BaseModel):
             return f"{self.backbone_name} (resolution and kind unknown)"
         return f"{self.backbone_name} at {known.resolution} px, kind {known.kind}"
 
+    @property
+    def made_with(self) -> tuple[object, ...]:
+        """Equal for trainings that were made at once, such as a method and its variants."""
+        return self.features, self.seed, self.loop, self.subset, self.commit
+
     def metadata(self) -> dict[str, str]:
         """What a file says of it."""
         left_out = {name for name in ("subset", "calibration") if getattr(self, name) is None}
         return {"dclip": self.model_dump_json(exclude=left_out)}
+
+
+def kind_trained_on(
+    about: About, spaces: Mapping[str, Collection[str]], *, what: str, backbone: str
+) -> str:
+    """The kind of a backbone's local features that a checkpoint was trained on.
+
+    Args:
+        about: Of the checkpoint.
+        spaces: Hashes of the feature space of each kind, that of version 0.1 among them.
+        what: How messages call the checkpoint.
+        backbone: How they call the backbone, with its resolution.
+
+    Raises:
+        CheckpointError: It was trained on another backbone, or at another resolution.
+    """
+    for kind, hashes in spaces.items():
+        if about.feature_space in hashes:
+            return kind
+    raise CheckpointError(
+        f"{what} was trained on features of {about.made_on} ({about.feature_space[:12]}), not of "
+        f"{backbone}; give the backbone, weights and resolution it was trained with"
+    )
 
 
 def read_about(path: Path) -> About:

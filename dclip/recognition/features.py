@@ -2,12 +2,11 @@
 
 import logging
 import os
-import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from dclip.data.images import ImageError
 from dclip.data.listing import Listing
 from dclip.fitting.drawn import with_labels
 from dclip.recognition.looking import space_of
-from dclip.store.extraction import Extractor, Seconds
+from dclip.store.extraction import Extractor, Seconds, write_encoded
 from dclip.store.finishing import Identity, finish, write_failures
 from dclip.store.reader import FeatureReader
 from dclip.store.shards import (
@@ -31,7 +30,6 @@ from dclip.store.shards import (
     digest,
     read_manifest,
     read_sidecars,
-    write_shard,
 )
 from dclip.words import counted
 
@@ -170,31 +168,16 @@ def _make(
                 if there[number] is not None:
                     continue
                 failures: list[Failure] = []
-                spent: dict[str, float] = {}
-                seconds, begun = Seconds(), time.perf_counter()
-
-                def records(
-                    own: range = own,
-                    failures: list[Failure] = failures,
-                    seconds: Seconds = seconds,
-                    spent: dict[str, float] = spent,
-                    begun: float = begun,
-                ) -> Iterator[ImageRecord]:
-                    for record in extractor.records(
-                        listing, own, failures=failures, seconds=seconds
-                    ):
-                        bar.update()
-                        yield replace(record, labels=(), unknown=(0,))
-                    spent.update(asdict(seconds), total=time.perf_counter() - begun)
-
-                there[number] = write_shard(
+                seconds = Seconds()
+                encoded = extractor.records(listing, own, failures=failures, seconds=seconds)
+                there[number] = write_encoded(
                     folder,
                     number,
-                    records(),
-                    failures,
+                    _counted(encoded, bar),
+                    failures=failures,
+                    seconds=seconds,
                     fingerprint=identity.fingerprint,
                     compute=extractor.compute,
-                    seconds=spent,
                 )
                 bar.update(len(failures))
     finally:
@@ -216,3 +199,10 @@ def _make(
         split=str(listing.split),
         class_names=_NO_CLASS,
     )
+
+
+def _counted(records: Iterable[ImageRecord], bar: Any) -> Iterator[ImageRecord]:
+    """Records without labels, which stay outside, each told to a bar."""
+    for record in records:
+        bar.update()
+        yield replace(record, labels=(), unknown=(0,))

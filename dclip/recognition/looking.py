@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dclip.backbones import Backbone, ImageFeatures, former_fingerprint, preparation_of
 from dclip.checkpoints.calibration import Calibration
-from dclip.checkpoints.origin import About, CheckpointError
+from dclip.checkpoints.origin import About, kind_trained_on
 from dclip.data.crops import as_pixels
 from dclip.data.pixels import normalise
 from dclip.data.placing import place_maps, place_mask
@@ -55,16 +55,12 @@ def kind_of(about: About, backbone: Backbone, what: str) -> str:
     Raises:
         CheckpointError: It was trained on another backbone, or at another resolution.
     """
+    spaces = {}
     for kind in backbone.kinds:
         own = space_of(backbone, kind)
-        former = {**own, "backbone": former_fingerprint(backbone)}
-        if about.feature_space in (digest(own), digest(former)):
-            return kind
-    raise CheckpointError(
-        f"{what} was trained on features of {about.made_on} ({about.feature_space[:12]}), not of "
-        f"{backbone.name} at {backbone.resolution} px; give the backbone, weights and resolution "
-        "it was trained with"
-    )
+        spaces[kind] = {digest(own), digest({**own, "backbone": former_fingerprint(backbone)})}
+    name = f"{backbone.name} at {backbone.resolution} px"
+    return kind_trained_on(about, spaces, what=what, backbone=name)
 
 
 @dataclass(frozen=True)

@@ -96,14 +96,10 @@ def _in_folder(folder: Path, which: Which, text: str) -> Path:
 def _newest(found: Sequence[tuple[Path, About]]) -> Path:
     """The one that was written last; of trainings made at once, the method and not its variant."""
     newest = max(found, key=lambda one: one[0].stat().st_mtime_ns)
-
-    def made(about: About) -> tuple[object, ...]:
-        return about.features, about.seed, about.loop, about.subset, about.commit
-
     beside = [
         path
         for path, about in found
-        if made(about) == made(newest[1]) and about.name == about.method == newest[1].method
+        if about.made_with == newest[1].made_with and about.name == about.method == newest[1].method
     ]
     return max(beside, key=lambda path: path.stat().st_mtime_ns, default=newest[0])
 

@@ -5,10 +5,10 @@ bytes and are normalised there. What is ahead is bounded, so memory is too.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from threading import RLock
 from typing import Any, Literal, NamedTuple
 
@@ -23,8 +23,16 @@ from dclip.data.images import ImageError, reading_seconds
 from dclip.data.listing import Listing
 from dclip.data.pixels import normalise
 from dclip.precision import computing_in
+from dclip.store.paths import AnyPath
 from dclip.store.reader import quantise
-from dclip.store.shards import Failure, ImageRecord, Storage, label_columns
+from dclip.store.shards import (
+    Failure,
+    ImageRecord,
+    Sidecar,
+    Storage,
+    label_columns,
+    write_shard,
+)
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -327,3 +335,47 @@ class Extractor:
     def _forward(self, pixels: UInt8[Tensor, "images height width 3"]) -> ImageFeatures:
         images = normalise(pixels, self.backbone.mean, self.backbone.std)
         return self.backbone.encode_images(images, kind=self.kind)
+
+
+def write_encoded(
+    folder: AnyPath,
+    number: int,
+    records: Iterable[ImageRecord],
+    *,
+    failures: Sequence[Failure],
+    seconds: Seconds,
+    fingerprint: str,
+    compute: str,
+) -> Sidecar:
+    """Write one shard of records as an extractor makes them, with what they cost.
+
+    Args:
+        folder: Where it goes.
+        number: Of the shard.
+        records: Images in order; each is made as it is written.
+        failures: Images that are left out; all are there when the records have come to their end.
+        seconds: Where the time of the records goes.
+        fingerprint: That of the folder.
+        compute: Device and precision.
+
+    Raises:
+        OSError: Images or shards cannot be reached or written.
+    """
+    started = time.perf_counter()
+    # filled as the last record is drawn, which is before write_shard reads it
+    spent: dict[str, float] = {}
+
+    def timed() -> Iterator[ImageRecord]:
+        yield from records
+        spent.update(asdict(seconds), total=time.perf_counter() - started - seconds.queue)
+        del spent["queue"]  # the time of another shard
+
+    return write_shard(
+        folder,
+        number,
+        timed(),
+        failures,
+        fingerprint=fingerprint,
+        compute=compute,
+        seconds=spent,
+    )

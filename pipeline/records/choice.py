@@ -133,7 +133,7 @@ def newest_checkpoint(config: Config) -> tuple[Path, About]:
     """
     found: list[_Candidate] = []
     for path, about in _all(config):
-        if found and _pack_of(about) != _pack_of(found[0].about):
+        if found and about.made_with != found[0].about.made_with:
             continue
         if why := _not_meant(config, about):
             log.warning("warning: left out: %s: %s", path, why)
@@ -199,11 +199,6 @@ def with_backbone_of(config: Config, about: About) -> Config:
         )
     left_open = {key: value for key, value in meant.items() if key not in config.model_fields_set}
     return config.model_copy(update=left_open)
-
-
-def _pack_of(about: About) -> tuple[object, ...]:
-    """What trainings have in common that were made at once."""
-    return about.features, about.seed, about.loop, about.subset, about.commit
 
 
 def _not_meant(config: Config, about: About) -> str:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dclip.checkpoints import origin
 from dclip.checkpoints.calibration import Calibration
-from dclip.checkpoints.origin import FORMAT, About, CheckpointError, Encoder
+from dclip.checkpoints.origin import FORMAT, About, Encoder
 from dclip.fitting.loop import Loop
 from dclip.provenance import git_commit
 from dclip.store.shards import Manifest, digest
@@ -87,12 +88,9 @@ def kind_trained_on(path: Path, about: About, backbone: BackboneInfo) -> str:
     Raises:
         CheckpointError: It was trained on another backbone, or at another resolution.
     """
-    spaces = {digest(backbone.former_space(kind)): kind for kind in backbone.paths}
-    spaces |= {digest(backbone.space(kind)): kind for kind in backbone.paths}
-    if about.feature_space not in spaces:
-        raise CheckpointError(
-            f"checkpoint {path} was trained on features of {about.made_on} "
-            f"({about.feature_space[:12]}), not of {backbone.name} at {backbone.resolution} "
-            "px; give the backbone, weights and resolution it was trained with"
-        )
-    return spaces[about.feature_space]
+    spaces = {
+        kind: {digest(backbone.space(kind)), digest(backbone.former_space(kind))}
+        for kind in backbone.paths
+    }
+    name = f"{backbone.name} at {backbone.resolution} px"
+    return origin.kind_trained_on(about, spaces, what=f"checkpoint {path}", backbone=name)

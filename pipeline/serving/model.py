@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from dclip.backbones import ImageFeatures, preparation_of
+from dclip.backbones import ImageFeatures
 from dclip.data.images import ImageError, ImageTooLargeError, read_image
 from dclip.recognition.looking import Looker, space_of
 from dclip.recognition.places import NoModelError, Which, find_model
@@ -62,7 +62,6 @@ class Answering:
         batch_size: int = 16,
     ) -> None:
         self.model, self.limits, self.batch_size = model, limits, batch_size
-        self._preparation = preparation_of(model.backbone)
         self._known: OrderedDict[tuple[str, ...] | None, Looker] = OrderedDict()
         self._lock = threading.Lock()  # of what is known
         self._naming = threading.Lock()  # of the text tower
@@ -78,8 +77,7 @@ class Answering:
         """
         looker = self._looker(asked.classes)
         images = tuple(self._open(one, number, asked) for number, one in enumerate(asked.images))
-        side = self.model.backbone.resolution
-        squares = tuple(np.array(self._preparation(image, side)) for image in images)
+        squares = tuple(looker.prepare(image) for image in images)
         return Ready(asked, looker, images, squares)
 
     def _open(self, given: bytes | str, number: int, asked: Asked) -> Image.Image:

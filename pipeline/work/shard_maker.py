@@ -4,13 +4,11 @@ Neither Ray nor MLflow is loaded here, which each worker would wait for.
 """
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from dclip.store.extraction import Extractor, Seconds
-from dclip.store.shards import Failure, ImageRecord, Sidecar, write_shard
+from dclip.store.extraction import Extractor, Seconds, write_encoded
+from dclip.store.shards import Failure, ImageRecord, Sidecar
 from pipeline.features.opened import open_backbone
 from pipeline.features.plan import FeaturePlan
 from pipeline.features.reuse import Made, Source, made_of, shard_records, sound_ones
@@ -86,11 +84,8 @@ def make_shard(
     Raises:
         OSError: Images or shards cannot be reached or written.
     """
-    seconds, started = Seconds(), time.perf_counter()
-    # Both fill as write_shard draws the records, and it reads them after the last one: the update
-    # of spent has to stand behind the loop, and write_shard must not copy them before.
+    seconds = Seconds()
     failures: list[Failure] = []
-    spent: dict[str, float] = {}
 
     def compute(rows: Sequence[int]) -> Iterator[ImageRecord]:
         return extractor.records(
@@ -109,18 +104,16 @@ def make_shard(
             yield record
             if done is not None:
                 done[plan.folder, number] = count
-        spent.update(asdict(seconds), total=time.perf_counter() - started - seconds.queue)
-        del spent["queue"]  # the time of another shard
 
     try:
-        return write_shard(
+        return write_encoded(
             plan.folder,
             number,
             records(),
-            failures,
+            failures=failures,
+            seconds=seconds,
             fingerprint=plan.fingerprint,
             compute=extractor.compute,
-            seconds=spent,
         )
     finally:
         if done is not None:

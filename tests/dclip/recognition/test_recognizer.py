@@ -153,7 +153,7 @@ def test_corrected_labels_take_no_second_look_and_a_stop_costs_a_shard(
                       device="cpu", progress=False)  # fmt: skip
     assert again.class_names == NAMES
     assert not counted_passes
-    usual, made = features.write_shard, []
+    usual, made = features.write_encoded, []
 
     def stopped(*arguments: object, **named: object) -> object:
         if len(made) == 1:
@@ -161,12 +161,12 @@ def test_corrected_labels_take_no_second_look_and_a_stop_costs_a_shard(
         made.append(1)
         return usual(*arguments, **named)
 
-    monkeypatch.setattr(features, "write_shard", stopped)
+    monkeypatch.setattr(features, "write_encoded", stopped)
     some = {"backbone": "tiny", "epochs": 1, "cache": tmp_path, "device": "cpu", "progress": False}
     with pytest.raises(KeyboardInterrupt):
         dclip.fit(images[:100], labels[:100], **some)
     assert sum(counted_passes) == 64
-    monkeypatch.setattr(features, "write_shard", usual)
+    monkeypatch.setattr(features, "write_encoded", usual)
     dclip.fit(images[:100], labels[:100], **some)
     assert sum(counted_passes) == 100
 
