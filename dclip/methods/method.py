@@ -134,19 +134,19 @@ def with_classes(task: Task, columns: Sequence[int]) -> Task:
 
     Args:
         task: All classes.
-        columns: Positions of those that are left, ascending.
+        columns: Positions of those that are left.
     """
     chosen = torch.tensor([*columns], device=task.pairs.device)
     place = torch.full((len(task.class_names),), -1, device=task.pairs.device)
     place[chosen] = torch.arange(len(chosen), device=place.device)
-    owners = place[task.texts.classes]
-    is_left = owners >= 0
+    owners, kept = place[task.texts.classes].sort(stable=True)
+    kept, owners = kept[owners >= 0], owners[owners >= 0]
     negatives = task.pairs[: len(task.class_names)]
     return replace(
         task,
         class_names=tuple(task.class_names[column] for column in columns),
         pairs=torch.cat([negatives[chosen], task.positives[chosen]]),
-        texts=ClassTexts(task.texts.features[is_left], owners[is_left]),
+        texts=ClassTexts(task.texts.features[kept], owners),
     )
 
 

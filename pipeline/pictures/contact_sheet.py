@@ -47,11 +47,15 @@ class Row:
     shots: Sequence[Shot]
 
 
-def small(image: Image.Image) -> Image.Image:
-    """An image as a sheet shows it."""
+def shot_of(
+    image: Image.Image | str, caption: str, box: tuple[float, float, float, float] | None = None
+) -> Shot:
+    """An image as a sheet shows it, small; or why there is none, which marks nothing."""
+    if isinstance(image, str):
+        return Shot(image, caption)
     copy = image.copy()
     copy.thumbnail((_SIDE, _SIDE))
-    return copy
+    return Shot(copy, caption, box)
 
 
 def contact_sheet(rows: Sequence[Row], title: str = "", *, columns: int = 6) -> Figure:

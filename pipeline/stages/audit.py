@@ -4,11 +4,9 @@ Three questions: which labels are wrong or missing, which images are copies, and
 scored wrongly because another is there.
 """
 
-import csv
-import io
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from pipeline.records import labels_table
 from pipeline.records.report import StageReport, folder_of, remarks, show, standing, write
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError, UsageError
-from pipeline.terminal.table import Column, aligned
+from pipeline.terminal.table import Column, aligned, as_csv
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +158,7 @@ def run(config: Config) -> AuditReport:
     plans = {one.listing.split: one for one in (plan, *others)}
     tables = audit_tables.tables_of(plans, found)
     for name, rows in tables.items():
-        write_text(folder / f"{name}.csv", csv_table(_COLUMNS[name], rows))
+        write_text(folder / f"{name}.csv", as_csv(_COLUMNS[name], rows))
     if config.audit.write_labels is not None:
         audit_tables.write_corrected(config.audit.write_labels, plan, found)
     report = AuditReport(
@@ -220,17 +218,6 @@ _COLUMNS = {
         "images_without", "difference", "low", "high",
     ],
 }  # fmt: skip
-
-
-def csv_table(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
-    """Rows as CSV, numbers with six digits behind the point."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        values = (row[column] for column in columns)
-        writer.writerow([f"{one:.6f}" if isinstance(one, float) else one for one in values])
-    return text.getvalue()
 
 
 def table(report: AuditReport) -> str:

@@ -1,7 +1,5 @@
 """Queries and shards to the images that are nearest, in tables and pictures."""
 
-import csv
-import io
 import logging
 import time
 from collections.abc import Sequence
@@ -20,11 +18,12 @@ from pipeline.features.plan import FeaturePlan, is_complete, plan_features
 from pipeline.records.report import StageReport, folder_of, remarks, show, write
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError, UsageError
-from pipeline.terminal.table import Column, aligned
+from pipeline.terminal.table import Column, aligned, as_csv
 
 log = logging.getLogger(__name__)
 
 _PRINTED = 10
+_COLUMNS = ("by", "rank", "score", "split", "key", "path", "row", "column")
 _MOST_QUERIES = 1000
 
 
@@ -138,7 +137,9 @@ def run(config: Config) -> SearchReport:
     told = []
     for query, name, one in zip(queries, names, found, strict=True):
         table = folder / f"{name}.csv"
-        write_text(table, csv_table({"whole": one.whole, "location": one.location or []}))
+        ranked = (("whole", one.whole), ("location", one.location or []))
+        rows = ({"by": by, **asdict(hit)} for by, hits in ranked for hit in hits)
+        write_text(table, as_csv(_COLUMNS, rows))
         told.append(
             {
                 "query": str(query),
@@ -170,20 +171,6 @@ def _slug(query: str | AnyPath) -> str:
     text = query if isinstance(query, str) else Path(str(query)).stem
     slug = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in text)
     return slug.strip("-")[:48] or "query"
-
-
-def csv_table(rankings: dict[str, list[Any]]) -> str:
-    """All that was found by each ranking, one row an image."""
-    columns = ["by", "rank", "score", "split", "key", "path", "row", "column"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for by, hits in rankings.items():
-        for hit in hits:
-            own = asdict(hit)
-            score = f"{own.pop('score'):.6f}"
-            writer.writerow([by, own.pop("rank"), score, *own.values()])
-    return text.getvalue()
 
 
 def table_of(report: SearchReport) -> str:

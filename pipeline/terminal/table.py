@@ -1,6 +1,8 @@
-"""Tables on the terminal: columns that stand under their headings."""
+"""Tables: on the terminal, columns that stand under their headings; in files, CSV."""
 
-from collections.abc import Iterable, Sequence
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -60,3 +62,23 @@ def aligned(
         )).rstrip()
         for line in lines
     ]  # fmt: skip
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    r"""Rows as CSV, numbers with six digits behind the point, nothing for None.
+
+    Args:
+        columns: Keys of the rows, in order.
+        rows: Values by column.
+
+    Example:
+        >>> as_csv(["key", "score"], [{"key": "a", "score": 0.5}])
+        'key,score\na,0.500000\n'
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        values = (row[column] for column in columns)
+        writer.writerow([f"{one:.6f}" if isinstance(one, float) else one for one in values])
+    return text.getvalue()

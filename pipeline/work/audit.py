@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64
-from PIL import Image
 from torch import Tensor
 
 from dclip.data.listing import Listing
@@ -22,7 +21,13 @@ from dclip.methods.registry import find_method, find_settings
 from dclip.methods.settings import of_preset
 from dclip.metrics import mean_average_precision
 from dclip.metrics.label_issues import LabelIssues, confidence_of, label_issues, sure_labels
-from dclip.metrics.stealing import Shares, difference_interval, matched_thresholds, stealing
+from dclip.metrics.stealing import (
+    Shares,
+    Stealing,
+    difference_interval,
+    matched_thresholds,
+    stealing,
+)
 from dclip.neighbours import agreement, groups_of, mean_directions, nearest_pairs
 from dclip.pictures.canvas import heading, one_line, save
 from dclip.store.reader import FeatureReader
@@ -32,7 +37,7 @@ from pipeline.features.duplicates import find_overlap
 from pipeline.features.opened import open_features
 from pipeline.features.plan import FeaturePlan
 from pipeline.features.shown import look_at
-from pipeline.pictures.contact_sheet import Row, Shot, contact_sheet, small
+from pipeline.pictures.contact_sheet import Row, Shot, contact_sheet, shot_of
 from pipeline.pictures.stealing_figures import stealing_map
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError
@@ -118,6 +123,7 @@ class Audited:
         issues: Labels that are likely wrong.
         suggested: 1 or 0 for unknown labels that scores are sure of; -1 for all others.
         copies: Within the split, then with the others; those that agree most first.
+        errors: Of every class, by the presence of every other.
         taking: Pairs of classes, the surest first.
         notes: What could not be looked at.
     """
@@ -128,6 +134,7 @@ class Audited:
     issues: LabelIssues
     suggested: Tensor
     copies: list[Copy]
+    errors: Stealing
     taking: list[Taking]
     notes: list[str]
 
@@ -157,7 +164,7 @@ def audit(config: Config, plan: FeaturePlan, others: Sequence[FeaturePlan]) -> A
         raise StageError(f"cannot score {plan.listing.split!r}: {told(error)}") from None
     labels = reader.labels
     sure = sure_labels(probabilities, confidence_of(probabilities, labels))
-    found = probabilities >= matched_thresholds(probabilities, labels)
+    found = stealing(probabilities >= matched_thresholds(probabilities, labels), labels)
     return Audited(
         reader=reader,
         probabilities=probabilities,
@@ -165,7 +172,8 @@ def audit(config: Config, plan: FeaturePlan, others: Sequence[FeaturePlan]) -> A
         issues=issues,
         suggested=torch.where(labels == -1, sure, torch.tensor(-1, dtype=torch.int8)),
         copies=copies,
-        taking=taking_of(found, labels, reader.class_names),
+        errors=found,
+        taking=taking_of(found, reader.class_names),
         notes=notes,
     )
 
@@ -216,10 +224,10 @@ def score(
     return probabilities, rounds, issues
 
 
-def taking_of(found: Tensor, labels: Tensor, class_names: Sequence[str]) -> list[Taking]:
+def taking_of(errors: Stealing, class_names: Sequence[str]) -> list[Taking]:
     """Pairs of classes whose errors depend on each other for certain, the surest first."""
     pairs = []
-    for kind, shares in zip(("lights", "hides"), stealing(found, labels), strict=True):
+    for kind, shares in zip(("lights", "hides"), errors, strict=True):
         difference, (low, high) = shares.difference(), difference_interval(shares)
         is_sure = (shares.with_ >= _FEWEST) & (shares.without >= _FEWEST) & (low > 0)
         np.fill_diagonal(is_sure, val=False)
@@ -372,7 +380,7 @@ def _issue_rows(most: int, listing: Listing, found: Audited) -> list[Row]:
                 f"{one_line(reader.class_names[column], 24)}\nprobability {said:.3f}\n"
                 f"{one_line(reader.keys[row], 26)}"
             )
-            shots.append(_shot(listing, int(reader.indices[row]), caption))
+            shots.append(shot_of(look_at(listing, int(reader.indices[row])), caption))
         if shots:
             rows.append(Row(head, shots))
     return rows
@@ -386,13 +394,8 @@ def _pair_shots(copies: Sequence[Copy], listings: dict[str, Listing]) -> list[Sh
                 f"{number}.  agree {one.agreement:.3f}\n{one_line(seen.split, 26)}\n"
                 f"{one_line(seen.key, 26)}"
             )
-            shots.append(_shot(listings[seen.split], seen.index, caption))
+            shots.append(shot_of(look_at(listings[seen.split], seen.index), caption))
     return shots
-
-
-def _shot(listing: Listing, index: int, caption: str) -> Shot:
-    image = look_at(listing, index)
-    return Shot(small(image) if isinstance(image, Image.Image) else image, caption)
 
 
 def _stealing_figure(most: int, found: Audited, title: str) -> Any:
@@ -405,9 +408,6 @@ def _stealing_figure(most: int, found: Audited, title: str) -> Any:
             break
         shown |= dict.fromkeys(new)
     order = sorted(shown)
-    labels = found.reader.labels
-    scored = found.probabilities >= matched_thresholds(found.probabilities, labels)
-    both = stealing(scored, labels)
 
     def part(shares: Shares) -> np.ndarray:
         values = shares.difference()[np.ix_(order, order)]
@@ -419,8 +419,8 @@ def _stealing_figure(most: int, found: Audited, title: str) -> Any:
     )
     return stealing_map(
         {
-            "a lights b: b absent, scored present": part(both.lights),
-            "a hides b: b present, scored absent": part(both.hides),
+            "a lights b: b absent, scored present": part(found.errors.lights),
+            "a hides b: b present, scored absent": part(found.errors.hides),
         },
         [names[position] for position in order],
         heading(title, told_by),

@@ -8,7 +8,7 @@ import torch
 from dclip.exports.example import example_of
 from dclip.exports.export import Export, export_of, write
 from dclip.logits import sigmoid_of
-from dclip.methods.method import Method, Task
+from dclip.methods.method import Task, with_classes
 from dclip.prompts import ClassTexts, encode_class_names
 from dclip.provenance import git_commit
 from dclip.store.paths import write_text
@@ -72,10 +72,9 @@ def exported(plan: ExportPlan) -> Export:
             commit=git_commit(),
         )
     method, about = load_checkpoint(plan.checkpoint)
-    known = about.calibration
-    if known is not None:
-        known = known.for_columns([about.class_names.index(name) for name in plan.classes])
-    asked = method.for_classes(_task_of(method, plan.classes))
+    columns = [about.class_names.index(name) for name in plan.classes]
+    known = None if about.calibration is None else about.calibration.for_columns(columns)
+    asked = method.for_classes(with_classes(method.task, columns))
     return export_of(
         backbone,
         asked,
@@ -86,11 +85,3 @@ def exported(plan: ExportPlan) -> Export:
         checkpoint=plan.weights,
         commit=git_commit(),
     )
-
-
-def _task_of(method: Method[Any], names: tuple[str, ...]) -> Task:
-    """The classes of these names, by the texts that the method was trained with."""
-    task, count = method.task, len(method.task.class_names)
-    columns = [task.class_names.index(name) for name in names]
-    pairs = task.pairs[[*columns, *(count + column for column in columns)]]
-    return Task.of_features(names, pairs, task.texts.features[columns])

@@ -23,7 +23,7 @@ from dclip.store.reader import FeatureReader
 from pipeline.features.opened import open_backbone, open_features
 from pipeline.features.plan import FeaturePlan
 from pipeline.features.shown import look_at, path_of_image
-from pipeline.pictures.contact_sheet import Row, Shot, contact_sheet, small
+from pipeline.pictures.contact_sheet import Row, Shot, contact_sheet, shot_of
 from pipeline.settings.config import Config
 from pipeline.terminal.errors import StageError
 from pipeline.terminal.progress import progress
@@ -201,10 +201,8 @@ def _shot(seen: _Seen) -> Shot:
     hit, reader = seen.hit, seen.reader
     image = look_at(seen.listing, seen.index)
     caption = f"{hit.rank}.  {hit.score:.3f}\n{one_line(hit.key, 26)}"
-    if isinstance(image, str):
-        return Shot(image, caption)
-    if hit.row is None or hit.column is None:
-        return Shot(small(image), caption)
+    if isinstance(image, str) or hit.row is None or hit.column is None:
+        return shot_of(image, caption)
     spec, (width, height) = reader.manifest.spec, image.size
     box = place_cell(
         hit.row * reader.grid[1] + hit.column,
@@ -214,4 +212,4 @@ def _shot(seen: _Seen) -> Shot:
         size=image.size,
     )
     shares = (box.left / width, box.top / height, box.right / width, box.bottom / height)
-    return Shot(small(image), caption, shares)
+    return shot_of(image, caption, shares)
